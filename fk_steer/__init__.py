@@ -1,0 +1,12 @@
+"""Feynman-Kac steering and inference-time scaling for Hugging Face Diffusers."""
+
+from .config import PRESETS, FKSteering
+from .diffusion import SteeredOutput, steer
+from .rewards import Reward, RewardError
+from .smc import Schedule
+from .trace import Trace
+
+
+__version__ = "0.1.0"
+
+__all__ = ["PRESETS", "FKSteering", "Reward", "RewardError", "Schedule", "SteeredOutput", "Trace", "steer"]

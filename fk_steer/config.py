@@ -1,0 +1,194 @@
+"""`FKSteering`: everything that defines a steered run, as data, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .smc import POTENTIALS, RESAMPLERS, TEMPERINGS, Constant, Geometric, Rising, Schedule, TargetESS, Tempering
+
+
+def _known(kind: str, name: Any, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        raise ValueError(f"Unknown {kind} {name!r}. Known: {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class FKSteering:
+    """Settings of Feynman-Kac steering (Singhal et al., arXiv 2501.06848). Validates itself; the defaults are the preset
+    `fk`.
+
+    Attributes:
+        num_particles: K, particles per image, at least 1. The loop's cost grows with it unless `schedule` prunes.
+        lmbda: strength of the tilt exp(lambda r), finite and at least 0. None takes the reward's `default_lmbda`.
+        potential: how rewards along the way are turned into weights: 'difference', 'max', 'sum' or 'current'.
+        resampler: 'ssp', 'systematic', 'stratified', 'residual', 'multinomial' or 'top-k'.
+        tempering: lambda along the way: a name ('constant', 'rising', 'geometric', 'target-ess') or an instance with
+            settings of its own. With 'target-ess' and `lmbda=None`, lambda follows from the weights alone.
+        schedule: when x0 predictions are scored, how many particles live on and when noise is injected. A plain
+            sequence stands for `Schedule(at=...)`.
+        ess_threshold: resample a prompt's particles when their effective sample size is at most this fraction of their
+            number, in [0, 1]; 1 is always, 0 never.
+        floor: rewards below it count as it under the 'max' potential; None for no floor.
+        exact_terminal: weigh final images with exp(lambda r(x0)) / (product of potentials), the weight that makes the
+            particles target p(x0) exp(lambda r(x0)). False does as the reference implementation: the running statistic
+            in place of r(x0).
+        resample_after_noise: resample x_{t-1} after the scheduler's noise, as the reference implementation does. Copies
+            then share the noise of one step.
+        eta: noise of samplers that can be told how much, in [0, 1]: DDIM and TCD take it as their `eta`, and
+            `FlowMatchEulerDiscreteScheduler` samples stochastically when it is above 0. Samplers that always add noise
+            (ancestral, SDE) ignore it. An `eta` in the pipeline call wins.
+        preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
+            path of one, for example 'madebyollin/taesd' for SD and 'madebyollin/taesdxl' for SDXL.
+        reward_batch_size, decode_batch_size, denoise_batch_size: images per reward call, latents per VAE call and rows
+            per denoiser call (a particle is two rows under classifier-free guidance). None is everything at once; set
+            all three for a peak memory that does not grow with the number of particles.
+        seed: of a run that is given no generator.
+
+    Raises:
+        ValueError: for a value out of range or an unknown name, saying which are known.
+    """
+
+    num_particles: int = 4
+    lmbda: float | None = None
+    potential: str = "difference"
+    resampler: str = "ssp"
+    tempering: Tempering | str = field(default_factory=Rising)
+    schedule: Schedule = field(default_factory=lambda: Schedule(at=(0.25, 0.4, 0.55, 0.7, 0.85)))
+    ess_threshold: float = 0.5
+    floor: float | None = None
+    exact_terminal: bool = True
+    resample_after_noise: bool = False
+    eta: float = 1.0
+    preview_decoder: Any = None
+    reward_batch_size: int | None = None
+    decode_batch_size: int | None = None
+    denoise_batch_size: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _known("potential", self.potential, POTENTIALS)
+        _known("resampler", self.resampler, RESAMPLERS)
+        if isinstance(self.tempering, str):
+            _known("tempering", self.tempering, TEMPERINGS)
+            object.__setattr__(self, "tempering", TEMPERINGS[self.tempering]())
+        if not isinstance(self.schedule, Schedule):
+            object.__setattr__(self, "schedule", Schedule(at=tuple(self.schedule)))
+        if self.num_particles < 1:
+            raise ValueError(f"Expected `num_particles` to be at least 1, but got {self.num_particles}.")
+        if self.lmbda is not None and not (math.isfinite(self.lmbda) and self.lmbda >= 0):
+            raise ValueError(f"Expected `lmbda` to be finite and at least 0, but got {self.lmbda}.")
+        if not 0.0 <= self.ess_threshold <= 1.0:
+            raise ValueError(f"Expected `ess_threshold` to be between 0.0 and 1.0, but got {self.ess_threshold}.")
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"Expected `eta` to be between 0.0 and 1.0, but got {self.eta}.")
+        if self.floor is not None and self.potential != "max":
+            raise ValueError(f"`floor` is only used by the potential 'max', but the potential is '{self.potential}'.")
+        for name in ("reward_batch_size", "decode_batch_size", "denoise_batch_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"Expected `{name}` to be None or at least 1, but got {size}.")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> FKSteering:
+        """The settings of a preset, with any field replaced. `fk-steer presets` prints them.
+
+        Raises:
+            ValueError: for an unknown name, listing the known ones.
+        """
+        _known("preset", name, PRESETS)
+        return dataclasses.replace(PRESETS[name].settings, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON; `from_dict` is the inverse. A `preview_decoder` object is named only."""
+        settings = dataclasses.asdict(self)
+        settings["tempering"] = {"name": self.tempering.name, **settings["tempering"]}  # type: ignore[union-attr]
+        if self.preview_decoder is not None and not isinstance(self.preview_decoder, str):
+            settings["preview_decoder"] = type(self.preview_decoder).__name__
+        return json.loads(json.dumps(settings))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> FKSteering:
+        """Inverse of `to_dict`."""
+        settings = dict(settings)
+        tempering = dict(settings["tempering"])
+        settings["tempering"] = TEMPERINGS[tempering.pop("name")](**tempering)
+        settings["schedule"] = Schedule(**settings["schedule"])
+        return cls(**settings)
+
+    def may_duplicate(self, events: Mapping[int, int]) -> bool:
+        """Whether resampling at `events` (step -> particles alive after it) can make copies of a particle."""
+        sizes = [self.num_particles, *events.values()]
+        grows = any(after > before for before, after in zip(sizes, sizes[1:]))
+        if self.resampler == "top-k":
+            return grows
+        return bool(events) and (self.ess_threshold > 0.0 or len(set(sizes)) > 1)
+
+
+@dataclass(frozen=True)
+class Preset:
+    summary: str
+    settings: FKSteering
+
+
+PRESETS: dict[str, Preset] = {
+    "fk": Preset(
+        "Our default: SSP on an ESS trigger, weights carried, rising lambda, nothing scored in the first quarter.",
+        FKSteering(),
+    ),
+    "fk-paper": Preset(
+        "The published settings and the reference's choices: DDIM eta 1, max potential with floor 0, multinomial "
+        "resampling at 20, 40, 60 and 80% of the loop, after the noise. Use 100 steps.",
+        FKSteering(
+            potential="max",
+            resampler="multinomial",
+            tempering=Constant(),
+            schedule=Schedule(at=(0.2, 0.4, 0.6, 0.8)),
+            ess_threshold=1.0,
+            floor=0.0,
+            exact_terminal=False,
+            resample_after_noise=True,
+        ),
+    ),
+    "bfs": Preset(
+        "Breadth-first search of Zhang et al. (arXiv 2505.23614): SSP, max potential, lambda rising to twice its value.",
+        FKSteering(
+            potential="max",
+            tempering=Rising(end=2.0),
+            schedule=Schedule(at=(0.2, 0.4, 0.6, 0.8)),
+            ess_threshold=1.0,
+        ),
+    ),
+    "das": Preset(
+        "DAS without gradients (Kim et al., arXiv 2501.05803): difference potential, geometric tempering, SSP when the "
+        "ESS falls below half.",
+        FKSteering(
+            tempering=Geometric(),
+            schedule=Schedule(at=tuple(step / 20 for step in range(1, 20))),
+        ),
+    ),
+    "target-ess": Preset(
+        "The default with lambda solved for an effective sample size of one half: needs no lambda.",
+        FKSteering(tempering=TargetESS(0.5), ess_threshold=1.0),
+    ),
+    "psp": Preset(
+        "Prune seeds on a deterministic sampler (arXiv 2607.21591): the better half goes on at 25% and again at 50% of "
+        "the loop. 8 particles cost 4 trajectories.",
+        FKSteering(
+            num_particles=8,
+            potential="current",
+            resampler="top-k",
+            tempering=Constant(),
+            schedule=Schedule(at=(0.25, 0.5), alive=(0.5, 0.25)),
+            eta=0.0,
+        ),
+    ),
+    "best-of-n": Preset(
+        "Independent images on a deterministic sampler, the best one first.",
+        FKSteering(schedule=Schedule(), eta=0.0),
+    ),
+}

@@ -1,0 +1,60 @@
+"""From latents to images, exactly as the pipeline does it, in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import get_module_execution_device
+from torch import Tensor
+
+
+class LatentDecoder:
+    """Decodes latents to images the way Stable Diffusion 1/2, XL, 3 and Flux decode their final latents.
+
+    Args:
+        pipe: the pipeline, with `vae` and `image_processor`.
+        vae: decodes instead of `pipe.vae`, an `AutoencoderTiny` for previews for example.
+        size: (height, width) in pixels, needed for pipelines that pack their latents.
+    """
+
+    def __init__(self, pipe: Any, vae: Any = None, size: tuple[int, int] | None = None) -> None:
+        self.pipe = pipe
+        self.vae = pipe.vae if vae is None else vae
+        self.size = size
+        # Taken before anything wraps it, so that previews are not counted as the pipeline's own decoding.
+        self._decode: Callable[..., Any] = self.vae.decode
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """(B, ...) latents of the denoising loop -> (B, 3, H, W) images in [0, 1], float32."""
+        if latents.ndim == 3 and hasattr(self.pipe, "_unpack_latents"):
+            assert self.size is not None
+            latents = self.pipe._unpack_latents(latents, *self.size, self.pipe.vae_scale_factor)
+        with _upcast(self.vae):
+            latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
+            image = self._decode(self._unscale(latents), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pt").float()
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
+            return latents * std / config.scaling_factor + mean
+        latents = latents / config.scaling_factor
+        return latents + config.shift_factor if config.get("shift_factor") else latents
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """SDXL's autoencoder overflows in float16 and says so in its config; decode in float32 and go back."""
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)

@@ -1,0 +1,161 @@
+"""Run the denoiser and the decoder on the rows that are alive and distinct only, in chunks, whatever batch the pipeline
+hands them.
+
+A pipeline's batch keeps its size for the whole loop, so pruned particles leave rows behind, and a copy of a particle is
+the same row twice until noise parts them. `Rows` says which rows have to be computed; `map_rows` finds the arguments
+that carry rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+WITHOUT_ROWS = frozenset({"img_ids", "txt_ids", "skip_layers", "image_rotary_emb"})
+"""Arguments of denoisers whose first dimension is not the batch, whatever its size: position ids and embeddings,
+numbers of layers."""
+
+
+class Rows:
+    """Which of B rows are alive, and which of those are still equal to another.
+
+    Attributes:
+        total: B.
+        live: (L,) ascending, the rows that are alive.
+        source: (B,) for each row the live row whose denoiser output it takes: itself if it is alive and distinct, the
+            first of its copies if it is alive and a copy, some live row if it is not alive.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.live = torch.arange(total)
+        self.source = torch.arange(total)
+
+    def resample(self, slots: Tensor, moved: Tensor, num_slots: int) -> None:
+        """After a scoring event.
+
+        Args:
+            slots: (P, M) the slots that are alive now; row p * num_slots + slot belongs to slot `slot` of prompt p.
+            moved: (P * M,) for each of them the position among the rows alive before that it continues.
+        """
+        origin = self.source[self.live[moved]]
+        first_row = num_slots * torch.arange(len(slots))[:, None]
+        self.live = (slots + first_row).flatten()
+        self.source = self.live.view(slots.shape)[:, :1].repeat(1, num_slots).flatten()
+        first_of: dict[int, int] = {}
+        for row, parent in zip(self.live.tolist(), origin.tolist()):
+            self.source[row] = first_of.setdefault(parent, row)
+
+    def part(self, values: Tensor) -> None:
+        """Drop the claims of equality that do not hold for `values` (B, ...)."""
+        for row, first in zip(self.live.tolist(), self.source[self.live].tolist()):
+            if row != first and not torch.equal(values[row], values[first]):
+                self.source[row] = row
+
+    @property
+    def distinct(self) -> Tensor:
+        """(D,) ascending, the rows the denoiser has to run on."""
+        return self.source.unique()
+
+    def distinct_live(self) -> tuple[Tensor, Tensor]:
+        """Positions (D,) of the distinct rows among the live ones, and (L,) which of the D each live row equals."""
+        sources = self.source[self.live]
+        distinct, inverse = sources.unique(return_inverse=True)
+        return torch.searchsorted(self.live, distinct), inverse
+
+    def spread(self) -> Tensor:
+        """(B,) for each row its position among the live ones, of a stand-in if it is not alive."""
+        stand_in = self.source.clone()
+        stand_in[self.live] = self.live
+        return torch.searchsorted(self.live, stand_in)
+
+
+def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int, name: str = "") -> Any:
+    """Apply `function` to every tensor in `value` that has `num_rows` rows, inside tuples, lists and mappings too.
+
+    Entries of mappings named in `WITHOUT_ROWS` are left alone, and so are scalars, tensors of other sizes and anything
+    that is not a tensor.
+    """
+    if name in WITHOUT_ROWS:
+        return value
+    if isinstance(value, Tensor):
+        return function(value) if value.ndim and value.shape[0] == num_rows else value
+    if isinstance(value, Mapping):
+        mapped = {key: map_rows(function, item, num_rows, str(key)) for key, item in value.items()}
+        return mapped if type(value) is dict else type(value)(**mapped)
+    if type(value) in (tuple, list):
+        return type(value)(map_rows(function, item, num_rows) for item in value)
+    return value
+
+
+def run_on_live_rows(
+    denoiser: Callable[..., Any],
+    rows: Rows,
+    parameters: list[str],
+    chunk_size: int | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, int]:
+    """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
+
+    The batch may hold the rows several times over (twice under classifier-free guidance, in the order
+    [unconditional rows, conditional rows]).
+
+    Args:
+        denoiser: the forward function; its first argument is the batch of samples.
+        parameters: names of the denoiser's positional parameters.
+        chunk_size: rows per call; None for all at once.
+
+    Returns:
+        The denoiser's output for all rows, and the number of rows it was run on.
+    """
+    sample = args[0] if args else kwargs[parameters[0]]
+    batch = sample.shape[0]
+    copies, rest = divmod(batch, rows.total)
+    if rest or not copies:
+        # Not the particles' batch: some other use of the module.
+        return denoiser(*args, **kwargs), batch
+    rows.part(sample[: rows.total])
+    distinct = rows.distinct
+    offsets = rows.total * torch.arange(copies)[:, None]
+    needed = (distinct + offsets).flatten().to(sample.device)
+    everything = len(needed) == batch
+
+    def call(index: Tensor | None) -> Any:
+        def take(tensor: Tensor) -> Tensor:
+            return tensor if index is None else tensor[index.to(tensor.device)]
+
+        some_args = [map_rows(take, value, batch, name) for name, value in zip(parameters, args)]
+        return denoiser(*some_args, **map_rows(take, kwargs, batch))
+
+    if everything and (chunk_size is None or chunk_size >= batch):
+        return call(None), batch
+    chunks = needed.split(chunk_size or len(needed))
+    outputs = [call(chunk) for chunk in chunks]
+    sizes = [len(chunk) for chunk in chunks]
+    position = torch.empty(rows.total, dtype=torch.long)
+    position[distinct] = torch.arange(len(distinct))
+    scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten()
+    return join_rows(outputs, sizes, lambda tensor: tensor[scatter.to(tensor.device)]), len(needed)
+
+
+def join_rows(outputs: list[Any], sizes: list[int], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+    """Concatenate the row tensors of several equally structured outputs, and apply `finish` to each.
+
+    Args:
+        outputs: what calls on `sizes` rows returned: a tensor, a tuple, list or mapping of them.
+    """
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        with_rows = first.ndim and all(output.shape[0] == size for output, size in zip(outputs, sizes))
+        return finish(torch.cat(outputs)) if with_rows else first
+    if isinstance(first, Mapping):
+        joined = {key: join_rows([output[key] for output in outputs], sizes, finish) for key in first}
+        return joined if type(first) is dict else type(first)(**joined)
+    if type(first) in (tuple, list):
+        return type(first)(join_rows(list(parts), sizes, finish) for parts in zip(*outputs))
+    return first

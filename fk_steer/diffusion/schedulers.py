@@ -1,0 +1,212 @@
+"""All that knows the inside of a Diffusers scheduler: patching `step`, x0 predictions, solver history, noise."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UnsupportedSchedulerError(ValueError):
+    """The scheduler cannot be steered; the message says what to use instead."""
+
+
+@contextmanager
+def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replace the bound method `owner.name` by `replace(method)` and undo that exactly on any exit.
+
+    The replacement keeps the signature, which pipelines inspect. An attribute that was already set on the instance (a
+    compiled `scheduler.step`, an accelerate hook) is what gets wrapped, and is put back.
+    """
+    method, own = getattr(owner, name), vars(owner).get(name)
+    setattr(owner, name, functools.wraps(method)(replace(method)))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:
+    """Context manager in which `scheduler.step(...)` calls `step(inner_step, model_output, timestep, sample, ...)`."""
+    return intercept(scheduler, "step", lambda inner: functools.partial(step, inner))
+
+
+def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """The x0 prediction of one denoiser call, by formula, before the scheduler takes its step.
+
+    With alpha_t^2 the share of signal and sigma_t^2 of noise (alpha_t^2 + sigma_t^2 = 1 unless noted), the predicted
+    quantity m is turned into x0 (Salimans & Ho, arXiv 2202.00512, appendix D):
+
+    | parametrisation | x_t | epsilon | v_prediction |
+    |---|---|---|---|
+    | variance preserving (DDIM, DDPM, PNDM, LCM, TCD, DPM-Solver, UniPC, DEIS, SA-Solver) | alpha x0 + sigma eps | (x_t - sigma m) / alpha | alpha x_t - sigma m |
+    | scaled by 1 / alpha, s = sigma / alpha (Euler, Heun, KDPM2, LMS) | x0 + s eps | x_t - s m | (x_t - s sqrt(s^2 + 1) m) / (s^2 + 1) |
+    | EDM | x0 + s eps | `precondition_outputs` | `precondition_outputs` |
+    | flow | (1 - s) x0 + s eps | - | x_t - s m |
+
+    Args:
+        scheduler: with its timesteps set.
+        model_output: (B, ...) what the pipeline passes to `scheduler.step`, guidance included.
+        timestep: the timestep passed to `scheduler.step`.
+        sample: (B, ...) x_t.
+
+    Returns:
+        (B, ...) float32, clipped or thresholded if the scheduler does so.
+
+    Raises:
+        UnsupportedSchedulerError: for a scheduler whose samples and x0 are related in none of these ways.
+    """  # noqa: E501
+    m, x = model_output.float(), sample.float()
+    prediction = scheduler.config.get("prediction_type")
+    kind = parametrisation(scheduler)
+    if kind == "variance-preserving":
+        alpha_squared = scheduler.alphas_cumprod[int(timestep)].to(x.device)
+        if m.shape[1] == 2 * x.shape[1]:  # the second half is a learned variance
+            m = m[:, : x.shape[1]]
+        x0 = _from_signal_and_noise(prediction, m, x, alpha_squared.sqrt(), (1 - alpha_squared).sqrt())
+    else:
+        if scheduler.step_index is None:
+            scheduler._init_step_index(timestep)
+        sigma = scheduler.sigmas[scheduler.step_index].to(x.device, torch.float32)
+        if kind == "edm":
+            x0 = scheduler.precondition_outputs(x, m, sigma)
+        elif kind == "flow":
+            x0 = x - sigma * m
+        elif kind == "variance-preserving-sigmas":
+            x0 = _from_signal_and_noise(prediction, m, x, *scheduler._sigma_to_alpha_sigma_t(sigma))
+        else:
+            alpha = (sigma**2 + 1).rsqrt()
+            x0 = _from_signal_and_noise(prediction, m, alpha * x, alpha, alpha * sigma)
+    if scheduler.config.get("thresholding"):
+        return scheduler._threshold_sample(x0)
+    if scheduler.config.get("clip_sample"):
+        limit = scheduler.config.get("clip_sample_range", 1.0)
+        return x0.clamp(-limit, limit)
+    return x0
+
+
+def parametrisation(scheduler: Any) -> str:
+    """Which row of the table in `predict_x0` a scheduler belongs to.
+
+    Raises:
+        UnsupportedSchedulerError: for a scheduler that is in none of them, or whose noise is tied to a batch.
+    """
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "noise_sampler"):
+        raise UnsupportedSchedulerError(
+            f"{name} draws its noise from a Brownian tree made for one fixed batch, so rows cannot be resampled. Use "
+            "`DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type='sde-dpmsolver++')`."
+        )
+    if hasattr(scheduler, "sigmas"):
+        if hasattr(scheduler, "precondition_outputs"):
+            return "edm"
+        if hasattr(scheduler, "scale_noise") or scheduler.config.get("prediction_type") == "flow_prediction":
+            return "flow"
+        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+            return "variance-preserving-sigmas"
+        if hasattr(scheduler, "alphas_cumprod"):
+            return "scaled"
+    elif hasattr(scheduler, "alphas_cumprod"):
+        return "variance-preserving"
+    raise UnsupportedSchedulerError(
+        f"{name} does not say how x0 follows from its samples. Use another scheduler, for example "
+        "`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`."
+    )
+
+
+def in_first_order_stage(scheduler: Any) -> bool:
+    """False in the second half of a two-stage solver's step (Heun, KDPM2), where the sample is an intermediate point
+    that must not be scored or resampled."""
+    return getattr(scheduler, "state_in_first_order", True)
+
+
+def gather_history(scheduler: Any, shape: torch.Size, rows: Tensor) -> None:
+    """Reindex the rows of everything a multistep solver remembers: each attribute of the scheduler, or element of a
+    list, that is a tensor of the samples' shape (model outputs, derivatives, last samples and noises).
+
+    Args:
+        shape: of the samples the history was made from.
+        rows: (M,) rows of it that live on.
+    """
+
+    def gather(value: Any) -> Any:
+        return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape == shape else value
+
+    for name, value in vars(scheduler).items():
+        if isinstance(value, list):
+            value[:] = [gather(item) for item in value]
+        elif isinstance(value, Tensor):
+            setattr(scheduler, name, gather(value))
+
+
+@contextmanager
+def stochastic_sampling(scheduler: Any, on: bool) -> Iterator[None]:
+    """Switch the noise of schedulers that keep the switch in their config (`FlowMatchEulerDiscreteScheduler`)."""
+    before = scheduler.config.get("stochastic_sampling")
+    if before is None or before == on:
+        yield
+        return
+    scheduler.register_to_config(stochastic_sampling=on)
+    try:
+        yield
+    finally:
+        scheduler.register_to_config(stochastic_sampling=before)
+
+
+def accepts(function: Callable[..., Any], parameter: str) -> bool:
+    return parameter in inspect.signature(function).parameters
+
+
+def parts_copies(
+    scheduler: Any,
+    timesteps: Tensor,
+    first: int,
+    step_options: Callable[[int], dict[str, Any]],
+    noisy: Callable[[int], bool],
+) -> bool:
+    """Whether two copies of a particle made at step `first` would differ at the end of the loop.
+
+    Asks the scheduler itself rather than a list of schedulers: a copy of it takes the steps with two equal rows and a
+    generator for each.
+
+    Args:
+        scheduler: before its first step.
+        timesteps: (T,) of the loop.
+        first: index of the first step before whose noise there may be copies.
+        step_options: step index -> keyword arguments of `scheduler.step` other than the generator.
+        noisy: step index -> whether switchable noise is on.
+    """
+    probe = copy.deepcopy(scheduler)
+    vars(probe).pop("step", None)
+    options: dict[str, Any] = {}
+    if accepts(probe.step, "generator"):
+        options["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    sample = torch.ones(2, 4, 2, 2, device=timesteps.device)
+    for index, timestep in enumerate(timesteps):
+        if index <= first:
+            sample = sample[:1].repeat(2, 1, 1, 1)
+        with stochastic_sampling(probe, noisy(index)):
+            sample = probe.step(torch.zeros_like(sample), timestep, sample, **step_options(index), **options)[0]
+    return not torch.equal(sample[0], sample[1])
+
+
+def _from_signal_and_noise(prediction: str | None, m: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    if prediction == "epsilon":
+        return (x - sigma * m) / alpha
+    if prediction == "v_prediction":
+        return alpha * x - sigma * m
+    if prediction in ("sample", "original_sample"):
+        return m
+    raise UnsupportedSchedulerError(
+        f"Expected `prediction_type` to be one of 'epsilon', 'v_prediction', 'sample' or 'flow_prediction', but got "
+        f"{prediction!r}."
+    )

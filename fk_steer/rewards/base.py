@@ -1,0 +1,75 @@
+"""What a reward is, and calling one safely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+
+Images = Tensor | Sequence[Image]
+
+
+class RewardError(ValueError):
+    """A reward returned something unusable; the message names the reward, the prompt and where it happened."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Says how good images are for prompts. A plain function with the signature of `__call__` is a reward too.
+
+    Attributes:
+        name: for messages and traces.
+        default_lmbda: a lambda that suits the reward's scale.
+    """
+
+    name: str
+    default_lmbda: float
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """Score each image for the prompt at the same position.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1] on any device, or B PIL images.
+            prompts: B texts.
+
+        Returns:
+            (B,) float32 on the device of the images (of the reward for PIL images); higher is better.
+        """
+        ...
+
+
+RewardFunction = Reward | Callable[[Tensor, Sequence[str]], Any]
+
+
+def name_of(reward: RewardFunction) -> str:
+    return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
+
+
+def lmbda_for(reward: RewardFunction, lmbda: float | None) -> float | None:
+    """`lmbda`, or the reward's default; None if there is neither."""
+    return getattr(reward, "default_lmbda", None) if lmbda is None else lmbda
+
+
+def evaluate(reward: RewardFunction, images: Images, prompts: Sequence[str], where: str) -> Tensor:
+    """The rewards (B,) of a batch, float64 on the CPU, checked.
+
+    Args:
+        where: completes "... returned NaN ..." in messages, for example 'at step 20'.
+
+    Raises:
+        RewardError: if the reward returns NaN or anything but one number per image. +-inf is allowed.
+    """
+    rewards = torch.as_tensor(reward(images, prompts)).detach().to("cpu", torch.float64)
+    if rewards.shape != (len(prompts),):
+        raise RewardError(
+            f"Reward '{name_of(reward)}' returned shape {tuple(rewards.shape)} {where}, but one number per image was "
+            f"expected, ({len(prompts)},). First prompt: {prompts[0]!r}."
+        )
+    if rewards.isnan().any():
+        prompt = prompts[int(rewards.isnan().nonzero()[0])]
+        raise RewardError(f"Reward '{name_of(reward)}' returned NaN {where} for the prompt {prompt!r}.")
+    return rewards

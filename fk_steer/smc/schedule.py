@@ -1,0 +1,84 @@
+"""When to score, how many particles are alive after it, and when noise is injected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The plan of a run, independent of the number of steps and particles.
+
+    Throughout, a float is a fraction and an int a count: `0.25` is a quarter of the loop (or of the particles), `25`
+    is step 25 counted from zero (or 25 particles).
+
+    Attributes:
+        at: when x0 predictions are scored, in ascending order. Fractions lie in [0, 1). The final images are always
+            scored, so an entry that falls on the last step is dropped.
+        alive: how many particles live on after each entry of `at`; None keeps their number. Fractions are of
+            `num_particles`, rounded down but at least 1.
+        noise: (start, stop), fractions of the loop between which a sampler that can switch its noise (`eta`, or
+            stochastic flow sampling) has it on.
+
+    Raises:
+        ValueError: for entries out of range or order, or `alive` and `at` of different lengths.
+    """
+
+    at: tuple[float | int, ...] = ()
+    alive: tuple[float | int, ...] | None = None
+    noise: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", tuple(self.at))
+        object.__setattr__(self, "noise", tuple(self.noise))
+        for entry in self.at:
+            if isinstance(entry, float) and not 0.0 <= entry < 1.0:
+                raise ValueError(f"Expected fractions in `at` from 0.0 up to but not 1.0, but got {entry}.")
+            if isinstance(entry, int) and entry < 0:
+                raise ValueError(f"Expected step indices in `at` of at least 0, but got {entry}.")
+        for kind in (float, int):
+            entries = [entry for entry in self.at if isinstance(entry, kind)]
+            if any(b <= a for a, b in zip(entries, entries[1:])):
+                raise ValueError(f"Expected `at` in ascending order, but got {self.at}.")
+        if self.alive is not None:
+            object.__setattr__(self, "alive", tuple(self.alive))
+            if len(self.alive) != len(self.at):
+                raise ValueError(
+                    f"Expected one entry of `alive` for each of `at` ({len(self.at)}), but got {len(self.alive)}."
+                )
+            for entry in self.alive:
+                if entry <= 0 or (isinstance(entry, float) and entry > 1.0):
+                    raise ValueError(
+                        f"Expected `alive` to hold counts of at least 1 or fractions in (0.0, 1.0], but got {entry}."
+                    )
+        if len(self.noise) != 2 or not 0.0 <= self.noise[0] <= self.noise[1] <= 1.0:
+            raise ValueError(f"Expected `noise` as (start, stop) with 0 <= start <= stop <= 1, but got {self.noise}.")
+
+    def events(self, num_steps: int, num_particles: int) -> dict[int, int]:
+        """Step index -> number of particles alive after it, for a loop of `num_steps` steps.
+
+        Raises:
+            ValueError: if a step index lies outside the loop, or more particles are to be alive than there are.
+        """
+        events: dict[int, int] = {}
+        alive = num_particles
+        for position, entry in enumerate(self.at):
+            step = math.floor(entry * num_steps + 1e-9) if isinstance(entry, float) else entry
+            if step < max(events, default=0):
+                raise ValueError(f"Expected `at` in ascending order, but in {num_steps} steps {self.at} is not.")
+            if step >= num_steps:
+                raise ValueError(f"The schedule scores at step {step}, outside the loop of {num_steps} steps.")
+            if self.alive is not None:
+                wanted = self.alive[position]
+                alive = max(1, math.floor(wanted * num_particles + 1e-9)) if isinstance(wanted, float) else wanted
+            if alive > num_particles:
+                raise ValueError(f"The schedule keeps {alive} particles alive, but there are only {num_particles}.")
+            if step < num_steps - 1:
+                events[step] = alive
+        return events
+
+    def injects_noise(self, step: int, num_steps: int) -> bool:
+        """Whether `step` lies inside the noise window."""
+        start, stop = self.noise
+        return start * num_steps - 1e-9 <= step < stop * num_steps - 1e-9

@@ -1,0 +1,187 @@
+"""What happened in a steered run: every scoring event, and where the time went."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .smc import Event
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class TraceEvent:
+    """One scoring event over P populations. K particles were alive before it, M after it. Lists of lists are
+    per population.
+
+    Attributes:
+        step: index of the denoising step whose x0 predictions were scored; the number of steps for the final images.
+        progress: of the loop, in [0, 1]; 1 for the final images.
+        timestep: of the step, as the scheduler counts; None for the final images.
+        lmbda: (P,) the lambda in force.
+        rewards: (P, K) in the order of `slots_before`.
+        log_weights: (P, K) normalised, carried weights included, before resampling.
+        ess: (P,) effective sample size of those weights, from 1 to K.
+        resampled: (P,) whether the population was resampled.
+        slots_before: (P, K) which of the pipeline's rows of that prompt (0 to `num_particles` - 1) were alive.
+        slots: (P, M) which are alive afterwards.
+        parents: (P, M) the slot that the particle in `slots` at the same position came from.
+        distinct_roots: (P,) how many of the initial particles still have descendants.
+        nfe: rows the denoiser has been run on so far; two per particle and step under classifier-free guidance.
+        reward_calls: images the reward has scored so far, this event included.
+    """
+
+    step: int
+    progress: float
+    timestep: float | None
+    lmbda: list[float]
+    rewards: list[list[float]]
+    log_weights: list[list[float]]
+    ess: list[float]
+    resampled: list[bool]
+    slots_before: list[list[int]]
+    slots: list[list[int]]
+    parents: list[list[int]]
+    distinct_roots: list[int]
+    nfe: int
+    reward_calls: int
+
+    @property
+    def final(self) -> bool:
+        return self.timestep is None
+
+    @classmethod
+    def record(cls, event: Event, **where: Any) -> TraceEvent:
+        names = {f.name for f in dataclasses.fields(cls)} - where.keys()
+        return cls(**{name: getattr(event, name).tolist() for name in names}, **where)
+
+
+@dataclass
+class Trace:
+    """Everything needed to understand a run.
+
+    Attributes:
+        prompts: P texts the reward saw, one per population.
+        reward: its name.
+        steering: the settings, `FKSteering.to_dict()`.
+        num_steps: of the denoising loop.
+        events: in order; the last one scores the final images.
+        log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
+            do not give one (truncation selection, or no exact terminal weight).
+        nfe: rows the denoiser was run on.
+        denoiser_calls: calls those rows were spread over.
+        reward_calls: images the reward scored.
+        seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
+    """
+
+    prompts: list[str]
+    reward: str
+    steering: dict[str, Any]
+    num_steps: int = 0
+    events: list[TraceEvent] = field(default_factory=list)
+    log_normalizer: list[float] = field(default_factory=list)
+    nfe: int = 0
+    denoiser_calls: int = 0
+    reward_calls: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is standard."""
+        return _strict(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Trace:
+        """Inverse of `to_dict`."""
+        events = [TraceEvent(**_lenient(event)) for event in values["events"]]
+        return cls(**{**values, "events": events, "log_normalizer": _lenient(values["log_normalizer"])})
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON, at once or not at all."""
+        write_atomically(path, json.dumps(self.to_dict(), allow_nan=False).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def plot(self, population: int = 0) -> Figure:
+        """The lineage tree of one population, coloured by reward, over its effective sample size and best reward.
+
+        Args:
+            population: index into `prompts`.
+        """
+        from .report import plot_lineages
+
+        return plot_lineages(self, population)
+
+
+class Stopwatch:
+    """Seconds by part. On a CUDA device events are recorded instead of waiting for it, and read at the end.
+
+    Parts do not nest: time spent in a part inside another is counted in both.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        self._spans: dict[str, list[tuple[Any, Any]]] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._spans.setdefault(part, []).append((start, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        if self._cuda:
+            torch.cuda.synchronize()
+            return {part: sum(a.elapsed_time(b) for a, b in spans) / 1e3 for part, spans in self._spans.items()}
+        return {part: sum(b - a for a, b in spans) for part, spans in self._spans.items()}
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that it exists whole or not at all, whatever happens meanwhile."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _lenient(value: Any) -> Any:
+    if isinstance(value, str):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _lenient(item) for key, item in value.items()}
+    return [_lenient(item) for item in value] if isinstance(value, list) else value

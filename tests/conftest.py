@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def golden_root() -> Path:
+    """Outputs of reference implementations: FK_STEER_GOLDEN if set, else the small copies that ship with the tests."""
+    return Path(os.environ.get("FK_STEER_GOLDEN", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    # Tiny models on busy machines: several OpenMP threads are slower than one by an order of magnitude.
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
