@@ -2,11 +2,21 @@
 
 from .config import PRESETS, FKSteering
 from .diffusion import SteeredOutput, steer
-from .rewards import Reward, RewardError
+from .rewards import Reward, RewardError, load_reward
 from .smc import Schedule
 from .trace import Trace
 
 
 __version__ = "0.1.0"
 
-__all__ = ["PRESETS", "FKSteering", "Reward", "RewardError", "Schedule", "SteeredOutput", "Trace", "steer"]
+__all__ = [
+    "PRESETS",
+    "FKSteering",
+    "Reward",
+    "RewardError",
+    "Schedule",
+    "SteeredOutput",
+    "Trace",
+    "load_reward",
+    "steer",
+]

@@ -19,8 +19,8 @@ def _known(kind: str, name: Any, known: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class FKSteering:
-    """Settings of Feynman-Kac steering (Singhal et al., arXiv 2501.06848). Validates itself; the defaults are the preset
-    `fk`.
+    """Settings of Feynman-Kac steering (Singhal et al., arXiv 2501.06848). Validates itself; the defaults are the
+    preset `fk`.
 
     Attributes:
         num_particles: K, particles per image, at least 1. The loop's cost grows with it unless `schedule` prunes.
@@ -155,7 +155,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "bfs": Preset(
-        "Breadth-first search of Zhang et al. (arXiv 2505.23614): SSP, max potential, lambda rising to twice its value.",
+        "Breadth-first search (Zhang et al., arXiv 2505.23614): SSP, max potential, lambda rising to twice its value.",
         FKSteering(
             potential="max",
             tempering=Rising(end=2.0),

@@ -166,6 +166,15 @@ def accepts(function: Callable[..., Any], parameter: str) -> bool:
     return parameter in inspect.signature(function).parameters
 
 
+def adds_noise(scheduler: Any, eta: float) -> bool:
+    """Whether a scheduler at rest would part two copies of a particle, with `eta` where it takes one."""
+    probe = copy.deepcopy(scheduler)
+    options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    probe.set_timesteps(8, **options)
+    step_options = {"eta": eta} if accepts(probe.step, "eta") else {}
+    return parts_copies(probe, probe.timesteps, 0, lambda index: step_options, lambda index: eta > 0)
+
+
 def parts_copies(
     scheduler: Any,
     timesteps: Tensor,

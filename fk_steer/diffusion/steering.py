@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -25,6 +24,7 @@ from ..rewards.base import RewardFunction, evaluate, lmbda_for, name_of
 from ..smc import POTENTIALS, RESAMPLERS, Population, TargetESS, top_k
 from ..trace import Stopwatch, Trace, TraceEvent
 from .decode import LatentDecoder
+from .generators import particle_generators
 from .live_rows import Rows, join_rows, map_rows, run_on_live_rows
 from .schedulers import (
     accepts,
@@ -37,9 +37,6 @@ from .schedulers import (
     predict_x0,
     stochastic_sampling,
 )
-
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -147,7 +144,7 @@ class _Run:
         self.output_type = arguments.pop("output_type", "pil")
         self.return_dict = arguments.pop("return_dict", True)
         self.eta = arguments.pop("eta", self.steering.eta)
-        generator: Generators = arguments.pop("generator", None)
+        generator = arguments.pop("generator", None)
         per_prompt = arguments.pop("num_images_per_prompt", None) or 1
         self.arguments = arguments
 
@@ -155,7 +152,7 @@ class _Run:
         self.prompts = [p for p in _reward_prompts(arguments, reward_prompt, num_prompts) for _ in range(per_prompt)]
         K = self.steering.num_particles
         self.rows = Rows(len(self.prompts) * K)
-        self.generators, resampling = _generators(generator, self.steering.seed, num_prompts, per_prompt, K)
+        self.generators, resampling = particle_generators(generator, self.steering.seed, num_prompts, per_prompt, K)
         self.population = Population(
             len(self.prompts),
             K,
@@ -280,8 +277,8 @@ class _Run:
         ):
             raise ValueError(
                 f"{type(scheduler).__name__} adds no noise after the first resampling, so copies of a particle would "
-                "stay identical. Let it add noise (`eta` above 0 for DDIM, and a noise window that reaches past the first "
-                "scoring event), use a stochastic sampler (`pipe.scheduler = "
+                "stay identical. Let it add noise (`eta` above 0 for DDIM, and a noise window that reaches past "
+                "the first scoring event), use a stochastic sampler (`pipe.scheduler = "
                 "EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)`), or a preset that only prunes "
                 "('psp', 'best-of-n')."
             )
@@ -409,48 +406,6 @@ def _reward_prompts(
     if len(texts) != num_prompts:
         raise ValueError(f"Expected one `reward_prompt` for each of {num_prompts} prompts, but got {len(texts)}.")
     return texts
-
-
-def _generators(
-    generator: Generators, seed: int | None, num_prompts: int, per_prompt: int, num_particles: int
-) -> tuple[list[torch.Generator], list[torch.Generator]]:
-    """One generator per row for the noise, one per population for the resampling.
-
-    Seeds derive from one number per prompt (drawn from the user's generator, or `seed`) and from the position of the
-    population and particle within the prompt, so that neither depends on which other prompts share the batch.
-    """
-    populations = num_prompts * per_prompt
-    if isinstance(generator, list) and len(generator) == populations * num_particles:
-        firsts = generator[::num_particles]
-        return generator, [_child(first.initial_seed(), 0, torch.device("cpu")) for first in firsts]
-    device = torch.device("cpu")
-    if isinstance(generator, list):
-        if len(generator) != num_prompts:
-            raise ValueError(
-                f"Expected one generator, one per prompt ({num_prompts}) or one per particle "
-                f"({populations * num_particles}), but got {len(generator)}."
-            )
-        device, seeds = generator[0].device, [_draw_seed(g) for g in generator]
-    elif generator is not None:
-        device, seeds = generator.device, [_draw_seed(generator)] * num_prompts
-    else:
-        seeds = [_draw_seed(None) if seed is None else seed] * num_prompts
-    rows, resampling = [], []
-    for prompt_seed in seeds:
-        for image in range(per_prompt):
-            resampling.append(_child(prompt_seed, image, torch.device("cpu")))
-            rows += [_child(prompt_seed, image, device, particle) for particle in range(num_particles)]
-    return rows, resampling
-
-
-def _draw_seed(generator: torch.Generator | None) -> int:
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
-
-
-def _child(seed: int, image: int, device: torch.device, *particle: int) -> torch.Generator:
-    sequence = np.random.SeedSequence(seed, spawn_key=(image, *particle))
-    return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
 
 def _image_size(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int] | None:

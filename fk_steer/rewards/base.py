@@ -23,11 +23,11 @@ class Reward(Protocol):
 
     Attributes:
         name: for messages and traces.
-        default_lmbda: a lambda that suits the reward's scale.
+        default_lmbda: a lambda that suits the reward's scale; None if there is none to recommend.
     """
 
     name: str
-    default_lmbda: float
+    default_lmbda: float | None
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """Score each image for the prompt at the same position.
@@ -42,11 +42,16 @@ class Reward(Protocol):
         ...
 
 
-RewardFunction = Reward | Callable[[Tensor, Sequence[str]], Any]
+RewardFunction = Reward | Callable[[Any, Sequence[str]], Any]
 
 
 def name_of(reward: RewardFunction) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
+
+
+def device_of(images: Images, otherwise: torch.device) -> torch.device:
+    """Where the rewards of `images` belong: their device, or `otherwise` for PIL images."""
+    return images.device if isinstance(images, Tensor) else otherwise
 
 
 def lmbda_for(reward: RewardFunction, lmbda: float | None) -> float | None:

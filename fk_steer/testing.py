@@ -1,4 +1,5 @@
-"""Tiny pipelines of stock Diffusers classes with random weights, and a reward to steer them with."""
+"""Tiny pipelines of stock Diffusers classes with random weights, and rewards to steer them with: for tests, of this
+package and of plugins, that take seconds on a CPU and need no download."""
 
 from __future__ import annotations
 
@@ -24,10 +25,13 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -209,6 +213,26 @@ def flux() -> FluxPipeline:
         tokenizer_2=t5_tokenizer(),
     )
     return quiet(pipe)
+
+
+def save_clip(folder: str | Path) -> str:
+    """A tiny CLIP with its tokenizer, saved where `load_reward("clip-score", path=folder)` finds it."""
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=clip_text_config().to_dict(),
+        vision_config=CLIPVisionConfig(
+            hidden_size=DIM,
+            intermediate_size=2 * DIM,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+        ).to_dict(),
+        projection_dim=DIM,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 SIZE = {"height": 16, "width": 16}

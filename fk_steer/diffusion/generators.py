@@ -1,0 +1,51 @@
+"""Randomness: every particle has a generator of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def particle_generators(
+    generator: Generators, seed: int | None, num_prompts: int, per_prompt: int, num_particles: int
+) -> tuple[list[torch.Generator], list[torch.Generator]]:
+    """One generator per row for the noise, one per population for the resampling.
+
+    Seeds derive from one number per prompt (drawn from the user's generator, or `seed`) and from the position of the
+    population and particle within the prompt, so that neither depends on which other prompts share the batch.
+    """
+    populations = num_prompts * per_prompt
+    if isinstance(generator, list) and len(generator) == populations * num_particles:
+        firsts = generator[::num_particles]
+        return generator, [_child(first.initial_seed(), 0, torch.device("cpu")) for first in firsts]
+    device = torch.device("cpu")
+    if isinstance(generator, list):
+        if len(generator) != num_prompts:
+            raise ValueError(
+                f"Expected one generator, one per prompt ({num_prompts}) or one per particle "
+                f"({populations * num_particles}), but got {len(generator)}."
+            )
+        device, seeds = generator[0].device, [_draw_seed(g) for g in generator]
+    elif generator is not None:
+        device, seeds = generator.device, [_draw_seed(generator)] * num_prompts
+    else:
+        seeds = [_draw_seed(None) if seed is None else seed] * num_prompts
+    rows, resampling = [], []
+    for prompt_seed in seeds:
+        for image in range(per_prompt):
+            resampling.append(_child(prompt_seed, image, torch.device("cpu")))
+            rows += [_child(prompt_seed, image, device, particle) for particle in range(num_particles)]
+    return rows, resampling
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def _child(seed: int, image: int, device: torch.device, *particle: int) -> torch.Generator:
+    sequence = np.random.SeedSequence(seed, spawn_key=(image, *particle))
+    return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,71 @@
+"""What makes a pipeline class steerable by its own `__call__`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import FKSteering
+from ..rewards.base import RewardFunction
+from .steering import steer
+
+
+class SteeringMixin:
+    """Adds `reward`, `steering` and `reward_prompt` to the `__call__` of the pipeline class it is mixed into.
+
+    ```py
+    class FKStableDiffusionPipeline(SteeringMixin, StableDiffusionPipeline):
+        ...
+    ```
+
+    Without a reward the call is the stock pipeline's own.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        stock = super().__call__  # type: ignore[misc]
+
+        @functools.wraps(stock)
+        def call(
+            self: Any,
+            *args: Any,
+            reward: RewardFunction | None = None,
+            steering: FKSteering | str | None = None,
+            reward_prompt: str | Sequence[str] | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            if reward is None:
+                if steering is not None or reward_prompt is not None:
+                    raise ValueError("`steering` and `reward_prompt` need a `reward` to steer by.")
+                return stock(self, *args, **kwargs)
+            steered = steer(self, reward, "fk" if steering is None else steering)
+            return steered(*args, reward_prompt=reward_prompt, **kwargs)
+
+        call.__doc__ = f"{_DOCUMENTATION}\n{inspect.getdoc(stock) or ''}"
+        call.__signature__ = _with_steering_parameters(stock)  # type: ignore[attr-defined]
+        cls.__call__ = call  # type: ignore[method-assign]
+
+
+def _with_steering_parameters(stock: Any) -> inspect.Signature:
+    signature = inspect.signature(stock)
+    parameters = list(signature.parameters.values())
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in ("reward", "steering", "reward_prompt")
+    ]
+    end = -1 if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
+    return signature.replace(parameters=[*parameters[:end], *added, *parameters[end:]])
+
+
+_DOCUMENTATION = """Generate images, steered by a reward if one is given.
+
+Steering arguments (the others are the stock pipeline's, below):
+    reward: a `Reward`, or a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,). None runs the stock pipeline.
+    steering: an `FKSteering` or the name of a preset; defaults to 'fk'.
+    reward_prompt: what the reward reads in place of `prompt`, one text or one per prompt.
+
+With a reward the result is a `SteeredOutput`: per prompt all particles that were alive at the end, best first, with
+`rewards`, `log_weights` and `trace`. With `return_dict=False` those three follow the stock pipeline's tuple.
+"""
