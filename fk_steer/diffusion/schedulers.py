@@ -194,8 +194,9 @@ def parts_copies(
         step_options: step index -> keyword arguments of `scheduler.step` other than the generator.
         noisy: step index -> whether switchable noise is on.
     """
-    probe = copy.deepcopy(scheduler)
-    vars(probe).pop("step", None)
+    probe = copy.copy(scheduler)
+    vars(probe).pop("step", None)  # not ours, which holds on to the whole run
+    probe = copy.deepcopy(probe)
     options: dict[str, Any] = {}
     if accepts(probe.step, "generator"):
         options["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]

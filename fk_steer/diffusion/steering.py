@@ -152,6 +152,9 @@ class _Run:
         self.prompts = [p for p in _reward_prompts(arguments, reward_prompt, num_prompts) for _ in range(per_prompt)]
         K = self.steering.num_particles
         self.rows = Rows(len(self.prompts) * K)
+        latents = arguments.get("latents")
+        if latents is not None and len(latents) != self.rows.total:
+            raise ValueError(f"Expected `latents` for {self.rows.total} particles, but got {len(latents)}.")
         self.generators, resampling = particle_generators(generator, self.steering.seed, num_prompts, per_prompt, K)
         self.population = Population(
             len(self.prompts),
@@ -260,8 +263,8 @@ class _Run:
         """Checks that need the loop's timesteps."""
         if sample.shape[0] != self.rows.total:
             raise ValueError(
-                f"The pipeline runs {sample.shape[0]} rows where {self.rows.total} particles were asked for; pass "
-                "`latents` or embeddings for as many."
+                f"{type(self.pipe).__name__} runs {sample.shape[0]} rows where {self.rows.total} were asked for by "
+                "`num_images_per_prompt`, so particles and prompts cannot be told apart."
             )
         scheduler = self.pipe.scheduler
         timesteps = scheduler.timesteps

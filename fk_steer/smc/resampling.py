@@ -75,10 +75,11 @@ def ssp(lw: Tensor, M: int | None = None, generator: Generators = None) -> Tenso
         a, b = fraction[:, :half], fraction[:, half : 2 * half]
         owner_a, owner_b = owner[:, :half], owner[:, half : 2 * half]
         total = a + b
-        reaches_one = total >= 1
+        # The last meetings add up to exactly 1 but for rounding, which must not decide who wins.
+        reaches_one = total >= 1 - 1e-9
         a_settles = uniforms[:, :half] < torch.where(reaches_one, (1 - b) / (2 - total), b / total)
         counts.scatter_add_(1, torch.where(a_settles, owner_a, owner_b), reaches_one.to(counts.dtype))
-        fraction = torch.cat([total - reaches_one.to(total.dtype), fraction[:, 2 * half :]], dim=1)
+        fraction = torch.cat([(total - reaches_one.to(total.dtype)).clamp(min=0), fraction[:, 2 * half :]], dim=1)
         owner = torch.cat([torch.where(a_settles, owner_b, owner_a), owner[:, 2 * half :]], dim=1)
         uniforms = uniforms[:, half:]
     # The fractions sum to an integer, so the last one standing is 0 or 1 up to rounding.

@@ -1,0 +1,329 @@
+"""x0 predictions, solver history and noise of every scheduler that can be steered."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import diffusers
+import pytest
+import torch
+
+from fk_steer.diffusion import UnsupportedSchedulerError, intercept_step, predict_x0
+from fk_steer.diffusion.schedulers import (
+    adds_noise,
+    gather_history,
+    in_first_order_stage,
+    parametrisation,
+    parts_copies,
+    stochastic_sampling,
+)
+from fk_steer.testing import sd_scheduler
+
+
+def scheduler(name: str, **config):
+    kind = getattr(diffusers, f"{name}Scheduler")
+    if name.startswith("FlowMatch"):
+        return kind(**config)
+    if name.startswith("EDM"):
+        return kind(prediction_type=config.pop("prediction_type", "epsilon"), **config)
+    return sd_scheduler(kind=kind, **{"prediction_type": "epsilon", **config})
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+STOCHASTIC = {
+    "ddim": ("DDIM", {}),
+    "ddpm": ("DDPM", {}),
+    "tcd": ("TCD", {}),
+    "lcm": ("LCM", {"original_inference_steps": 50}),
+    "euler-a": ("EulerAncestralDiscrete", {}),
+    "kdpm2-a": ("KDPM2AncestralDiscrete", {}),
+    "sde-dpm++": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
+    "sde-dpm": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}),
+    "sde-dpm++-single": ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver++"}),
+    "sa-solver": ("SASolver", {}),
+    "flow-euler-stochastic": ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+    "flow-lcm": ("FlowMatchLCM", {}),
+}
+DETERMINISTIC = {
+    "euler": ("EulerDiscrete", {}),
+    "heun": ("HeunDiscrete", {}),
+    "kdpm2": ("KDPM2Discrete", {}),
+    "lms": ("LMSDiscrete", {}),
+    "pndm": ("PNDM", {}),
+    "dpm++2m": ("DPMSolverMultistep", {}),
+    "dpm++2m-karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
+    "dpm++3m": ("DPMSolverMultistep", {"solver_order": 3}),
+    "dpm": ("DPMSolverMultistep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    "dpm++2s": ("DPMSolverSinglestep", {}),
+    "unipc": ("UniPCMultistep", {}),
+    "unipc3": ("UniPCMultistep", {"solver_order": 3}),
+    "deis": ("DEISMultistep", {}),
+    "edm-euler": ("EDMEuler", {}),
+    "edm-dpm++": ("EDMDPMSolverMultistep", {}),
+    "flow-euler": ("FlowMatchEulerDiscrete", {}),
+    "flow-heun": ("FlowMatchHeunDiscrete", {}),
+    "flow-dpm++": ("DPMSolverMultistep", FLOW),
+    "flow-unipc": ("UniPCMultistep", FLOW),
+}
+SCHEDULERS = {**STOCHASTIC, **DETERMINISTIC}
+SHAPE = (4, 4, 6, 6)
+
+
+def model(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """A denoiser that treats each row by itself."""
+    return torch.sin(1.7 * sample) + 0.1 * torch.cos(0.01 * timestep.float())
+
+
+def denoise(solver, sample, timesteps, generators, before_step=lambda index, *state: state):
+    """The loop of a pipeline; `before_step(index, model_output, sample)` may change both."""
+    for index, timestep in enumerate(timesteps):
+        scaled = solver.scale_model_input(sample, timestep) if hasattr(solver, "scale_model_input") else sample
+        output, sample = before_step(index, model(scaled, timestep), sample)
+        options = {"generator": generators} if "generator" in inspect.signature(solver.step).parameters else {}
+        if "eta" in inspect.signature(solver.step).parameters:
+            options["eta"] = 1.0
+        sample = solver.step(output, timestep, sample, **options)[0]
+    return sample
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_x0_of_a_sample_noised_by_the_scheduler_itself(name):
+    """Noise a known x0 with the scheduler's forward process, hand it the matching model output, get x0 back."""
+    solver = scheduler(SCHEDULERS[name][0], **SCHEDULERS[name][1])
+    solver.set_timesteps(10)
+    x0, noise = torch.randn(SHAPE), torch.randn(SHAPE)
+    kind = parametrisation(solver)
+    for timestep in solver.timesteps[[0, 4, -1]]:
+        solver._step_index = None
+        if kind == "flow":
+            forward = solver.scale_noise if hasattr(solver, "scale_noise") else solver.add_noise
+            sample = (
+                forward(x0, timestep[None], noise)
+                if hasattr(solver, "scale_noise")
+                else forward(x0, noise, timestep[None].repeat(4))
+            )
+            output = noise - x0
+        else:
+            sample = solver.add_noise(x0, noise, timestep[None].repeat(4))
+            output = noise
+        if kind == "edm":
+            sigma = solver.sigmas[(solver.timesteps == timestep).nonzero()[0, 0]]
+            c_skip = 0.5**2 / (sigma**2 + 0.5**2)
+            output = (x0 - c_skip * sample) / (sigma * 0.5 / (sigma**2 + 0.5**2).sqrt())
+        predicted = predict_x0(solver, output, timestep, sample)
+        # x0 is the small difference of two large numbers where the noise level is high.
+        torch.testing.assert_close(predicted, x0, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "LCM"])
+def test_x0_equals_the_schedulers_own(name, prediction_type):
+    if name == "EulerAncestralDiscrete" and prediction_type == "sample":
+        pytest.skip("not implemented by this scheduler")
+    solver = scheduler(name, prediction_type=prediction_type)
+    solver.set_timesteps(8)
+
+    def check(inner, output, timestep, sample, **options):
+        mine = predict_x0(solver, output, timestep, sample)
+        result = inner(output, timestep, sample, **{**options, "return_dict": True})
+        if name == "LCM":  # shows only x0 mixed with the sample by its boundary condition
+            c_skip, c_out = solver.get_scalings_for_boundary_condition_discrete(timestep)
+            torch.testing.assert_close(c_out * mine + c_skip * sample, result.denoised, atol=1e-5, rtol=1e-5)
+        else:
+            torch.testing.assert_close(mine, result.pred_original_sample, atol=1e-5, rtol=1e-5)
+        return (result.prev_sample,)
+
+    with intercept_step(solver, check):
+        denoise(solver, torch.randn(SHAPE) * solver.init_noise_sigma, solver.timesteps, generators(0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize(
+    "name", ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "SASolver", "DEISMultistep"]
+)
+def test_x0_equals_the_solvers_converted_output(name, prediction_type):
+    if name == "SASolver" and prediction_type == "flow_prediction":
+        pytest.skip("not implemented by this scheduler")
+    config = FLOW if prediction_type == "flow_prediction" else {"prediction_type": prediction_type}
+    solver = scheduler(name, **config)
+    solver.set_timesteps(8)
+
+    def check(inner, output, timestep, sample, **options):
+        mine = predict_x0(solver, output, timestep, sample)
+        converted = solver.convert_model_output(output, sample=sample)
+        if name == "DEISMultistep":  # keeps noise predictions
+            alpha, sigma = solver._sigma_to_alpha_sigma_t(solver.sigmas[solver.step_index])
+            converted = (sample - sigma * converted) / alpha
+        torch.testing.assert_close(mine, converted, atol=2e-4, rtol=1e-4)
+        return inner(output, timestep, sample, **options)
+
+    with intercept_step(solver, check):
+        denoise(solver, torch.randn(SHAPE), solver.timesteps, generators(0, 1, 2, 3))
+
+
+def test_x0_is_clipped_or_thresholded_where_the_scheduler_does_so():
+    sample, output = 3 * torch.randn(SHAPE), torch.randn(SHAPE)
+    clipping, thresholding = scheduler("DDIM", clip_sample=True), scheduler("DDIM", thresholding=True)
+    for solver in (clipping, thresholding):
+        solver.set_timesteps(10)
+        expected = solver.step(output, solver.timesteps[3], sample, return_dict=True).pred_original_sample
+        torch.testing.assert_close(predict_x0(solver, output, solver.timesteps[3], sample), expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("at", [4, 5])
+def test_history_follows_the_rows(name, at):
+    """Resampling before a step equals having run the survivors' lineages from the start, exactly."""
+    solver = scheduler(SCHEDULERS[name][0], **SCHEDULERS[name][1])
+    solver.set_timesteps(10)
+    while not first_order_at(solver, at):
+        at += 1
+    start = torch.randn(SHAPE) * getattr(solver, "init_noise_sigma", 1.0)
+    rows = torch.tensor([2, 0, 0, 3])
+
+    resampled, own = copy.deepcopy(solver), generators(0, 1, 2, 3)
+    states: list[torch.Tensor] = []
+
+    def gather(index, output, sample):
+        if index == at:
+            states.extend(generator.get_state() for generator in own)
+            assert in_first_order_stage(resampled)
+            gather_history(resampled, sample.shape, rows)
+            return output[rows], sample[rows]
+        return output, sample
+
+    result = denoise(resampled, start, solver.timesteps, own, gather)
+
+    # The same rows from the start, with their parents' noise up to the resampling and their own from then on.
+    lineage, parents = copy.deepcopy(solver), generators(*rows.tolist())
+
+    def switch(index, output, sample):
+        if index == at:
+            for generator, state in zip(parents, states):
+                generator.set_state(state)
+        return output, sample
+
+    assert torch.equal(result, denoise(lineage, start[rows], solver.timesteps, parents, switch))
+
+
+def first_order_at(solver, at: int) -> bool:
+    probe, stages = copy.deepcopy(solver), []
+
+    def note(index, *state):
+        stages.append(in_first_order_stage(probe))
+        return state
+
+    denoise(probe, torch.ones(SHAPE), solver.timesteps, generators(0, 1, 2, 3), note)
+    return stages[at]
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_samplers_part_copies(name):
+    assert adds_noise(scheduler(STOCHASTIC[name][0], **STOCHASTIC[name][1]), eta=1.0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic_samplers_do_not(name):
+    assert not adds_noise(scheduler(DETERMINISTIC[name][0], **DETERMINISTIC[name][1]), eta=0.0)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "TCD", "FlowMatchEulerDiscrete"])
+def test_eta_switches_the_noise(name):
+    assert adds_noise(scheduler(name), eta=0.5)
+    assert not adds_noise(scheduler(name), eta=0.0)
+
+
+def test_noise_before_the_resampling_does_not_count():
+    solver = scheduler("DDIM")
+    solver.set_timesteps(10)
+    window = lambda index: {"eta": 1.0 if index < 4 else 0.0}  # noqa: E731
+    assert parts_copies(solver, solver.timesteps, 2, window, lambda index: True)
+    assert not parts_copies(solver, solver.timesteps, 4, window, lambda index: True)
+
+
+def test_asking_leaves_the_scheduler_alone():
+    solver = scheduler("DPMSolverMultistep", algorithm_type="sde-dpmsolver++")
+    solver.set_timesteps(10)
+    before = {name: copy.deepcopy(value) for name, value in vars(solver).items()}
+    adds_noise(solver, 1.0)
+    parts_copies(solver, solver.timesteps, 3, lambda index: {}, lambda index: True)
+    assert vars(solver).keys() == before.keys()
+    assert solver.step_index is None and torch.equal(solver.timesteps, before["timesteps"])
+
+
+def test_stochastic_sampling_is_switched_for_a_while():
+    solver = scheduler("FlowMatchEulerDiscrete")
+    with stochastic_sampling(solver, True):
+        assert solver.config.stochastic_sampling
+    assert not solver.config.stochastic_sampling
+    with stochastic_sampling(scheduler("DDIM"), True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (diffusers.IPNDMScheduler(), "IPNDMScheduler does not say how x0 follows"),
+        (diffusers.CMStochasticIterativeScheduler(), "does not say how x0 follows"),
+        (diffusers.CosineDPMSolverMultistepScheduler(), "Brownian tree"),
+    ],
+)
+def test_unsupported_schedulers(solver, message):
+    solver.set_timesteps(4)
+    with pytest.raises(UnsupportedSchedulerError, match=message):
+        parametrisation(solver)
+
+
+def test_unknown_prediction_type():
+    solver = scheduler("DDIM")
+    solver.register_to_config(prediction_type="score")
+    with pytest.raises(UnsupportedSchedulerError, match="'epsilon', 'v_prediction', 'sample'"):
+        predict_x0(solver, torch.zeros(SHAPE), 10, torch.zeros(SHAPE))
+
+
+class TestInterceptStep:
+    def test_keeps_the_signature_and_is_undone(self):
+        solver = scheduler("DDIM")
+        signature = inspect.signature(solver.step)
+        with intercept_step(solver, lambda inner, *args, **kwargs: inner(*args, **kwargs)):
+            assert inspect.signature(solver.step) == signature
+            assert "step" in vars(solver)
+        assert "step" not in vars(solver)
+
+    def test_is_undone_after_an_exception(self):
+        solver = scheduler("DDIM")
+        with pytest.raises(KeyError), intercept_step(solver, lambda inner, *args: None):
+            raise KeyError
+        assert "step" not in vars(solver)
+
+    def test_nests_and_puts_back_what_was_there(self):
+        solver = scheduler("DDIM")
+        solver.set_timesteps(4)
+        own = solver.step = lambda *args, **kwargs: "compiled"
+        calls = []
+
+        def outer(inner, *args, **kwargs):
+            calls.append("outer")
+            return inner(*args, **kwargs)
+
+        def nested(inner, *args, **kwargs):
+            calls.append("nested")
+            return inner(*args, **kwargs)
+
+        with intercept_step(solver, outer), intercept_step(solver, nested):
+            assert solver.step(None, 1, None) == "compiled"
+        assert calls == ["nested", "outer"]
+        assert solver.step is own
+
+    def test_is_not_saved_with_the_scheduler(self, tmp_path):
+        solver = scheduler("DDIM")
+        with intercept_step(solver, lambda inner, *args, **kwargs: inner(*args, **kwargs)):
+            solver.save_pretrained(tmp_path)
+        saved = diffusers.DDIMScheduler.load_config(tmp_path)
+        assert all(saved[name] == value for name, value in solver.config.items() if name[0] != "_")
+        assert saved["_class_name"] == "DDIMScheduler"
