@@ -137,6 +137,8 @@ def run_on_live_rows(
     chunks = needed.split(chunk_size or len(needed))
     outputs = [call(chunk) for chunk in chunks]
     sizes = [len(chunk) for chunk in chunks]
+    if everything:
+        return join_rows(outputs, sizes), batch
     position = torch.empty(rows.total, dtype=torch.long)
     position[distinct] = torch.arange(len(distinct))
     scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .potentials import POTENTIALS, Potential, tilt
+from .potentials import POTENTIALS, Potential, remainder, tilt
 from .resampling import Generators, Resampler, effective_sample_size, ssp
 from .tempering import Constant, TargetESS, Tempering
 
@@ -134,7 +134,7 @@ class Population:
         rewards = self._check(rewards)
         self.statistic = rewards if self.exact_terminal else self.potential.combine(self.statistic, rewards)
         lmbda = self._lmbda_at(1.0, self.statistic, telescopes=True)
-        self._weigh(tilt(self.statistic, lmbda) - self.path)
+        self._weigh(remainder(tilt(self.statistic, lmbda), self.path))
         return self._event(
             rewards, lmbda, torch.zeros(self.num_populations, dtype=torch.bool), self._identity(), self.slots
         )
@@ -164,10 +164,12 @@ class Population:
             highest = torch.where(spread > 0, lowest + 50.0 / spread, lowest)
             if self.lmbda is not None:
                 highest = highest.clamp(max=self.lmbda)
-            path = self.path if telescopes else torch.zeros_like(self.path)
-            lmbda = self.tempering.solve(
-                lambda value: _add(self.log_weights, tilt(statistic, value) - path), lowest.minimum(highest), highest
-            )
+
+            def log_weights_at(value: Tensor) -> Tensor:
+                level = tilt(statistic, value)
+                return _add(self.log_weights, remainder(level, self.path) if telescopes else level)
+
+            lmbda = self.tempering.solve(log_weights_at, lowest.minimum(highest), highest)
         self.lmbda_before = lmbda
         return lmbda
 

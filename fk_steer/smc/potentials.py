@@ -43,13 +43,18 @@ class Potential:
     def log_potential(self, statistic: Tensor, lmbda: Tensor, path: Tensor) -> Tensor:
         """log G (P, K) from the statistic (P, K), lambda (P,) or (P, 1) and the sum of log G on the path (P, K)."""
         level = tilt(statistic, lmbda)
-        return level - path if self.telescopes else level
+        return remainder(level, path) if self.telescopes else level
 
 
 def tilt(rewards: Tensor, lmbda: Tensor) -> Tensor:
     """lambda * rewards, (P, K), with 0 * inf = 0: at lambda = 0 no reward matters."""
     lmbda = lmbda.reshape(-1, 1)
     return torch.where(lmbda == 0, 0.0, lmbda * rewards)
+
+
+def remainder(level: Tensor, path: Tensor) -> Tensor:
+    """level - path, (P, K), the log-weight that is missing on a path; -inf for paths that are dead already."""
+    return torch.where(path == -torch.inf, -torch.inf, level - path)
 
 
 POTENTIALS: dict[str, Potential] = {

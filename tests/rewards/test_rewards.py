@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from fk_steer.rewards import Reward, RewardLoadError, WeightedSum, available_rewards, load_reward, registry
+from fk_steer.rewards.base import lmbda_for, name_of
+from fk_steer.testing import PROMPTS, save_clip
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def images(n: int = 2, size: int = 40) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(n, 3, size, size, generator=generator) * 255).round() / 255
+
+
+def pil(batch: torch.Tensor) -> list[Image.Image]:
+    return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in batch]
+
+
+class TestCLIPScore:
+    def test_equals_transformers(self, clip_folder):
+        """The cosine of CLIPModel's own logits, on CLIPProcessor's pixels."""
+        reward = load_reward("clip-score", path=clip_folder)
+        model = CLIPModel.from_pretrained(clip_folder).eval()
+        from transformers import CLIPImageProcessorPil
+
+        size = model.config.vision_config.image_size
+        processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        processor = CLIPProcessor(processor, reward.tokenizer)
+        inputs = processor(text=PROMPTS, images=pil(images()), return_tensors="pt", padding=True)
+        with torch.no_grad():
+            logits = model(**inputs).logits_per_image / model.logit_scale.exp()
+        torch.testing.assert_close(reward(images(), PROMPTS), logits.diag(), atol=2e-6, rtol=1e-5)
+
+    def test_hessel(self, clip_folder):
+        plain = load_reward("clip-score", path=clip_folder)
+        hessel = load_reward("clip-score", variant="hessel", path=clip_folder)
+        cosine = plain(images(), [f"A photo depicts {prompt}" for prompt in PROMPTS])
+        torch.testing.assert_close(hessel(images(), PROMPTS), 2.5 * cosine.clamp(min=0))
+        assert (plain.default_lmbda, hessel.default_lmbda) == (20.0, 8.0)
+
+    def test_contract(self, clip_folder):
+        reward = load_reward("clip-score", path=clip_folder)
+        assert isinstance(reward, Reward)
+        batch, prompts = images(4), [*PROMPTS, "", "x" * 500]
+        scores = reward(batch, prompts)
+        assert scores.shape == (4,)
+        assert scores.dtype == torch.float32
+        assert scores.device == batch.device
+        assert not scores.requires_grad
+        one_by_one = torch.cat([reward(batch[i : i + 1], prompts[i : i + 1]) for i in range(4)])
+        torch.testing.assert_close(scores, one_by_one, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scores, reward(pil(batch), prompts), atol=1e-6, rtol=1e-6)
+        order = [2, 0, 3, 1]
+        torch.testing.assert_close(scores[order], reward(batch[order], [prompts[i] for i in order]))
+        assert reward(images(1, 1), [""]).isfinite().all()
+        assert reward([image.convert("RGBA") for image in pil(batch)], prompts).isfinite().all()
+        mixed = [Image.new("L", (20, 60)), Image.new("P", (60, 20))]
+        assert reward(mixed, PROMPTS).shape == (2,)
+
+    def test_prompts_are_encoded_once(self, clip_folder):
+        reward = load_reward("clip-score", path=clip_folder)
+        encode, encoded = reward.model.get_text_features, []
+
+        def count(**tokens):
+            encoded.append(len(tokens["input_ids"]))
+            return encode(**tokens)
+
+        reward.model.get_text_features = count
+        for _ in range(3):
+            reward(images(4), PROMPTS * 2)
+        assert encoded == [2]
+
+    def test_missing_weights(self, tmp_path):
+        with pytest.raises(RewardLoadError, match="CLIPModel of the reward 'clip-score' from .*nowhere"):
+            load_reward("clip-score", path=str(tmp_path / "nowhere"))
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(RewardLoadError, match="saved with `save_pretrained`"):
+            load_reward("clip-score", path=str(tmp_path))
+
+    def test_unknown_variant(self):
+        with pytest.raises(ValueError, match="Unknown variant 'b32' of clip-score. Known: cosine, hessel"):
+            load_reward("clip-score", variant="b32")
+
+
+class TestRegistry:
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="Unknown reward 'clipscore'. Known: clip-score"):
+            load_reward("clipscore")
+
+    def test_unknown_option(self):
+        with pytest.raises(ValueError, match="'clip-score' has no option 'model'. It takes: variant, path"):
+            load_reward("clip-score", model="x")
+
+    def test_plugins(self, monkeypatch):
+        plugin = EntryPoint("two", "fk_steer.rewards.composite:WeightedSum", registry.ENTRY_POINTS)
+        monkeypatch.setattr(registry, "entry_points", lambda group: [plugin] if group == "fk_steer.rewards" else [])
+        assert available_rewards()["two"] is plugin
+        assert isinstance(load_reward("two", weights={math.dist: 1.0}), WeightedSum)
+
+    def test_two_packages_may_not_share_a_name(self, monkeypatch):
+        clash = EntryPoint("clip-score", "other:Thing", registry.ENTRY_POINTS)
+        monkeypatch.setattr(registry, "entry_points", lambda group: [clash])
+        with pytest.raises(ValueError, match="Two rewards are called 'clip-score': fk_steer.*other:Thing"):
+            available_rewards()
+
+    def test_every_reward_documents_itself(self):
+        for name, entry_point in available_rewards().items():
+            reward = entry_point.load()
+            assert reward.name == name
+            assert len(reward.__doc__.split("\n")[0]) > 20
+
+    def test_importing_the_package_imports_no_reward_model(self):
+        code = (
+            "import sys, fk_steer, fk_steer.rewards;"
+            "heavy = [m for m in sys.modules if m.startswith(('fk_steer.rewards.clip', 'matplotlib'))];"
+            "assert not heavy, heavy"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestWeightedSum:
+    @staticmethod
+    def red(images, prompts):
+        return images[:, 0].mean((1, 2))
+
+    @staticmethod
+    def length(images, prompts):
+        return [float(len(prompt)) for prompt in prompts]
+
+    def test_sum(self):
+        both = WeightedSum({self.red: 2.0, self.length: -0.5})
+        expected = 2.0 * images()[:, 0].mean((1, 2)) - 0.5 * torch.tensor([12.0, 16.0])
+        torch.testing.assert_close(both(images(), PROMPTS), expected)
+        assert both.name == "2 * red + -0.5 * length"
+        assert both.default_lmbda is None
+
+    def test_default_lambda(self, clip_folder):
+        clip = load_reward("clip-score", path=clip_folder)
+        other = load_reward("clip-score", variant="hessel", path=clip_folder)
+        assert WeightedSum({clip: 1.0}).default_lmbda == pytest.approx(20.0)
+        assert WeightedSum({clip: 2.0}).default_lmbda == pytest.approx(10.0)
+        assert WeightedSum({clip: 1.0, other: 0.4}).default_lmbda == pytest.approx(1 / math.hypot(0.05, 0.05))
+        assert WeightedSum({clip: 1.0}, default_lmbda=3.0).default_lmbda == 3.0
+
+    @pytest.mark.parametrize("weights", [{}, {len: math.inf}])
+    def test_bad_weights(self, weights):
+        with pytest.raises(ValueError, match="finite weights"):
+            WeightedSum(weights)
+
+
+def test_plain_functions_are_rewards():
+    assert name_of(TestWeightedSum.red) == "red"
+    assert lmbda_for(TestWeightedSum.red, None) is None
+    assert lmbda_for(TestWeightedSum.red, 2.0) == 2.0

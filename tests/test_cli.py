@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fk_steer import FKSteering, Trace, load_reward
+from fk_steer.cli import app
+from fk_steer.pipelines import FKStableDiffusionPipeline
+from fk_steer.testing import PROMPTS, save_clip, sd, sdxl
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    sd().save_pretrained(folder / "sd")
+    sdxl().save_pretrained(folder / "sdxl")
+    save_clip(folder / "clip")
+    return folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def generate(models, out, *arguments, model="sd"):
+    return invoke(
+        "generate", *PROMPTS, "--model", models / model, "--reward-option", f"path={models / 'clip'}", "--out", out,
+        "--steps", 6, "--particles", 3, "--device", "cpu", *arguments,
+    )  # fmt: skip
+
+
+def test_generate(models, tmp_path):
+    result = generate(models, tmp_path, "--lmbda", 50, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "000").iterdir()) == [
+        "00.png", "01.png", "02.png", "lineage.png", "trace.json",
+    ]  # fmt: skip
+    trace = Trace.load(tmp_path / "001" / "trace.json")
+    assert trace.prompts == [PROMPTS[1]]
+    assert trace.steering["lmbda"] == 50
+    assert trace.num_steps == 6
+    assert "ESS" in result.output
+    assert "NFE" in result.output
+    # The same as the Python call, best first.
+    reward = load_reward("clip-score", path=str(models / "clip"))
+    pipe = FKStableDiffusionPipeline.from_pretrained(models / "sd")
+    output = pipe(
+        PROMPTS[0],
+        reward=reward,
+        steering=FKSteering(num_particles=3, lmbda=50.0),
+        num_inference_steps=6,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(3),
+    )
+    for rank, image in enumerate(output.images):
+        assert image.tobytes() == Image.open(tmp_path / "000" / f"{rank:02d}.png").tobytes()
+    assert Image.open(tmp_path / "contact_sheet.png").size[0] > 3 * 256
+
+
+def test_running_again(models, tmp_path):
+    assert generate(models, tmp_path).exit_code == 0
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*/*")}
+    again = generate(models, tmp_path)
+    assert again.exit_code == 0
+    assert "ESS" not in again.output
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*/*")} == stamps
+    # An interrupted prompt is done again, and nothing else.
+    before = (tmp_path / "000" / "00.png").read_bytes()
+    (tmp_path / "000" / "trace.json").unlink()
+    resumed = generate(models, tmp_path)
+    assert PROMPTS[0] in resumed.output
+    assert PROMPTS[1] not in resumed.output
+    assert (tmp_path / "000" / "00.png").read_bytes() == before
+    refused = generate(models, tmp_path, "--guidance", 3)
+    assert refused.exit_code == 1
+    assert "another `guidance` (7.5 instead of 3.0)" in refused.stderr
+
+
+def test_sdxl_with_its_deterministic_sampler(models, tmp_path):
+    result = generate(models, tmp_path / "default", model="sdxl")
+    assert result.exit_code == 0, result.output
+    assert "EulerDiscreteScheduler adds no noise" in result.output
+    result = generate(models, tmp_path / "chosen", "--scheduler", "EulerAncestralDiscreteScheduler", model="sdxl")
+    assert result.exit_code == 0, result.output
+    assert "adds no noise" not in result.output
+    result = generate(models, tmp_path / "psp", "--preset", "psp", "--particles", 4, model="sdxl")
+    assert result.exit_code == 0, result.output
+    assert "adds no noise" not in result.output
+    assert not (tmp_path / "psp" / "000" / "01.png").exists()
+
+
+def test_batch_size(models, tmp_path):
+    assert generate(models, tmp_path, "--batch-size", 2).exit_code == 0
+    settings = json.loads((tmp_path / "settings.json").read_text())["steering"]
+    assert settings["denoise_batch_size"] == settings["decode_batch_size"] == settings["reward_batch_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "nope"], "Unknown preset 'nope'. Known: fk, "),
+        (["--reward", "nope"], "Unknown reward 'nope'. Known: clip-score"),
+        (["--particles", 0], "`num_particles` to be at least 1"),
+        (["--lmbda", "nan"], "`lmbda` to be finite"),
+        (["--scheduler", "Nope"], "Unknown scheduler 'Nope'"),
+        (["--reward-option", "path"], "KEY=VALUE, but got 'path'"),
+        (["--reward-option", "variant=huge"], "Unknown variant 'huge'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(models, tmp_path, arguments, message):
+    result = generate(models, tmp_path / "out", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_model(models, tmp_path):
+    result = generate(models, tmp_path / "out", model="nowhere")
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr
+
+
+def test_rewards():
+    result = invoke("rewards")
+    assert result.exit_code == 0
+    assert "clip-score" in result.output
+
+
+def test_presets():
+    result = invoke("presets")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ("fk-paper", "psp", "best-of-n"))
+    paper = json.loads(invoke("presets", "fk-paper").output)
+    assert FKSteering.from_dict(paper) == FKSteering.preset("fk-paper")
+    assert "Unknown preset" in invoke("presets", "nope").stderr

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from fk_steer import PRESETS, FKSteering, Schedule
+from fk_steer.smc import Constant, Rising, TargetESS
+
+
+def test_defaults_are_the_fk_preset():
+    assert FKSteering() == FKSteering.preset("fk")
+
+
+def test_published_settings():
+    """Singhal et al.: DDIM eta 1, max potential, resampling at 20, 40, 60 and 80 of 100 steps."""
+    paper = FKSteering.preset("fk-paper")
+    assert (paper.potential, paper.resampler, paper.floor, paper.eta) == ("max", "multinomial", 0.0, 1.0)
+    assert paper.schedule.events(100, 4) == {20: 4, 40: 4, 60: 4, 80: 4}
+    assert paper.tempering == Constant()
+    assert paper.ess_threshold == 1.0
+    assert paper.resample_after_noise
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name):
+    settings = FKSteering.preset(name)
+    assert PRESETS[name].summary
+    assert FKSteering.preset(name, num_particles=16).num_particles == 16
+    assert FKSteering.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_names_become_settings():
+    assert FKSteering(tempering="rising").tempering == Rising()
+    assert FKSteering(schedule=(0.1, 5)).schedule == Schedule(at=(0.1, 5))
+    settings = FKSteering(tempering=TargetESS(0.7))
+    assert settings.to_dict()["tempering"] == {"name": "target-ess", "ess": 0.7}
+    assert FKSteering.from_dict(settings.to_dict()) == settings
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FKSteering().lmbda = 3.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_particles": 0}, "`num_particles` to be at least 1, but got 0"),
+        ({"lmbda": math.inf}, "`lmbda` to be finite"),
+        ({"lmbda": math.nan}, "`lmbda` to be finite"),
+        ({"lmbda": -1.0}, "at least 0, but got -1.0"),
+        ({"ess_threshold": 1.5}, "`ess_threshold` to be between 0.0 and 1.0, but got 1.5"),
+        ({"eta": -0.1}, "`eta` to be between"),
+        ({"potential": "min"}, "Unknown potential 'min'. Known: difference, max, sum, current"),
+        ({"resampler": "ssr"}, "Unknown resampler 'ssr'. Known: ssp, systematic"),
+        ({"tempering": "hot"}, "Unknown tempering 'hot'. Known: constant, rising"),
+        ({"schedule": (1.2,)}, "fractions in `at`"),
+        ({"floor": 0.0}, "only used by the potential 'max'"),
+        ({"denoise_batch_size": 0}, "`denoise_batch_size` to be None or at least 1"),
+    ],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FKSteering(**arguments)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="Unknown preset 'fkd'. Known: fk, fk-paper"):
+        FKSteering.preset("fkd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "events", "expected"),
+    [
+        (FKSteering(), {3: 4}, True),
+        (FKSteering(), {}, False),
+        (FKSteering(ess_threshold=0.0), {3: 4}, False),
+        (FKSteering(ess_threshold=0.0), {3: 2}, True),
+        (FKSteering(resampler="top-k"), {3: 2, 5: 1}, False),
+        (FKSteering(resampler="top-k"), {3: 2, 5: 4}, True),
+    ],
+)
+def test_may_duplicate(settings, events, expected):
+    assert settings.may_duplicate(events) is expected
