@@ -63,19 +63,19 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 def clip_text_config(**overrides: Any) -> CLIPTextConfig:
     tokenizer = clip_tokenizer()
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=DIM,
-        intermediate_size=2 * DIM,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        projection_dim=DIM,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        **overrides,
-    )
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": DIM,
+        "intermediate_size": 2 * DIM,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "projection_dim": DIM,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    return CLIPTextConfig(**{**config, **overrides})
 
 
 def vae(latent_channels: int = 4, **overrides: Any) -> AutoencoderKL:

@@ -226,8 +226,8 @@ class _Run:
         if self.step_index == 0:
             self.start(sample, inner)
         index, scheduler = self.step_index, self.pipe.scheduler
-        live = self.rows.live.to(sample.device)
-        if len(live) < self.rows.total:
+        if len(self.rows.live) < self.rows.total:
+            live = self.rows.live.to(sample.device)
             model_output, sample = model_output[live], sample[live]
         noisy = self.steering.schedule.injects_noise(index, self.trace.num_steps)
 
