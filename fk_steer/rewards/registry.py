@@ -11,7 +11,10 @@ from .base import RewardFunction
 
 ENTRY_POINTS = "fk_steer.rewards"
 
-_BUILT_IN = {"clip-score": "fk_steer.rewards.clip_score:CLIPScore"}
+_BUILT_IN = {
+    "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
+}
 
 
 def available_rewards() -> dict[str, EntryPoint]:
