@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from .benchmarks.cli import app as benchmarks
+from .console import console, one_line_errors
 
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .config import FKSteering
 
 app = typer.Typer(
@@ -27,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-console = Console()
+app.add_typer(benchmarks, name="bench")
 
 
 class PipelineKind(str, Enum):
@@ -46,7 +43,9 @@ class DType(str, Enum):
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to generate.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline.")],
+    model: Annotated[
+        str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'.")
+    ],
     pipeline: Annotated[PipelineKind, typer.Option(help="Class of the pipeline.")] = PipelineKind.auto,
     reward: Annotated[str, typer.Option(help="Reward to steer by; see `fk-steer rewards`.")] = "clip-score",
     reward_option: Annotated[
@@ -62,8 +61,10 @@ def generate(
             "settings make copies of particles and the model's adds no noise]"
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep out of the images.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
@@ -72,44 +73,58 @@ def generate(
         int | None,
         typer.Option(min=1, help="Denoiser rows, latents decoded and images scored at a time. [default: all]"),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Generate as many images without steering, from the same noise, to set beside.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
     device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
 ) -> None:
-    """Generate images steered by a reward, best first, with a contact sheet and a trace of every scoring event.
+    """Generate images steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
+    report.
 
     Run again with the same settings it does what is missing; a folder made with other settings is left alone.
     """
+    from .files import check_settings
+    from .shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+
     with one_line_errors():
+        bundled = model in BUNDLED
+        options = _options(reward_option or [])
+        if bundled and reward == "clip-score":
+            options = {"path": model, **options}
         settings = {
             "model": model,
             "reward": reward,
-            "reward_options": _options(reward_option or []),
+            "reward_options": options,
             "scheduler": scheduler,
             "steering": _steering(preset, particles, lmbda, batch_size).to_dict(),
-            "steps": steps,
-            "guidance": guidance,
+            "steps": steps or (NUM_INFERENCE_STEPS if bundled else 50),
+            "guidance": guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
             "negative_prompt": negative_prompt,
             "height": height,
             "width": width,
             "seed": seed,
+            "compare": compare,
             "dtype": dtype.value,
             "prompts": prompts,
         }
-        _check_record(out, settings)
+        check_settings(out, settings)
         missing = [index for index in range(len(prompts)) if not (out / f"{index:03d}" / "trace.json").exists()]
         if missing:
             _generate_missing(out, settings, missing, pipeline, device)
-        _contact_sheet(out, prompts)
-        console.print(f"Results in {out}", highlight=False)
+        _write_report(out, settings)
+        console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)
 
 
 @app.command()
 def rewards() -> None:
     """List the rewards that can be steered by."""
+    from .loading import quiet_libraries
     from .rewards import available_rewards
 
     with one_line_errors():
+        quiet_libraries()
         table = Table("name", "what it is", "options", box=None, padding=(0, 2))
         for name, entry_point in sorted(available_rewards().items()):
             factory = entry_point.load()
@@ -123,6 +138,9 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="Print all settings of one preset as JSON.")] = None,
 ) -> None:
     """List the presets, or print the settings of one."""
+    from .loading import quiet_libraries
+
+    quiet_libraries()
     from .config import PRESETS, FKSteering
 
     with one_line_errors():
@@ -138,40 +156,28 @@ def presets(
         console.print(table)
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for field, value in settings.items():
-        flat |= {f"{field}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {field: value}
-    return flat
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the errors a user can act on into one line and exit status 1."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
 def _generate_missing(
     out: Path, settings: dict[str, Any], missing: list[int], kind: PipelineKind, device: str | None
 ) -> None:
+    from .loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
+
+    quiet_libraries()
     import torch
 
     from .config import FKSteering
     from .diffusion import steer
-    from .rewards import load_reward
+    from .files import png, record_settings, write_atomically
+    from .report import figure_png
     from .rewards.loading import default_device
-    from .trace import write_atomically
+    from .smc import Schedule
 
-    _quiet_libraries()
     target = default_device(device)
     steering = FKSteering.from_dict(settings["steering"])
-    reward = load_reward(settings["reward"], device=target, **settings["reward_options"])
-    pipe = _load_pipeline(settings["model"], kind, settings["dtype"], target)
-    _set_scheduler(pipe, settings["scheduler"], steering)
+    reward = load_guide(settings["reward"], target, **settings["reward_options"])
+    pipe = load_pipeline(settings["model"], kind.value, settings["dtype"], target)
+    stock_scheduler = pipe.scheduler
+    if note := set_scheduler(pipe, settings["scheduler"], steering):
+        console.print(f"{note} Choose another with --scheduler.", highlight=False)
     call = {
         "num_inference_steps": settings["steps"],
         "guidance_scale": settings["guidance"],
@@ -179,80 +185,48 @@ def _generate_missing(
         "height": settings["height"],
         "width": settings["width"],
     }
-    steered = steer(pipe, reward, steering)
-    write_atomically(out / "settings.json", json.dumps(settings, indent=2).encode())
+    call = {name: value for name, value in call.items() if value is not None}
+    runs = {"": (steering, pipe.scheduler)}
+    if settings["compare"]:
+        unsteered = FKSteering(**{**vars(steering), "schedule": Schedule(), "eta": 0.0})
+        runs = {"unsteered-": (unsteered, stock_scheduler), **runs}
+    record_settings(out, settings)
     for index in missing:
-        prompt = settings["prompts"][index]
+        prompt, folder = settings["prompts"][index], out / f"{index:03d}"
         console.print(f"[bold]{index:03d}[/bold] {prompt}", highlight=False)
-        generator = torch.Generator().manual_seed(settings["seed"])
-        output = steered(
-            prompt, generator=generator, **{name: value for name, value in call.items() if value is not None}
-        )
-        folder = out / f"{index:03d}"
-        for rank, image in enumerate(output.images):
-            write_atomically(folder / f"{rank:02d}.png", _png(image))
-        plot = io.BytesIO()
-        output.trace.plot().savefig(plot, format="png", dpi=120)
-        write_atomically(folder / "lineage.png", plot.getvalue())
-        # Written last: its presence says that the prompt is done.
-        output.trace.save(folder / "trace.json")
+        for prefix, (run_settings, pipe.scheduler) in runs.items():
+            generator = torch.Generator().manual_seed(settings["seed"])
+            output = steer(pipe, reward, run_settings)(prompt, generator=generator, **call)
+            for rank, image in enumerate(output.images):
+                write_atomically(folder / f"{prefix}{rank:02d}.png", png(image))
+            if not prefix:
+                write_atomically(folder / "lineage.png", figure_png(output.trace.plot()))
+            best = " ".join(f"{value:.3f}" for value in output.rewards[0].tolist())
+            console.print(f"    {prefix.rstrip('-') or 'steered':9} rewards {best}", highlight=False)
+            # Written last: its presence says that the prompt is done.
+            output.trace.save(folder / f"{prefix}trace.json")
         ess = " ".join(f"{event.ess[0]:.1f}" for event in output.trace.events)
-        best = " ".join(f"{value:.3f}" for value in output.rewards[0].tolist())
         console.print(
-            f"    rewards {best}\n    ESS {ess}, distinct roots {output.trace.events[-1].distinct_roots[0]}, "
-            f"NFE {output.trace.nfe}, {output.trace.seconds['total']:.1f} s",
+            f"    ESS {ess}, distinct roots {output.trace.events[-1].distinct_roots[0]}, NFE {output.trace.nfe}, "
+            f"{output.trace.seconds['total']:.1f} s",
             highlight=False,
         )
 
 
-def _quiet_libraries() -> None:
-    """Keep what matters visible: no notes about optional packages, no bars for loading weights."""
-    import diffusers
-    import transformers
+def _write_report(out: Path, settings: dict[str, Any]) -> None:
+    from .files import png, write_atomically
+    from .report import contact_sheet, html_report, results_in
 
-    for library in (diffusers, transformers):
-        library.logging.set_verbosity_error()
-        library.logging.disable_progress_bar()
-
-
-def _load_pipeline(model: str, kind: PipelineKind, dtype: str, device: Any) -> Any:
-    import torch
-    from diffusers import DiffusionPipeline
-
-    from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
-
-    if kind is PipelineKind.auto:
-        name = DiffusionPipeline.load_config(model).get("_class_name", "")
-        plain = name.removeprefix("FK")
-        kinds = {"StableDiffusionPipeline": PipelineKind.sd, "StableDiffusionXLPipeline": PipelineKind.sdxl}
-        kind = kinds.get(plain, PipelineKind.auto)
-    pipeline_class = {
-        PipelineKind.auto: DiffusionPipeline,
-        PipelineKind.sd: FKStableDiffusionPipeline,
-        PipelineKind.sdxl: FKStableDiffusionXLPipeline,
-    }[kind]
-    if dtype == "auto":
-        dtype = "float16" if device.type == "cuda" else "float32"
-    return pipeline_class.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    results = results_in(out, settings)
+    write_atomically(out / "contact_sheet.png", png(contact_sheet(results)))
+    write_atomically(out / "report.html", html_report(results, settings).encode())
 
 
-def _set_scheduler(pipe: Any, name: str | None, steering: FKSteering) -> None:
-    import diffusers
-
-    from .diffusion.schedulers import adds_noise
-
-    if name is not None:
-        scheduler_class = getattr(diffusers, name, None)
-        if scheduler_class is None or not hasattr(scheduler_class, "step"):
-            raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.")
-        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
-    elif steering.may_duplicate({0: steering.num_particles}) and not adds_noise(pipe.scheduler, steering.eta):
-        console.print(
-            f"{type(pipe.scheduler).__name__} adds no noise, so copies of a particle would stay identical; sampling "
-            f"with DDIMScheduler at eta {steering.eta:g}. Choose another with --scheduler.",
-            highlight=False,
-        )
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field, value in settings.items():
+        flat |= {f"{field}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {field: value}
+    return flat
 
 
 def _steering(preset: str, particles: int | None, lmbda: float | None, batch_size: int | None) -> FKSteering:
@@ -268,39 +242,3 @@ def _options(pairs: list[str]) -> dict[str, str]:
         if "=" not in pair:
             raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
     return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _check_record(out: Path, settings: dict[str, Any]) -> None:
-    """Make sure that a folder with results was made with these settings."""
-    record = out / "settings.json"
-    if not record.exists():
-        return
-    before = json.loads(record.read_text())
-    differing = [name for name in settings if before.get(name) != settings[name]]
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"{out} was made with another `{name}` ({before.get(name)!r} instead of {settings[name]!r}). "
-            "Choose another --out."
-        )
-
-
-def _contact_sheet(out: Path, prompts: list[str]) -> None:
-    from PIL import Image
-
-    from .report import contact_sheet
-    from .trace import Trace, write_atomically
-
-    rows = []
-    for index, prompt in enumerate(prompts):
-        folder = out / f"{index:03d}"
-        rewards = sorted(Trace.load(folder / "trace.json").events[-1].rewards[0], reverse=True)
-        images = [Image.open(folder / f"{rank:02d}.png") for rank in range(len(rewards))]
-        rows.append((prompt, [(image, f"{reward:.3f}") for image, reward in zip(images, rewards)]))
-    write_atomically(out / "contact_sheet.png", _png(contact_sheet(rows)))
-
-
-def _png(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

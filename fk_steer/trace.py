@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .files import write_json
 from .smc import Event
 
 
@@ -110,7 +110,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON, at once or not at all."""
-        write_atomically(path, json.dumps(self.to_dict(), allow_nan=False).encode())
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -157,18 +157,6 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that it exists whole or not at all, whatever happens meanwhile."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _strict(value: Any) -> Any:

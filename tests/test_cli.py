@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from fk_steer import FKSteering, Trace, load_reward
 from fk_steer.cli import app
+from fk_steer.diffusion.generators import particle_generators
 from fk_steer.pipelines import FKStableDiffusionPipeline
 from fk_steer.testing import PROMPTS, save_clip, sd, sdxl
 
@@ -58,7 +59,27 @@ def test_generate(models, tmp_path):
     )
     for rank, image in enumerate(output.images):
         assert image.tobytes() == Image.open(tmp_path / "000" / f"{rank:02d}.png").tobytes()
-    assert Image.open(tmp_path / "contact_sheet.png").size[0] > 3 * 256
+    assert Image.open(tmp_path / "contact_sheet.png").size[0] > 3 * 144
+    report = (tmp_path / "report.html").read_text()
+    assert all(prompt in report for prompt in PROMPTS)
+    assert report.count("<img") == 2 * (3 + 1)
+    assert "http" not in report
+
+
+def test_compare(models, tmp_path):
+    result = generate(models, tmp_path, "--compare", "--seed", 1)
+    assert result.exit_code == 0, result.output
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<img") == 2 * (3 + 3 + 1)
+    assert "best image without steering" in report
+    # The stock pipeline from the same noise, whatever the reward makes of it.
+    trace = Trace.load(tmp_path / "000" / "unsteered-trace.json")
+    assert [event.step for event in trace.events] == [6]
+    pipe = FKStableDiffusionPipeline.from_pretrained(models / "sd")
+    generators, _ = particle_generators(torch.Generator().manual_seed(1), None, 1, 1, 3)
+    stock = pipe(PROMPTS[0], num_images_per_prompt=3, generator=generators, num_inference_steps=6).images
+    saved = {Image.open(tmp_path / "000" / f"unsteered-{rank:02d}.png").tobytes() for rank in range(3)}
+    assert saved == {image.tobytes() for image in stock}
 
 
 def test_running_again(models, tmp_path):

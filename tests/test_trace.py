@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from fk_steer import FKSteering, Schedule, Trace, steer
-from fk_steer.report import contact_sheet
+from fk_steer.files import write_atomically
+from fk_steer.report import Picture, Result, contact_sheet
 from fk_steer.testing import PROMPTS, SIZE, redness, sd
-from fk_steer.trace import write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,15 @@ def test_plot_of_a_run_with_infinite_rewards():
     steer(sd(), reward, FKSteering(lmbda=1.0))(PROMPTS[0], num_inference_steps=5, **SIZE).trace.plot()
 
 
-def test_contact_sheet():
-    image = Image.new("RGB", (16, 8), "red")
-    sheet = contact_sheet(
-        [("a title that is far too long " * 20, [(image, "0.1"), (image, "0.2")]), ("b", [(image, "")])], 64
-    )
-    colours = {colour: count for count, colour in sheet.getcolors(1 << 20)}
-    assert colours[(255, 0, 0)] == 3 * 64 * 32
+def test_contact_sheet_shows_every_picture(trace):
+    def pictures(n, correct=None):
+        return [Picture(Image.new("RGB", (16, 8), "red"), 0.1 * index, correct) for index in range(n)]
+
+    wordy = Result("a prompt that is far too long " * 20, pictures(2, True), pictures(3, False), b"", trace)
+    plain = Result("b", pictures(1), [], b"", trace)
+    colours = {colour: count for count, colour in contact_sheet([wordy, plain], 64).getcolors(1 << 20)}
+    assert colours[(255, 0, 0)] == 6 * 64 * 32
+    assert colours[(0x1A, 0x98, 0x50)] / colours[(0xD7, 0x30, 0x27)] == 2 / 3
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..shapes import BUNDLED, bundled_path
 from .base import Images, device_of
 from .images import clip_pixels
 from .loading import default_device, load_pretrained
@@ -33,7 +34,8 @@ class CLIPScore:
 
     Args:
         variant: 'cosine' or 'hessel'.
-        path: hub id or folder of a `CLIPModel` with its tokenizer; None for the variant's own.
+        path: hub id or folder of a `CLIPModel` with its tokenizer; 'shapes' for the bundled world's CLIP; None for the
+            variant's own.
         revision: of a hub id.
         device: None for a CUDA device if there is one.
         dtype: None for float16 on CUDA devices, as the original, and float32 elsewhere.
@@ -61,7 +63,7 @@ class CLIPScore:
         self.variant = variant
         self.device = default_device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        path = path or default_path
+        path = bundled_path(path, of="clip") if path in BUNDLED else path or default_path
         self.model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=self.dtype)
         self.model.to(self.device).eval().requires_grad_(False)
         self.tokenizer = load_pretrained(CLIPTokenizer, path, self.name, revision=revision)

@@ -1,7 +1,7 @@
 """Captions in GenEval's six tasks and wording, their metadata, and the split between training and evaluation.
 
-Prompt metadata follows GenEval's `evaluation_metadata.jsonl` (Ghosh et al., arXiv 2310.11513), so that one runner and one
-rule engine serve both. Held out from training, and all that evaluation uses (single objects apart, of which there
+Prompt metadata follows GenEval's `evaluation_metadata.jsonl` (Ghosh et al., arXiv 2310.11513), so that one runner and
+one rule engine serve both. Held out from training, and all that evaluation uses (single objects apart, of which there
 are only eight):
 
 | task | held out |

@@ -101,8 +101,13 @@ def components(array: np.ndarray) -> list[Found]:
             colour, purity = _colour(pixels[window], solid)
             rows, columns = np.nonzero(solid)
             top, left = window[0].start, window[1].start
-            box = (left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1)
-            found.append(Found(shape, colour, tuple(float(side) for side in box), overlap, purity))
+            box = (
+                float(left + columns.min()),
+                float(top + rows.min()),
+                float(left + columns.max() + 1),
+                float(top + rows.max() + 1),
+            )
+            found.append(Found(shape, colour, box, overlap, purity))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from diffusers import (
@@ -18,8 +17,6 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWith
 from .tokenizer import MAX_LENGTH
 from .world import SIZE
 
-
-WEIGHTS = Path(__file__).parent / "weights"
 
 WIDTH = 128
 SECOND_WIDTH = 96

@@ -15,10 +15,10 @@ from .detector import detect
 
 
 class ShapesOracle:
-    """How far an image of the bundled world does what its prompt says, by exact detection: for ceilings, not as a guide.
+    """How far an image of the bundled world does what its prompt says, by exact detection: no guide, but the ceiling.
 
-    0.9 times the mean degree to which GenEval's conditions are met, plus 0.1 times the mean confidence of the detections
-    of the shapes asked for: above 0.9 if and only if the image is correct.
+    0.9 times the mean degree to which GenEval's conditions are met, plus 0.1 times the mean confidence of the
+    detections of the shapes asked for: above 0.9 if and only if the image is correct.
 
     Raises:
         ValueError: when called with a prompt that is not a caption of the world.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from PIL import Image
 from torch import Tensor
 
 from ..rewards.images import CLIP_MEAN, CLIP_STD
@@ -83,9 +84,9 @@ def _changed(mention: Mention, kind: str, other: Any) -> Mention:
     return Mention(other(SHAPES, mention.shape), mention.colour, mention.count)
 
 
-def pixels_of(scenes: list[Scene]) -> Tensor:
-    """Rendered scenes (B, 3, 64, 64), float32 in [0, 1]."""
-    array = np.stack([np.asarray(render(scene)) for scene in scenes])
+def pixels_of(images: list[Image.Image]) -> Tensor:
+    """RGB images of one size as (B, 3, H, W) float32 in [0, 1]."""
+    array = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
 
 
@@ -132,7 +133,7 @@ def main(
         scenes, lines, true = batch(np.random.default_rng([seed, step]), batch_size)
         texts = [line["prompt"] for line in lines]
         tokens = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
-        pixels = (augment(pixels_of(scenes)) - mean) / std
+        pixels = (augment(pixels_of([render(scene) for scene in scenes])) - mean) / std
         images = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=1)
         captions = F.normalize(model.get_text_features(**tokens).pooler_output, dim=1)
         logits = model.logit_scale.exp().clamp(max=100) * images @ captions.T

@@ -32,6 +32,10 @@ from .training import train
 from .world import SIZE, render
 
 
+NO_CONDITION = (SIZE, SIZE, 0, 0, SIZE, SIZE)
+"""SDXL's time ids of an image that was neither scaled nor cropped."""
+
+
 @torch.no_grad()
 def cached_latents(
     folder: Path, vae: AutoencoderKL, count: int, seed: int, sdxl: bool
@@ -50,16 +54,13 @@ def cached_latents(
     for start in tqdm(range(0, count, 100), desc="latents"):
         rng = np.random.default_rng([seed, start])
         pairs = [sample_pair(rng) for _ in range(min(100, count - start))]
-        if sdxl:
-            images, time_ids = zip(*(conditioned_image(render(scene), rng) for scene, _ in pairs))
-            array = np.stack([np.asarray(image) for image in images])
-            pixels = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
-        else:
-            pixels, time_ids = pixels_of([scene for scene, _ in pairs]), [(SIZE, SIZE, 0, 0, SIZE, SIZE)] * len(pairs)
+        drawn = [render(scene) for scene, _ in pairs]
+        images = [conditioned_image(image, rng) if sdxl else (image, NO_CONDITION) for image in drawn]
+        pixels = pixels_of([image for image, _ in images])
         latents = vae.encode(2 * pixels - 1).latent_dist.mean * vae.config.scaling_factor
         parts["latents"].append(latents.half())
         parts["caption"].append(torch.tensor([index.setdefault(text, len(index)) for _, text in pairs]))
-        parts["time_ids"].append(torch.tensor(time_ids, dtype=torch.int16))
+        parts["time_ids"].append(torch.tensor([time_ids for _, time_ids in images], dtype=torch.int16))
     made = {name: torch.cat(values) for name, values in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     captions.write_text(json.dumps(list(index)))

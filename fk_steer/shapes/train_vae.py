@@ -20,6 +20,7 @@ from .captions import sample_pair
 from .models import make_vae
 from .train_clip import pixels_of
 from .training import train
+from .world import render
 
 
 KL_WEIGHT = 1e-5
@@ -28,7 +29,7 @@ KL_WEIGHT = 1e-5
 def scenes_at(seed: int, step: int, size: int) -> Tensor:
     """Images (size, 3, 64, 64) in [-1, 1] of a training step."""
     rng = np.random.default_rng([seed, step])
-    return 2 * pixels_of([sample_pair(rng)[0] for _ in range(size)]) - 1
+    return 2 * pixels_of([render(sample_pair(rng)[0]) for _ in range(size)]) - 1
 
 
 def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..trace import write_atomically
+from ..files import write_atomically
 
 
 class ExponentialMovingAverage:

@@ -1,0 +1,92 @@
+"""Pipelines by name, ready to be steered, for the command line and the benchmarks."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .shapes import BUNDLED, bundled_path
+
+
+if TYPE_CHECKING:
+    from .config import FKSteering
+    from .rewards.base import RewardFunction
+
+
+def quiet_libraries() -> None:
+    """Keep what matters visible: no notes about optional packages, no bars for loading weights."""
+    import transformers
+
+    # Before the import of diffusers, which is what makes transformers speak.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    import diffusers
+
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+
+
+def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+    """A steerable pipeline.
+
+    Args:
+        model: hub id or folder of a pipeline, or the name of a bundled one.
+        kind: 'sd', 'sdxl', or 'auto' to go by the model's own class. Models of other classes come as they are; `steer`
+            takes them too.
+        dtype: 'float32', 'float16', 'bfloat16', or 'auto' for float16 on CUDA devices and float32 elsewhere.
+        device: where it goes.
+    """
+    from diffusers import DiffusionPipeline
+
+    from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
+
+    model = bundled_path(model) if model in BUNDLED else model
+    if kind == "auto":
+        name = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
+        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(name, "auto")
+    classes = {"auto": DiffusionPipeline, "sd": FKStableDiffusionPipeline, "sdxl": FKStableDiffusionXLPipeline}
+    if dtype == "auto":
+        dtype = "float16" if torch.device(device).type == "cuda" else "float32"
+    return classes[kind].from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+
+
+def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardFunction:
+    """`load_reward`, on a device where the reward takes one."""
+    from .rewards import load_reward
+    from .rewards.registry import available_rewards
+
+    entry_point = available_rewards().get(name)
+    if entry_point is not None and "device" in inspect.signature(entry_point.load()).parameters:
+        options = {"device": device, **options}
+    return load_reward(name, **options)
+
+
+def set_scheduler(pipe: Any, name: str | None, steering: FKSteering) -> str | None:
+    """Give a pipeline the scheduler of that name, or one that adds noise if the settings need it and its own adds none.
+
+    Returns:
+        What was done, if the user did not ask for it.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    import diffusers
+
+    from .diffusion.schedulers import adds_noise
+
+    if name is not None:
+        scheduler_class = getattr(diffusers, name, None)
+        if scheduler_class is None or not hasattr(scheduler_class, "step"):
+            raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.")
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+        return None
+    if not steering.may_duplicate({0: steering.num_particles}) or adds_noise(pipe.scheduler, steering.eta):
+        return None
+    before = type(pipe.scheduler).__name__
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    return (
+        f"{before} adds no noise, so copies of a particle would stay identical; sampling with DDIMScheduler at eta "
+        f"{steering.eta:g}."
+    )
