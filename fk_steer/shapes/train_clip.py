@@ -59,7 +59,7 @@ def edit(line: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         edits += ["count"] * 3
     if relation is not None:
         edits += ["turn"] * 2 + ["relation"]
-    if second is not None and first.colour is not None and second.colour is not None:
+    if second is not None and None not in (first.colour, second.colour) and first.colour != second.colour:
         edits += ["swap"] * 4
     kind = edits[rng.integers(len(edits))]
     if kind == "count":
