@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -145,3 +148,15 @@ def assemble_xl(
 def _load_exactly(module: Any, weights: dict[str, Any]) -> None:
     weights = {name: value for name, value in weights.items() if not name.endswith("position_ids")}
     module.load_state_dict(weights)
+
+
+def save_half(model: Any, folder: Path) -> None:
+    """Save a pipeline or model in float16, such that plain `from_pretrained` loads it in float32.
+
+    Diffusers does so by itself; transformers goes by the dtype that the config names, whatever the file holds.
+    """
+    model.to(torch.float16).save_pretrained(folder)
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.get("dtype") == "float16":
+            path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")

@@ -148,7 +148,16 @@ def main(
         right = (logits[own, own][:, None] > edited)[wrong].float().mean()
         return (by_image + by_caption) / 2, {"edits told apart": right.item()}
 
-    train(model, loss_at, steps=steps, learning_rate=learning_rate, out=out, weight_decay=0.05, warmup=200, seed=seed)
+    train(
+        model,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        out=out,
+        weight_decay=0.05,
+        warmup=min(200, steps // 10),
+        seed=seed,
+    )
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
 

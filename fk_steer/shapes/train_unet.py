@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
 from .captions import sample_pair
-from .models import assemble, assemble_xl, make_unet, make_unet_xl
+from .models import assemble, assemble_xl, make_unet, make_unet_xl, save_half
 from .train_clip import pixels_of
 from .training import train
 from .world import SIZE, render
@@ -61,7 +61,7 @@ def cached_latents(
         parts["latents"].append(latents.half())
         parts["caption"].append(torch.tensor([index.setdefault(text, len(index)) for _, text in pairs]))
         parts["time_ids"].append(torch.tensor([time_ids for _, time_ids in images], dtype=torch.int16))
-    made = {name: torch.cat(values) for name, values in parts.items()}
+    made = {name: torch.cat(values).contiguous() for name, values in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     captions.write_text(json.dumps(list(index)))
     save_file(made, tensors.with_suffix(".tmp"))
@@ -134,8 +134,17 @@ def main(
         target = noise if sdxl else signal * noise - level * latents
         return F.mse_loss(predicted, target), {}
 
-    train(unet, loss_at, steps=steps, learning_rate=learning_rate, out=out, warmup=500, ema=ema, seed=seed)
-    pipe.to(torch.float16).save_pretrained(out / "pipeline")
+    train(
+        unet,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        out=out,
+        warmup=min(500, steps // 10),
+        ema=ema,
+        seed=seed,
+    )
+    save_half(pipe, out / "pipeline")
 
 
 @torch.no_grad()

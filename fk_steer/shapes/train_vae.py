@@ -63,7 +63,17 @@ def main(
         kl = posterior.kl().float().mean()
         return loss + KL_WEIGHT * kl, {"reconstruction": loss.item(), "kl": kl.item()}
 
-    train(vae, loss_at, steps=steps, learning_rate=learning_rate, out=out, weight_decay=0.0, ema=0.999, seed=seed)
+    train(
+        vae,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        out=out,
+        weight_decay=0.0,
+        ema=0.999,
+        warmup=min(100, steps // 10),
+        seed=seed,
+    )
     with torch.no_grad():
         latents = torch.cat([vae.encode(scenes_at(seed, steps + i, 64)).latent_dist.mean for i in range(8)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))

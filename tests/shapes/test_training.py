@@ -1,0 +1,130 @@
+"""The training scripts from scratch for a few hundred small steps, and the loop they share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from fk_steer import steer
+from fk_steer.rewards import load_reward
+from fk_steer.shapes import train_clip, train_unet, train_vae
+from fk_steer.shapes.training import train, warmup_cosine
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_falls(folder: Path, name: str = "loss", by: float = 0.8) -> None:
+    losses = [line[name] for line in log(folder)]
+    assert losses[-1] < by * losses[0], losses
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    train_clip.main(folder / "clip", steps=250, batch_size=16)
+    train_clip.main(folder / "clip2", steps=50, batch_size=8, second=True)
+    train_vae.main(folder / "vae", steps=200, batch_size=4)
+    return folder
+
+
+def test_clip(runs):
+    assert_falls(runs / "clip", by=0.85)
+    assert log(runs / "clip")[-1]["edits told apart"] > 0.55
+    reward = load_reward("clip-score", path=str(runs / "clip" / "model"))
+    assert reward(torch.rand(2, 3, 64, 64), ["a photo of a red star", "a photo of two moons"]).shape == (2,)
+
+
+def test_vae(runs):
+    assert_falls(runs / "vae", "reconstruction", 0.6)
+
+
+def test_unet(runs, tmp_path):
+    train_unet.main(
+        tmp_path, runs / "clip" / "model", runs / "vae" / "model", steps=200, batch_size=16, scenes=600, ema=0.98
+    )
+    assert_falls(tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    output = steer(pipe, lambda images, prompts: images.mean((1, 2, 3)), "target-ess")("a photo of a red star")
+    assert output.images[0].size == (64, 64)
+
+
+def test_unet_of_the_sdxl_twin(runs, tmp_path):
+    train_unet.main(
+        tmp_path,
+        runs / "clip" / "model",
+        runs / "vae" / "model",
+        runs / "clip2" / "model",
+        sdxl=True,
+        steps=150,
+        batch_size=16,
+        scenes=600,
+        ema=0.98,
+    )
+    assert_falls(tmp_path)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.prediction_type == "epsilon"
+    assert pipe("a photo of a red star", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def toy(out: Path, stop_at: int | None = None, stop=None) -> torch.nn.Module:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 3)
+
+    def loss_at(step):
+        if step == stop_at:
+            stop()
+        x = torch.randn(8, 3)
+        return (module(x) - x.flip(1)).square().mean(), {"at": float(step)}
+
+    train(module, loss_at, steps=120, learning_rate=0.05, out=out, ema=0.9, warmup=10)
+    return module
+
+
+@pytest.mark.parametrize("how", ["error", "sigterm"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, how):
+    def stop():
+        if how == "error":
+            raise RuntimeError("out of memory")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    expected = toy(tmp_path / "whole")
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        toy(tmp_path / "parts", 70, stop)
+    resumed = toy(tmp_path / "parts")
+    assert torch.equal(resumed.weight, expected.weight)
+    assert [line["step"] for line in log(tmp_path / "parts")] == [50, 100, 120]
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+    expected = toy(tmp_path)
+    stamp = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    again = toy(tmp_path, 0, lambda: pytest.fail("a step was taken"))
+    assert torch.equal(again.weight, expected.weight)
+    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == stamp
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="nan at step 0"):
+        train(module, lambda step: (module.weight.sum() * torch.nan, {}), steps=3, learning_rate=0.1, out=tmp_path)
+
+
+def test_learning_rate():
+    values = [warmup_cosine(step, 100, 10) for step in range(100)]
+    assert values[0] == 0.1
+    assert max(values) == values[9] == 1.0
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[-1] < 0.001
