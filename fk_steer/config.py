@@ -39,9 +39,10 @@ class FKSteering:
             in place of r(x0).
         resample_after_noise: resample x_{t-1} after the scheduler's noise, as the reference implementation does. Copies
             then share the noise of one step.
-        eta: noise of samplers that can be told how much, in [0, 1]: DDIM and TCD take it as their `eta`, and
-            `FlowMatchEulerDiscreteScheduler` samples stochastically when it is above 0. Samplers that always add noise
-            (ancestral, SDE) ignore it. An `eta` in the pipeline call wins.
+        eta: noise of samplers whose noise can be switched, in [0, 1]. DDIM and TCD take it as their `eta`; Euler
+            (ancestral or not), DPM-Solver++ (SDE or not) and flow-matching Euler sample stochastically when it is
+            above 0 and deterministically when it is 0. Other samplers keep the noise they have. An `eta` in the
+            pipeline call wins.
         preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
             path of one, for example 'madebyollin/taesd' for SD and 'madebyollin/taesdxl' for SDXL.
         reward_batch_size, decode_batch_size, denoise_batch_size: images per reward call, latents per VAE call and rows

@@ -8,14 +8,10 @@ from fk_steer.diffusion.pipeline_mixin import SteeringMixin
 class FKStableDiffusionXLPipeline(SteeringMixin, StableDiffusionXLPipeline):
     """`StableDiffusionXLPipeline` whose call takes `reward=` and `steering=`.
 
-    The published checkpoint comes with a deterministic Euler sampler, under which copies of a particle would stay
-    identical: give it a stochastic one, or use a preset that only prunes.
-
     ```py
     pipe = FKStableDiffusionXLPipeline.from_pretrained(
         "stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16"
     )
-    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     out = pipe.to("cuda")("a photo of three bicycles", reward=load_reward("clip-score"), steering="fk")
     ```
     """

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -11,7 +12,7 @@ from fk_steer import FKSteering, Trace, load_reward
 from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.pipelines import FKStableDiffusionPipeline
-from fk_steer.testing import PROMPTS, save_clip, sd, sdxl
+from fk_steer.testing import PROMPTS, save_clip, sd, sd_scheduler, sdxl
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     sd().save_pretrained(folder / "sd")
     sdxl().save_pretrained(folder / "sdxl")
+    sdxl(sd_scheduler("epsilon", UniPCMultistepScheduler)).save_pretrained(folder / "sdxl-unipc")
     save_clip(folder / "clip")
     return folder
 
@@ -101,14 +103,18 @@ def test_running_again(models, tmp_path):
     assert "another `guidance` (7.5 instead of 3.0)" in refused.stderr
 
 
-def test_sdxl_with_its_deterministic_sampler(models, tmp_path):
-    result = generate(models, tmp_path / "default", model="sdxl")
-    assert result.exit_code == 0, result.output
-    assert "EulerDiscreteScheduler adds no noise" in result.output
-    result = generate(models, tmp_path / "chosen", "--scheduler", "EulerAncestralDiscreteScheduler", model="sdxl")
+def test_samplers(models, tmp_path):
+    """Euler's noise is switched on; a sampler that has none is replaced, with a note, unless nothing needs it."""
+    result = generate(models, tmp_path / "euler", model="sdxl")
     assert result.exit_code == 0, result.output
     assert "adds no noise" not in result.output
-    result = generate(models, tmp_path / "psp", "--preset", "psp", "--particles", 4, model="sdxl")
+    result = generate(models, tmp_path / "unipc", model="sdxl-unipc")
+    assert result.exit_code == 0, result.output
+    assert "UniPCMultistepScheduler adds no noise" in result.output
+    result = generate(models, tmp_path / "chosen", "--scheduler", "DPMSolverMultistepScheduler", model="sdxl-unipc")
+    assert result.exit_code == 0, result.output
+    assert "adds no noise" not in result.output
+    result = generate(models, tmp_path / "psp", "--preset", "psp", "--particles", 4, model="sdxl-unipc")
     assert result.exit_code == 0, result.output
     assert "adds no noise" not in result.output
     assert not (tmp_path / "psp" / "000" / "01.png").exists()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 
@@ -149,17 +150,43 @@ def gather_history(scheduler: Any, shape: torch.Size, rows: Tensor) -> None:
 
 
 @contextmanager
-def stochastic_sampling(scheduler: Any, on: bool) -> Iterator[None]:
-    """Switch the noise of schedulers that keep the switch in their config (`FlowMatchEulerDiscreteScheduler`)."""
-    before = scheduler.config.get("stochastic_sampling")
-    if before is None or before == on:
-        yield
+def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iterator[Callable[..., Any]]:
+    """The `step` to call so that a sampler whose noise can be switched adds it if `eta` > 0, and none if it is 0.
+
+    | sampler | with noise | without |
+    |---|---|---|
+    | DDIM, TCD | `eta` | `eta=0` |
+    | Euler, Euler ancestral | the ancestral step | the Euler step |
+    | DPM-Solver++ (multistep, singlestep, EDM) | `sde-dpmsolver++` | `dpmsolver++` |
+    | flow matching Euler | `stochastic_sampling` | without it |
+
+    Other samplers keep the noise they have, or have none.
+
+    Args:
+        scheduler: the scheduler, whose config may be changed while the context lasts.
+        step: its own bound step.
+    """
+    if accepts(step, "eta"):
+        yield functools.partial(step, eta=eta)
         return
-    scheduler.register_to_config(stochastic_sampling=on)
-    try:
-        yield
-    finally:
-        scheduler.register_to_config(stochastic_sampling=before)
+    if isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
+        # The two differ in nothing but `step`, which needs the same state.
+        wanted = EulerAncestralDiscreteScheduler if eta > 0 else EulerDiscreteScheduler
+        yield step if isinstance(scheduler, wanted) else functools.partial(wanted.step, scheduler)
+        return
+    for name, quiet, noisy in (
+        ("stochastic_sampling", False, True),
+        ("algorithm_type", "dpmsolver++", "sde-dpmsolver++"),
+    ):
+        before, wanted_value = scheduler.config.get(name), noisy if eta > 0 else quiet
+        if before in (quiet, noisy) and before != wanted_value:
+            scheduler.register_to_config(**{name: wanted_value})
+            try:
+                yield step
+            finally:
+                scheduler.register_to_config(**{name: before})
+            return
+    yield step
 
 
 def accepts(function: Callable[..., Any], parameter: str) -> bool:
@@ -167,21 +194,14 @@ def accepts(function: Callable[..., Any], parameter: str) -> bool:
 
 
 def adds_noise(scheduler: Any, eta: float) -> bool:
-    """Whether a scheduler at rest would part two copies of a particle, with `eta` where it takes one."""
+    """Whether a scheduler at rest would part two copies of a particle, at this `eta` throughout."""
     probe = copy.deepcopy(scheduler)
     options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     probe.set_timesteps(8, **options)
-    step_options = {"eta": eta} if accepts(probe.step, "eta") else {}
-    return parts_copies(probe, probe.timesteps, 0, lambda index: step_options, lambda index: eta > 0)
+    return parts_copies(probe, probe.timesteps, 0, lambda index: eta)
 
 
-def parts_copies(
-    scheduler: Any,
-    timesteps: Tensor,
-    first: int,
-    step_options: Callable[[int], dict[str, Any]],
-    noisy: Callable[[int], bool],
-) -> bool:
+def parts_copies(scheduler: Any, timesteps: Tensor, first: int, eta_at: Callable[[int], float]) -> bool:
     """Whether two copies of a particle made at step `first` would differ at the end of the loop.
 
     Asks the scheduler itself rather than a list of schedulers: a copy of it takes the steps with two equal rows and a
@@ -191,21 +211,19 @@ def parts_copies(
         scheduler: before its first step.
         timesteps: (T,) of the loop.
         first: index of the first step before whose noise there may be copies.
-        step_options: step index -> keyword arguments of `scheduler.step` other than the generator.
-        noisy: step index -> whether switchable noise is on.
+        eta_at: step index -> the noise asked for, see `noise_switched`.
     """
     probe = copy.copy(scheduler)
     vars(probe).pop("step", None)  # not ours, which holds on to the whole run
     probe = copy.deepcopy(probe)
-    options: dict[str, Any] = {}
-    if accepts(probe.step, "generator"):
-        options["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     sample = torch.ones(2, 4, 2, 2, device=timesteps.device)
     for index, timestep in enumerate(timesteps):
         if index <= first:
             sample = sample[:1].repeat(2, 1, 1, 1)
-        with stochastic_sampling(probe, noisy(index)):
-            sample = probe.step(torch.zeros_like(sample), timestep, sample, **step_options(index), **options)[0]
+        with noise_switched(probe, probe.step, eta_at(index)) as step:
+            options = {"generator": generators} if accepts(step, "generator") else {}
+            sample = step(torch.zeros_like(sample), timestep, sample, **options)[0]
     return not torch.equal(sample[0], sample[1])
 
 

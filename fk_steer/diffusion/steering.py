@@ -32,10 +32,10 @@ from .schedulers import (
     in_first_order_stage,
     intercept,
     intercept_step,
+    noise_switched,
     parametrisation,
     parts_copies,
     predict_x0,
-    stochastic_sampling,
 )
 
 
@@ -224,13 +224,11 @@ class _Run:
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         if self.step_index == 0:
-            self.start(sample, inner)
+            self.start(sample)
         index, scheduler = self.step_index, self.pipe.scheduler
         if len(self.rows.live) < self.rows.total:
             live = self.rows.live.to(sample.device)
             model_output, sample = model_output[live], sample[live]
-        noisy = self.steering.schedule.injects_noise(index, self.trace.num_steps)
-
         moved = None
         generators = self.generators_of(self.rows.live)
         if (size := self.due(index)) is not None:
@@ -241,11 +239,11 @@ class _Run:
             model_output, sample = model_output[rows], sample[rows]
             generators = self.generators_of(self.rows.live)
 
-        kwargs |= self.step_options(inner, index)
-        if accepts(inner, "generator"):
-            kwargs["generator"] = generators
-        with stochastic_sampling(scheduler, noisy and self.eta > 0):
-            output = inner(model_output, timestep, sample, *args, **kwargs)
+        kwargs.pop("eta", None)
+        with noise_switched(scheduler, inner, self.eta_at(index)) as take_step:
+            if accepts(take_step, "generator"):
+                kwargs["generator"] = generators
+            output = take_step(model_output, timestep, sample, *args, **kwargs)
 
         if moved is not None and self.steering.resample_after_noise:
             rows = moved.to(sample.device)
@@ -259,7 +257,7 @@ class _Run:
 
     # What they are made of.
 
-    def start(self, sample: Tensor, step: Callable[..., Any]) -> None:
+    def start(self, sample: Tensor) -> None:
         """Checks that need the loop's timesteps."""
         if sample.shape[0] != self.rows.total:
             raise ValueError(
@@ -275,15 +273,14 @@ class _Run:
             scheduler,
             timesteps[len(timesteps) - num_steps :],
             min(self.events),
-            lambda index: self.step_options(step, index),
-            lambda index: self.eta > 0 and self.steering.schedule.injects_noise(index, num_steps),
+            self.eta_at,
         ):
             raise ValueError(
                 f"{type(scheduler).__name__} adds no noise after the first resampling, so copies of a particle would "
-                "stay identical. Let it add noise (`eta` above 0 for DDIM, and a noise window that reaches past "
-                "the first scoring event), use a stochastic sampler (`pipe.scheduler = "
-                "EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)`), or a preset that only prunes "
-                "('psp', 'best-of-n')."
+                "stay identical. Let it add noise (`eta` above 0 and a noise window that reaches past the first "
+                "scoring event), use a sampler that can (`pipe.scheduler = "
+                "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`, DDIM or Euler), or a preset that "
+                "only prunes ('psp', 'best-of-n')."
             )
 
     def due(self, index: int) -> int | None:
@@ -294,10 +291,8 @@ class _Run:
             return None
         return [self.events.pop(step) for step in passed][-1]
 
-    def step_options(self, step: Callable[..., Any], index: int) -> dict[str, Any]:
-        if not accepts(step, "eta"):
-            return {}
-        return {"eta": self.eta if self.steering.schedule.injects_noise(index, self.trace.num_steps) else 0.0}
+    def eta_at(self, index: int) -> float:
+        return self.eta if self.steering.schedule.injects_noise(index, self.trace.num_steps) else 0.0
 
     def generators_of(self, rows: Tensor) -> list[torch.Generator]:
         return [self.generators[row] for row in rows.tolist()]

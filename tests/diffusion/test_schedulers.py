@@ -14,9 +14,9 @@ from fk_steer.diffusion.schedulers import (
     adds_noise,
     gather_history,
     in_first_order_stage,
+    noise_switched,
     parametrisation,
     parts_copies,
-    stochastic_sampling,
 )
 from fk_steer.testing import sd_scheduler
 
@@ -31,42 +31,44 @@ def scheduler(name: str, **config):
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-STOCHASTIC = {
-    "ddim": ("DDIM", {}),
+ALWAYS_NOISY = {
     "ddpm": ("DDPM", {}),
-    "tcd": ("TCD", {}),
     "lcm": ("LCM", {"original_inference_steps": 50}),
-    "euler-a": ("EulerAncestralDiscrete", {}),
     "kdpm2-a": ("KDPM2AncestralDiscrete", {}),
-    "sde-dpm++": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
     "sde-dpm": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}),
-    "sde-dpm++-single": ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver++"}),
     "sa-solver": ("SASolver", {}),
-    "flow-euler-stochastic": ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
     "flow-lcm": ("FlowMatchLCM", {}),
 }
-DETERMINISTIC = {
+SWITCHABLE = {
+    "ddim": ("DDIM", {}),
+    "tcd": ("TCD", {}),
     "euler": ("EulerDiscrete", {}),
+    "euler-a": ("EulerAncestralDiscrete", {}),
+    "dpm++2m": ("DPMSolverMultistep", {}),
+    "dpm++2m-karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
+    "dpm++3m": ("DPMSolverMultistep", {"solver_order": 3}),
+    "sde-dpm++": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++2s": ("DPMSolverSinglestep", {}),
+    "sde-dpm++2s": ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver++"}),
+    "edm-dpm++": ("EDMDPMSolverMultistep", {}),
+    "flow-dpm++": ("DPMSolverMultistep", FLOW),
+    "flow-euler": ("FlowMatchEulerDiscrete", {}),
+    "flow-euler-stochastic": ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+}
+NEVER_NOISY = {
     "heun": ("HeunDiscrete", {}),
     "kdpm2": ("KDPM2Discrete", {}),
     "lms": ("LMSDiscrete", {}),
     "pndm": ("PNDM", {}),
-    "dpm++2m": ("DPMSolverMultistep", {}),
-    "dpm++2m-karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
-    "dpm++3m": ("DPMSolverMultistep", {"solver_order": 3}),
     "dpm": ("DPMSolverMultistep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
-    "dpm++2s": ("DPMSolverSinglestep", {}),
     "unipc": ("UniPCMultistep", {}),
     "unipc3": ("UniPCMultistep", {"solver_order": 3}),
     "deis": ("DEISMultistep", {}),
     "edm-euler": ("EDMEuler", {}),
-    "edm-dpm++": ("EDMDPMSolverMultistep", {}),
-    "flow-euler": ("FlowMatchEulerDiscrete", {}),
     "flow-heun": ("FlowMatchHeunDiscrete", {}),
-    "flow-dpm++": ("DPMSolverMultistep", FLOW),
     "flow-unipc": ("UniPCMultistep", FLOW),
 }
-SCHEDULERS = {**STOCHASTIC, **DETERMINISTIC}
+SCHEDULERS = {**ALWAYS_NOISY, **SWITCHABLE, **NEVER_NOISY}
 SHAPE = (4, 4, 6, 6)
 
 
@@ -222,47 +224,88 @@ def first_order_at(solver, at: int) -> bool:
     return stages[at]
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_stochastic_samplers_part_copies(name):
-    assert adds_noise(scheduler(STOCHASTIC[name][0], **STOCHASTIC[name][1]), eta=1.0)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noise_parts_copies(name):
+    solver = scheduler(SCHEDULERS[name][0], **SCHEDULERS[name][1])
+    assert adds_noise(solver, eta=1.0) == (name not in NEVER_NOISY)
+    assert adds_noise(solver, eta=0.0) == (name in ALWAYS_NOISY)
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_deterministic_samplers_do_not(name):
-    assert not adds_noise(scheduler(DETERMINISTIC[name][0], **DETERMINISTIC[name][1]), eta=0.0)
+@pytest.mark.parametrize("name", SWITCHABLE)
+def test_switched_steps_are_those_of_the_samplers_they_become(name):
+    """Noise on or off throughout equals the sampler that always or never adds it, to the last bit."""
+    twins = {
+        "DDIM": {},
+        "TCD": {},
+        "EulerDiscrete": {True: ("EulerAncestralDiscrete", {})},
+        "EulerAncestralDiscrete": {False: ("EulerDiscrete", {})},
+        "DPMSolverMultistep": {
+            True: ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
+            False: ("DPMSolverMultistep", {"algorithm_type": "dpmsolver++"}),
+        },
+        "DPMSolverSinglestep": {
+            True: ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver++"}),
+            False: ("DPMSolverSinglestep", {"algorithm_type": "dpmsolver++"}),
+        },
+        "EDMDPMSolverMultistep": {True: ("EDMDPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"})},
+        "FlowMatchEulerDiscrete": {
+            True: ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+            False: ("FlowMatchEulerDiscrete", {"stochastic_sampling": False}),
+        },
+    }
+    kind, config = SWITCHABLE[name]
+    start = torch.randn(SHAPE)
+    for noisy, (twin_kind, twin_config) in twins[kind].items():
+        solver, twin = scheduler(kind, **config), scheduler(twin_kind, **{**config, **twin_config})
+        before = {name: solver.config.get(name) for name in ("algorithm_type", "stochastic_sampling")}
+        for made in (solver, twin):
+            made.set_timesteps(8)
+
+        def switched(inner, *args, noisy=noisy, solver=solver, **options):
+            with noise_switched(solver, inner, float(noisy)) as step:
+                return step(*args, **options)
+
+        x = start * getattr(solver, "init_noise_sigma", 1.0)
+        with intercept_step(solver, switched):
+            result = denoise(solver, x, solver.timesteps, generators(0, 1, 2, 3))
+        assert torch.equal(result, denoise(twin, x, twin.timesteps, generators(0, 1, 2, 3)))
+        assert all(solver.config.get(name) == value for name, value in before.items())
 
 
-@pytest.mark.parametrize("name", ["DDIM", "TCD", "FlowMatchEulerDiscrete"])
-def test_eta_switches_the_noise(name):
-    assert adds_noise(scheduler(name), eta=0.5)
-    assert not adds_noise(scheduler(name), eta=0.0)
+def test_eta_reaches_samplers_that_take_it():
+    solver = scheduler("DDIM")
+    solver.set_timesteps(8)
+    sample, output = torch.randn(SHAPE), torch.randn(SHAPE)
+    with noise_switched(solver, solver.step, 0.4) as step:
+        result = step(output, solver.timesteps[2], sample, generator=generators(0, 1, 2, 3))[0]
+    expected = solver.step(output, solver.timesteps[2], sample, eta=0.4, generator=generators(0, 1, 2, 3))[0]
+    assert torch.equal(result, expected)
+
+
+def test_switched_config_is_put_back_after_an_exception():
+    solver = scheduler("FlowMatchEulerDiscrete")
+    with pytest.raises(KeyError), noise_switched(solver, solver.step, 1.0):
+        raise KeyError
+    assert not solver.config.stochastic_sampling
 
 
 def test_noise_before_the_resampling_does_not_count():
     solver = scheduler("DDIM")
     solver.set_timesteps(10)
-    window = lambda index: {"eta": 1.0 if index < 4 else 0.0}  # noqa: E731
-    assert parts_copies(solver, solver.timesteps, 2, window, lambda index: True)
-    assert not parts_copies(solver, solver.timesteps, 4, window, lambda index: True)
+    assert parts_copies(solver, solver.timesteps, 2, lambda index: float(index < 4))
+    assert not parts_copies(solver, solver.timesteps, 4, lambda index: float(index < 4))
 
 
 def test_asking_leaves_the_scheduler_alone():
-    solver = scheduler("DPMSolverMultistep", algorithm_type="sde-dpmsolver++")
+    solver = scheduler("DPMSolverMultistep")
     solver.set_timesteps(10)
     before = {name: copy.deepcopy(value) for name, value in vars(solver).items()}
     adds_noise(solver, 1.0)
-    parts_copies(solver, solver.timesteps, 3, lambda index: {}, lambda index: True)
+    parts_copies(solver, solver.timesteps, 3, lambda index: 1.0)
     assert vars(solver).keys() == before.keys()
-    assert solver.step_index is None and torch.equal(solver.timesteps, before["timesteps"])
-
-
-def test_stochastic_sampling_is_switched_for_a_while():
-    solver = scheduler("FlowMatchEulerDiscrete")
-    with stochastic_sampling(solver, True):
-        assert solver.config.stochastic_sampling
-    assert not solver.config.stochastic_sampling
-    with stochastic_sampling(scheduler("DDIM"), True):
-        pass
+    assert solver.config == before["_internal_dict"]
+    assert solver.step_index is None
+    assert torch.equal(solver.timesteps, before["timesteps"])
 
 
 @pytest.mark.parametrize(

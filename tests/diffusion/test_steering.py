@@ -115,7 +115,7 @@ def test_survivors_of_pruning_equal_the_same_rows_run_alone(name):
 
 SOLVERS = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
-    "dpm++3m-sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "sde-dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
@@ -134,7 +134,9 @@ def test_pruning_carries_solver_history(solver):
     name, config = SOLVERS[solver]
     pipe = sd(sd_scheduler(kind=getattr(diffusers, name), **config))
     call = {**SIZE, "guidance_scale": 5.0, "num_inference_steps": 8, "output_type": "pt"}
-    output = steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0))(
+    # The survivors' stock run has the sampler's own noise, if any.
+    eta = float(solver in ("sde-dpm++", "euler-a"))
+    output = steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0, eta=eta))(
         PROMPTS[0], generator=row_generators(*range(8)), **call
     )
     rows = output.trace.events[-1].slots_before[0]
@@ -143,7 +145,7 @@ def test_pruning_carries_solver_history(solver):
     torch.testing.assert_close(in_slot_order(output)[0], alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("solver", ["euler-a", "kdpm2-a", "sa-solver", "lcm", "dpm++3m-sde"])
+@pytest.mark.parametrize("solver", ["euler-a", "kdpm2-a", "sa-solver", "lcm", "sde-dpm++"])
 def test_stochastic_solvers_can_be_steered(solver):
     name, config = SOLVERS[solver]
     pipe = sd(sd_scheduler(kind=getattr(diffusers, name), **config))
@@ -511,8 +513,8 @@ class TestBadInput:
     CALL = {**SIZE, "num_inference_steps": 5}
 
     def test_deterministic_sampler_with_copies(self):
-        with pytest.raises(ValueError, match="EulerDiscreteScheduler adds no noise.*EulerAncestral.*'psp'"):
-            steer(sdxl(), redness, RESAMPLE)(PROMPTS, **self.CALL)
+        with pytest.raises(ValueError, match="UniPCMultistepScheduler adds no noise.*DPMSolverMultistep.*'psp'"):
+            steer(sd(sd_scheduler(kind=diffusers.UniPCMultistepScheduler)), redness, RESAMPLE)(PROMPTS, **self.CALL)
         with pytest.raises(ValueError, match="DDIMScheduler adds no noise.*`eta`"):
             steer(sd(), redness, RESAMPLE)(PROMPTS, eta=0.0, **self.CALL)
         closed = FKSteering(**{**vars(RESAMPLE), "schedule": Schedule(at=(0.5,), noise=(0.0, 0.4))})
@@ -520,7 +522,12 @@ class TestBadInput:
             steer(sd(), redness, closed)(PROMPTS, **self.CALL)
 
     def test_pruning_on_a_deterministic_sampler_is_fine(self):
-        assert len(steer(sdxl(), redness, FKSteering.preset("psp", lmbda=1.0))(PROMPTS, **self.CALL).images) == 4
+        pipe = sd(sd_scheduler(kind=diffusers.UniPCMultistepScheduler))
+        assert len(steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0))(PROMPTS, **self.CALL).images) == 4
+
+    def test_eulers_noise_is_switched_on_for_sdxl(self):
+        output = steer(sdxl(), redness, RESAMPLE)(PROMPTS, **self.CALL)
+        assert len({image.tobytes() for image in output.images}) == 8
 
     @pytest.mark.parametrize(
         ("reward", "message"),
