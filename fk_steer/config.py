@@ -43,8 +43,15 @@ class FKSteering:
             (ancestral or not), DPM-Solver++ (SDE or not) and flow-matching Euler sample stochastically when it is
             above 0 and deterministically when it is 0. Other samplers keep the noise they have. An `eta` in the
             pipeline call wins.
+        elite: from the first event inside the noise window on, the particle with the highest reward at that event goes
+            on without noise and survives every resampling, so that the result is never worse than what the best seed
+            gives. For samplers whose noise can be switched.
+        standardize: weigh z-scores of the rewards within each prompt instead of the rewards.
+        target_reward: a prompt whose best x0 prediction reaches this reward goes on with that particle alone; the
+            denoiser rows that saves are reported. None never stops.
         preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
             path of one, for example 'madebyollin/taesd' for SD and 'madebyollin/taesdxl' for SDXL.
+        preview_until: progress in [0, 1] of the loop up to which the preview decoder is used.
         reward_batch_size, decode_batch_size, denoise_batch_size: images per reward call, latents per VAE call and rows
             per denoiser call (a particle is two rows under classifier-free guidance). None is everything at once; set
             all three for a peak memory that does not grow with the number of particles.
@@ -65,7 +72,11 @@ class FKSteering:
     exact_terminal: bool = True
     resample_after_noise: bool = False
     eta: float = 1.0
+    elite: bool = False
+    standardize: bool = False
+    target_reward: float | None = None
     preview_decoder: Any = None
+    preview_until: float = 1.0
     reward_batch_size: int | None = None
     decode_batch_size: int | None = None
     denoise_batch_size: int | None = None
@@ -83,10 +94,10 @@ class FKSteering:
             raise ValueError(f"Expected `num_particles` to be at least 1, but got {self.num_particles}.")
         if self.lmbda is not None and not (math.isfinite(self.lmbda) and self.lmbda >= 0):
             raise ValueError(f"Expected `lmbda` to be finite and at least 0, but got {self.lmbda}.")
-        if not 0.0 <= self.ess_threshold <= 1.0:
-            raise ValueError(f"Expected `ess_threshold` to be between 0.0 and 1.0, but got {self.ess_threshold}.")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"Expected `eta` to be between 0.0 and 1.0, but got {self.eta}.")
+        for name in ("ess_threshold", "eta", "preview_until"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"Expected `{name}` to be between 0.0 and 1.0, but got {value}.")
         if self.floor is not None and self.potential != "max":
             raise ValueError(f"`floor` is only used by the potential 'max', but the potential is '{self.potential}'.")
         for name in ("reward_batch_size", "decode_batch_size", "denoise_batch_size"):

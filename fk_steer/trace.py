@@ -33,6 +33,7 @@ class TraceEvent:
         timestep: of the step, as the scheduler counts; None for the final images.
         lmbda: (P,) the lambda in force.
         rewards: (P, K) in the order of `slots_before`.
+        scores: what the rewards were made from: (P, K) for each part of a composite reward, and as they came.
         log_weights: (P, K) normalised, carried weights included, before resampling.
         ess: (P,) effective sample size of those weights, from 1 to K.
         resampled: (P,) whether the population was resampled.
@@ -40,6 +41,7 @@ class TraceEvent:
         slots: (P, M) which are alive afterwards.
         parents: (P, M) the slot that the particle in `slots` at the same position came from.
         distinct_roots: (P,) how many of the initial particles still have descendants.
+        stopped: (P,) whether the prompt had reached the reward asked for and goes on with its best particle alone.
         nfe: rows the denoiser has been run on so far; two per particle and step under classifier-free guidance.
         reward_calls: images the reward has scored so far, this event included.
     """
@@ -49,6 +51,7 @@ class TraceEvent:
     timestep: float | None
     lmbda: list[float]
     rewards: list[list[float]]
+    scores: dict[str, list[list[float]]]
     log_weights: list[list[float]]
     ess: list[float]
     resampled: list[bool]
@@ -56,6 +59,7 @@ class TraceEvent:
     slots: list[list[int]]
     parents: list[list[int]]
     distinct_roots: list[int]
+    stopped: list[bool]
     nfe: int
     reward_calls: int
 
@@ -80,10 +84,12 @@ class Trace:
         num_steps: of the denoising loop.
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
-            do not give one (truncation selection, or no exact terminal weight).
+            do not give one (truncation selection, standardised rewards, or no exact terminal weight).
         nfe: rows the denoiser was run on.
+        nfe_saved: rows it was not run on because prompts had reached the reward asked for.
         denoiser_calls: calls those rows were spread over.
-        reward_calls: images the reward scored.
+        reward_calls: images scored, once for each part of a composite reward.
+        reward_calls_by_part: the same by name of the part.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
     """
 
@@ -94,8 +100,10 @@ class Trace:
     events: list[TraceEvent] = field(default_factory=list)
     log_normalizer: list[float] = field(default_factory=list)
     nfe: int = 0
+    nfe_saved: int = 0
     denoiser_calls: int = 0
     reward_calls: int = 0
+    reward_calls_by_part: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,34 +21,59 @@ numbers of layers."""
 
 
 class Rows:
-    """Which of B rows are alive, and which of those are still equal to another.
+    """Which rows of a pipeline's batch are alive, and which of those are still equal to another.
+
+    The batch holds `num_slots` rows for each of P prompts, prompt by prompt: row p * num_slots + slot.
 
     Attributes:
-        total: B.
+        total: B = P * num_slots.
         live: (L,) ascending, the rows that are alive.
         source: (B,) for each row the live row whose denoiser output it takes: itself if it is alive and distinct, the
-            first of its copies if it is alive and a copy, some live row if it is not alive.
+            first of its copies if it is alive and a copy, some live row of its prompt if it is not alive.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.live = torch.arange(total)
-        self.source = torch.arange(total)
+    def __init__(self, num_populations: int, num_slots: int) -> None:
+        self.total = num_populations * num_slots
+        self.live = torch.arange(self.total)
+        self.source = torch.arange(self.total)
+        self._first_row = num_slots * torch.arange(num_populations)[:, None]
+        self._num_slots = num_slots
 
-    def resample(self, slots: Tensor, moved: Tensor, num_slots: int) -> None:
+    def of(self, slots: Tensor) -> Tensor:
+        """Rows (P, M) of slots (P, M)."""
+        return slots + self._first_row
+
+    def positions(self) -> Tensor:
+        """(B,) for each row its position among the live ones, of a stand-in if it is not alive."""
+        stand_in = self.source.clone()
+        stand_in[self.live] = self.live
+        return torch.searchsorted(self.live, stand_in)
+
+    def resample(self, slots: Tensor, parents: Tensor, collapsed: Tensor) -> Tensor | None:
         """After a scoring event.
 
         Args:
-            slots: (P, M) the slots that are alive now; row p * num_slots + slot belongs to slot `slot` of prompt p.
-            moved: (P * M,) for each of them the position among the rows alive before that it continues.
+            slots: (P, M) the slots of the particles that go on, ascending.
+            parents: (P, M) the slot that each of them continues.
+            collapsed: (P,) prompts whose particles are all the same from now on; one row stands for them.
+
+        Returns:
+            (L,) for each live row the position, among the rows alive before, of the one that it continues; None if all
+            go on as they are.
         """
-        origin = self.source[self.live[moved]]
-        first_row = num_slots * torch.arange(len(slots))[:, None]
-        self.live = (slots + first_row).flatten()
-        self.source = self.live.view(slots.shape)[:, :1].repeat(1, num_slots).flatten()
+        rows, kept = self.of(slots), torch.ones_like(slots, dtype=torch.bool)
+        kept[collapsed, 1:] = False
+        before, live = self.live, rows[kept]
+        moved = self.positions()[self.of(parents)[kept]]
+        if torch.equal(live, before) and torch.equal(moved, torch.arange(len(before))):
+            return None
+        origins = self.source[before[moved]]
+        self.live = live
+        self.source = rows[:, :1].repeat(1, self._num_slots).flatten()
         first_of: dict[int, int] = {}
-        for row, parent in zip(self.live.tolist(), origin.tolist()):
-            self.source[row] = first_of.setdefault(parent, row)
+        for row, origin in zip(live.tolist(), origins.tolist()):
+            self.source[row] = first_of.setdefault(origin, row)
+        return moved
 
     def part(self, values: Tensor) -> None:
         """Drop the claims of equality that do not hold for `values` (B, ...)."""
@@ -63,15 +88,8 @@ class Rows:
 
     def distinct_live(self) -> tuple[Tensor, Tensor]:
         """Positions (D,) of the distinct rows among the live ones, and (L,) which of the D each live row equals."""
-        sources = self.source[self.live]
-        distinct, inverse = sources.unique(return_inverse=True)
+        distinct, inverse = self.source[self.live].unique(return_inverse=True)
         return torch.searchsorted(self.live, distinct), inverse
-
-    def spread(self) -> Tensor:
-        """(B,) for each row its position among the live ones, of a stand-in if it is not alive."""
-        stand_in = self.source.clone()
-        stand_in[self.live] = self.live
-        return torch.searchsorted(self.live, stand_in)
 
 
 def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int, name: str = "") -> Any:
@@ -99,7 +117,7 @@ def run_on_live_rows(
     chunk_size: int | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Any, int]:
+) -> tuple[Any, int, int]:
     """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
 
     The batch may hold the rows several times over (twice under classifier-free guidance, in the order
@@ -111,14 +129,14 @@ def run_on_live_rows(
         chunk_size: rows per call; None for all at once.
 
     Returns:
-        The denoiser's output for all rows, and the number of rows it was run on.
+        The denoiser's output for all rows, the number of rows it was run on, and how often the batch held the rows.
     """
     sample = args[0] if args else kwargs[parameters[0]]
     batch = sample.shape[0]
     copies, rest = divmod(batch, rows.total)
     if rest or not copies:
         # Not the particles' batch: some other use of the module.
-        return denoiser(*args, **kwargs), batch
+        return denoiser(*args, **kwargs), batch, 0
     rows.part(sample[: rows.total])
     distinct = rows.distinct
     offsets = rows.total * torch.arange(copies)[:, None]
@@ -133,16 +151,16 @@ def run_on_live_rows(
         return denoiser(*some_args, **map_rows(take, kwargs, batch))
 
     if everything and (chunk_size is None or chunk_size >= batch):
-        return call(None), batch
+        return call(None), batch, copies
     chunks = needed.split(chunk_size or len(needed))
     outputs = [call(chunk) for chunk in chunks]
     sizes = [len(chunk) for chunk in chunks]
     if everything:
-        return join_rows(outputs, sizes), batch
+        return join_rows(outputs, sizes), batch, copies
     position = torch.empty(rows.total, dtype=torch.long)
     position[distinct] = torch.arange(len(distinct))
     scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten()
-    return join_rows(outputs, sizes, lambda tensor: tensor[scatter.to(tensor.device)]), len(needed)
+    return join_rows(outputs, sizes, lambda tensor: tensor[scatter.to(tensor.device)]), len(needed), copies
 
 
 def join_rows(outputs: list[Any], sizes: list[int], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:

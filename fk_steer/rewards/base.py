@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -57,6 +57,58 @@ def device_of(images: Images, otherwise: torch.device) -> torch.device:
 def lmbda_for(reward: RewardFunction, lmbda: float | None) -> float | None:
     """`lmbda`, or the reward's default; None if there is neither."""
     return getattr(reward, "default_lmbda", None) if lmbda is None else lmbda
+
+
+@runtime_checkable
+class CompositeReward(Protocol):
+    """A reward of a particle that is made from several scores of all particles of its prompt.
+
+    Attributes:
+        name, default_lmbda: as for any `Reward`.
+        parts: name -> reward that is scored image by image.
+    """
+
+    name: str
+    default_lmbda: float | None
+    parts: Mapping[str, RewardFunction]
+
+    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Rewards (P, K) from the scores (P, K) of each part; K particles for each of P prompts."""
+        ...
+
+
+def parts_of(reward: RewardFunction | CompositeReward) -> dict[str, RewardFunction]:
+    """Name -> reward to score images with: the parts of a composite, or the reward itself."""
+    if isinstance(reward, CompositeReward):
+        return dict(reward.parts)
+    return {name_of(reward): reward}
+
+
+def combine(reward: RewardFunction | CompositeReward, scores: Mapping[str, Tensor]) -> Tensor:
+    """Rewards (P, K) from the scores (P, K) of `parts_of(reward)`."""
+    if isinstance(reward, CompositeReward):
+        return reward.combine(scores)
+    (score,) = scores.values()
+    return score
+
+
+def reward_at(reward: Any, progress: float) -> Any:
+    """The reward in use at a progress in [0, 1] of the loop: a cascade has several."""
+    return reward.at(progress) if hasattr(reward, "at") else reward
+
+
+def standardize(rewards: Tensor) -> Tensor:
+    """z-scores (P, K) within each prompt: mean 0 and standard deviation 1 over its particles, all 0 where they tie.
+
+    Infinite rewards stay as they are and do not enter the mean.
+    """
+    finite = rewards.isfinite()
+    count = finite.sum(1, keepdim=True).clamp(min=1)
+    values = torch.where(finite, rewards, 0.0)
+    centred = torch.where(finite, rewards - values.sum(1, keepdim=True) / count, 0.0)
+    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    scores = torch.where(spread > 1e-12 * values.abs().amax(1, keepdim=True), centred / spread, 0.0)
+    return torch.where(finite, scores, rewards)
 
 
 def evaluate(reward: RewardFunction, images: Images, prompts: Sequence[str], where: str) -> Tensor:

@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import Images, RewardFunction, device_of, name_of
+from .base import Images, RewardFunction, device_of, name_of, standardize
+
+
+Z_LMBDA = 2.0
+"""A lambda that suits standardised scores, whose spread is one."""
 
 
 class WeightedSum:
@@ -28,8 +32,7 @@ class WeightedSum:
     """
 
     def __init__(self, weights: Mapping[RewardFunction, float], default_lmbda: float | None = None) -> None:
-        if not weights or not all(math.isfinite(weight) for weight in weights.values()):
-            raise ValueError(f"Expected rewards with finite weights, but got {list(weights.values())}.")
+        _check_weights(weights)
         self.weights = dict(weights)
         self.name = " + ".join(f"{weight:g} * {name_of(reward)}" for reward, weight in self.weights.items())
         lmbdas = [getattr(reward, "default_lmbda", None) for reward in self.weights]
@@ -45,3 +48,79 @@ class WeightedSum:
         for reward, weight in self.weights.items():
             total = total + weight * torch.as_tensor(reward(images, prompts)).to(device, torch.float32)
         return total
+
+
+class ZScoreSum:
+    """sum_i weight_i * z_i, where z_i is the score of reward i standardised over the particles of a prompt.
+
+    For rewards of unlike scales, none of which is to rule because its numbers are large. The value of an image depends
+    on the other particles, so this is for steering, not for scoring single images.
+
+    ```py
+    ZScoreSum({clip: 1.0, aesthetic: 0.5})
+    ```
+
+    Args:
+        weights: reward -> weight, finite.
+        default_lmbda: None for 2 over the root of the summed squares of the weights.
+
+    Raises:
+        ValueError: for no rewards or a weight that is not finite.
+    """
+
+    def __init__(self, weights: Mapping[RewardFunction, float], default_lmbda: float | None = None) -> None:
+        _check_weights(weights)
+        self.parts = {name_of(reward): reward for reward in weights}
+        self._weights = {name_of(reward): weight for reward, weight in weights.items()}
+        if len(self.parts) < len(weights):
+            raise ValueError(f"Expected rewards of different names, but got {[name_of(reward) for reward in weights]}.")
+        self.name = " + ".join(f"{weight:g} * z({name})" for name, weight in self._weights.items())
+        self.default_lmbda = default_lmbda or Z_LMBDA / math.hypot(*self._weights.values())
+
+    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """See `CompositeReward`."""
+        return torch.stack([weight * standardize(scores[name]) for name, weight in self._weights.items()]).sum(0)
+
+
+class Cascade:
+    """A cheap reward for early events and an expensive one for late events and the final images.
+
+    Both are on record in the trace. Their scores are standardised within each prompt before they are weighed, so that
+    it does not matter that they have different scales.
+
+    ```py
+    Cascade(clip, llava_reward, switch=0.5)
+    ```
+
+    Args:
+        cheap, expensive: the rewards.
+        switch: progress in [0, 1] of the loop from which the expensive one is used.
+        default_lmbda: for standardised scores.
+
+    Raises:
+        ValueError: for a switch outside [0, 1].
+    """
+
+    standardize = True
+
+    def __init__(
+        self, cheap: RewardFunction, expensive: RewardFunction, switch: float = 0.5, default_lmbda: float = Z_LMBDA
+    ) -> None:
+        if not 0.0 <= switch <= 1.0:
+            raise ValueError(f"Expected `switch` to be between 0.0 and 1.0, but got {switch}.")
+        self.cheap, self.expensive, self.switch = cheap, expensive, switch
+        self.name = f"{name_of(cheap)} -> {name_of(expensive)}"
+        self.default_lmbda = default_lmbda
+
+    def at(self, progress: float) -> RewardFunction:
+        """The reward in use at a progress in [0, 1]; 1 is the final images."""
+        return self.expensive if progress >= self.switch or progress >= 1.0 else self.cheap
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """The expensive reward."""
+        return self.expensive(images, prompts)
+
+
+def _check_weights(weights: Mapping[RewardFunction, float]) -> None:
+    if not weights or not all(math.isfinite(weight) for weight in weights.values()):
+        raise ValueError(f"Expected rewards with finite weights, but got {list(weights.values())}.")

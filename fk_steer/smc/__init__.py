@@ -3,12 +3,24 @@ nothing of diffusion."""
 
 from .population import Event, Population
 from .potentials import POTENTIALS, Potential
-from .resampling import RESAMPLERS, effective_sample_size, multinomial, residual, ssp, stratified, systematic, top_k
+from .resampling import (
+    BIASED,
+    RESAMPLERS,
+    argmax,
+    effective_sample_size,
+    multinomial,
+    residual,
+    ssp,
+    stratified,
+    systematic,
+    top_k,
+)
 from .schedule import Schedule
 from .tempering import TEMPERINGS, Constant, Geometric, Rising, TargetESS, Tempering
 
 
 __all__ = [
+    "BIASED",
     "POTENTIALS",
     "RESAMPLERS",
     "TEMPERINGS",
@@ -21,6 +33,7 @@ __all__ = [
     "Schedule",
     "TargetESS",
     "Tempering",
+    "argmax",
     "effective_sample_size",
     "multinomial",
     "residual",

@@ -101,7 +101,14 @@ class Population:
         """K, the number of particles alive in each population."""
         return self.slots.shape[1]
 
-    def step(self, rewards: Tensor, progress: float, num_offspring: int | None = None) -> Event:
+    def step(
+        self,
+        rewards: Tensor,
+        progress: float,
+        num_offspring: int | None = None,
+        collapse: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Event:
         """Weigh the particles by the rewards of their x0 predictions and resample where called for.
 
         Args:
@@ -109,6 +116,9 @@ class Population:
                 kills a particle.
             progress: of the loop, in [0, 1].
             num_offspring: M, the number of particles alive afterwards; None keeps K.
+            collapse: (P,) populations in which all offspring are to continue the particle of the highest reward.
+            keep: (P,) index of a particle in each population that is to go on whatever its weight, in its slot; None
+                for no such particle.
 
         Raises:
             ValueError: for rewards that are NaN or not of shape (P, K), or M outside [1, `num_particles`].
@@ -120,7 +130,7 @@ class Population:
         self.statistic = self.potential.combine(self.statistic, rewards)
         lmbda = self._lmbda_at(progress, self.statistic, telescopes=self.potential.telescopes)
         self._weigh(self.potential.log_potential(self.statistic, lmbda, self.path))
-        return self._resample(rewards, lmbda, M)
+        return self._resample(rewards, lmbda, M, collapse, keep)
 
     def finish(self, rewards: Tensor) -> Event:
         """Weigh the particles by the rewards (P, K) of their final images; nothing is resampled.
@@ -192,17 +202,22 @@ class Population:
         self.log_weights = weighed.masked_fill(dead[:, None], 0.0)
         self.path = self.path.masked_fill(dead[:, None], 0.0)
 
-    def _resample(self, rewards: Tensor, lmbda: Tensor, M: int) -> Event:
+    def _resample(self, rewards: Tensor, lmbda: Tensor, M: int, collapse: Tensor | None, keep: Tensor | None) -> Event:
         K = self.size
-        if M != K:
-            resampled = torch.ones(self.num_populations, dtype=torch.bool)
-        else:
-            resampled = effective_sample_size(self.log_weights) <= self.ess_threshold * K
         # Drawn whether used or not, so that a population's draws do not depend on what the others in the batch do.
         ancestors = self.resampler(self.log_weights, M, self.generator)
         if M == K:
-            ancestors, slots = torch.where(resampled[:, None], ancestors, self._identity()), self.slots
+            resampled = effective_sample_size(self.log_weights) <= self.ess_threshold * K
+            ancestors = torch.where(resampled[:, None], ancestors, self._identity())
         else:
+            resampled = torch.ones(self.num_populations, dtype=torch.bool)
+        if keep is not None:
+            ancestors = _keeping(ancestors, keep, K)
+        if collapse is not None:
+            resampled = resampled | collapse
+            ancestors = torch.where(collapse[:, None], rewards.argmax(1, keepdim=True), ancestors)
+        slots = self.slots
+        if M != K:
             ancestors, slots = _place(ancestors, self.slots, self.num_particles)
         event = self._event(rewards, lmbda, resampled, ancestors, slots)
         self.slots = slots
@@ -233,6 +248,18 @@ class Population:
 def _add(log_weights: Tensor, increment: Tensor) -> Tensor:
     """Sum in which a weight of zero stays zero: -inf + inf = -inf."""
     return torch.where(log_weights == -torch.inf, -torch.inf, log_weights + increment)
+
+
+def _keeping(ancestors: Tensor, keep: Tensor, K: int) -> Tensor:
+    """Ancestors (P, M) with particle keep[p] among them, at its own position if M = K, else in place of the last."""
+    ancestors = ancestors.clone()
+    rows = torch.arange(len(ancestors))
+    if ancestors.shape[1] == K:
+        ancestors[rows, keep] = keep
+    else:
+        missing = (ancestors != keep[:, None]).all(1)
+        ancestors[rows[missing], -1] = keep[missing]
+    return ancestors
 
 
 def _place(ancestors: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

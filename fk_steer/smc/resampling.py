@@ -10,9 +10,9 @@ Notation, as in Chopin & Papaspiliopoulos, *An Introduction to Sequential Monte 
 | `A` | ancestors: `A[p, m]` is the parent of offspring `m` in population `p`, in `[0, K)` | (P, M) |
 
 P populations (one per prompt) are resampled independently and at once. Every scheme has the signature
-`scheme(lw, M=None, generator=None) -> A`; `M=None` means `M = K`. All of them but `top_k` are unbiased:
+`scheme(lw, M=None, generator=None) -> A`; `M=None` means `M = K`. All but `top_k` and `argmax` are unbiased:
 `E[number of offspring of k] = M * W[k]`. When `M = K`, survivors keep their index (`A[p, k] = k` if `k` survives)
-for every scheme but `multinomial`, which returns its draws in the order drawn.
+for every scheme but `multinomial`, which returns its draws in the order drawn, and `argmax`.
 
 `generator` is one `torch.Generator` or a list of P of them. With a list, a population's ancestors do not depend on
 which other populations share the batch. Weights are handled in float64 on the CPU: they are a handful of numbers.
@@ -144,6 +144,13 @@ def top_k(lw: Tensor, M: int | None = None, generator: Generators = None) -> Ten
     return _ancestors((full_rounds + (rank < rest).long()), M or K)
 
 
+def argmax(lw: Tensor, M: int | None = None, generator: Generators = None) -> Tensor:
+    """Every offspring continues the heaviest particle (ties go to the lower index): the limit of large lambda, and the
+    selection of SVDD (arXiv 2408.08252) among the children of one beam. Biased by design."""
+    W = normalize(lw)
+    return W.argmax(dim=1, keepdim=True).expand(len(W), M or W.shape[1]).clone()
+
+
 RESAMPLERS: dict[str, Resampler] = {
     "ssp": ssp,
     "systematic": systematic,
@@ -151,7 +158,11 @@ RESAMPLERS: dict[str, Resampler] = {
     "residual": residual,
     "multinomial": multinomial,
     "top-k": top_k,
+    "argmax": argmax,
 }
+
+BIASED = (top_k, argmax)
+"""Resamplers after which weights are no longer unbiased."""
 
 
 def _expected_offspring(lw: Tensor, M: int | None) -> Tensor:

@@ -28,16 +28,21 @@ class Denoiser:
 
 def run(rows: Rows, *args, chunk_size=None, **kwargs):
     denoiser = Denoiser()
-    output, count = run_on_live_rows(denoiser, rows, Denoiser.parameters, chunk_size, args, kwargs)
+    output, count, _ = run_on_live_rows(denoiser, rows, Denoiser.parameters, chunk_size, args, kwargs)
     return output[0], count, denoiser.calls
 
 
 def pruned(num_slots: int, *slots: tuple[int, ...]) -> Rows:
-    rows = Rows(num_slots * len(slots))
+    rows = Rows(len(slots), num_slots)
     keep = torch.tensor(slots)
-    moved = (keep + num_slots * torch.arange(len(slots))[:, None]).flatten()
-    rows.resample(keep, moved, num_slots)
+    rows.resample(keep, keep, torch.zeros(len(slots), dtype=torch.bool))
     return rows
+
+
+def resampled(rows: Rows, *parents: int):
+    """One prompt whose slots continue `parents`."""
+    slots = torch.arange(len(parents))[None]
+    return rows.resample(slots, torch.tensor([parents]), torch.tensor([False]))
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3], ids=["plain", "cfg", "three"])
@@ -72,7 +77,10 @@ def test_everything_alive_is_passed_through_untouched():
         return (args[0],)
 
     kwargs = {"encoder_hidden_states": torch.randn(8, 2, 5), "return_dict": False}
-    output, count = run_on_live_rows(denoiser, Rows(8), Denoiser.parameters, None, (sample, timestep), kwargs)
+    output, count, copies = run_on_live_rows(
+        denoiser, Rows(2, 4), Denoiser.parameters, None, (sample, timestep), kwargs
+    )
+    assert copies == 1
     (args, passed), *_ = seen
     assert args[0] is sample
     assert args[1] is timestep
@@ -82,8 +90,8 @@ def test_everything_alive_is_passed_through_untouched():
 
 
 def test_copies_are_run_once_until_they_part():
-    rows = Rows(4)
-    rows.resample(torch.tensor([[0, 1, 2, 3]]), torch.tensor([0, 0, 2, 0]), 4)
+    rows = Rows(1, 4)
+    assert resampled(rows, 0, 0, 2, 0).tolist() == [0, 0, 2, 0]
     sample = torch.randn(4, 5)[[0, 0, 2, 0]]
     output, count, _ = run(rows, sample, torch.tensor(2.0))
     assert count == 2
@@ -98,21 +106,47 @@ def test_copies_are_run_once_until_they_part():
 
 
 def test_copies_that_never_part_stay_one_through_later_events():
-    rows = Rows(4)
-    identity = torch.tensor([[0, 1, 2, 3]])
-    rows.resample(identity, torch.tensor([0, 0, 2, 3]), 4)
-    rows.resample(identity, torch.tensor([0, 1, 1, 3]), 4)
+    rows = Rows(1, 4)
+    resampled(rows, 0, 0, 2, 3)
+    resampled(rows, 0, 1, 1, 3)
     assert rows.distinct.tolist() == [0, 3]
     position, inverse = rows.distinct_live()
     assert position.tolist() == [0, 3]
     assert inverse.tolist() == [0, 0, 0, 1]
 
 
+def test_nothing_moves():
+    assert resampled(Rows(1, 3), 0, 1, 2) is None
+
+
 def test_pruned_rows_take_a_survivors_place():
     rows = pruned(3, (2,), (0,))
     assert rows.live.tolist() == [2, 3]
     assert rows.distinct.tolist() == [2, 3]
-    assert rows.spread().tolist() == [0, 0, 0, 1, 1, 1]
+    assert rows.positions().tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_rows_may_come_back():
+    rows = pruned(3, (2,), (0,))
+    moved = rows.resample(
+        torch.tensor([[0, 2], [0, 1]]), torch.tensor([[2, 2], [0, 0]]), torch.zeros(2, dtype=torch.bool)
+    )
+    assert moved.tolist() == [0, 0, 1, 1]
+    assert rows.live.tolist() == [0, 2, 3, 4]
+    assert rows.source.tolist() == [0, 0, 0, 3, 3, 3]
+
+
+def test_one_row_stands_for_a_collapsed_prompt():
+    rows = Rows(2, 3)
+    slots = torch.arange(3).expand(2, 3)
+    parents = torch.tensor([[1, 1, 1], [0, 1, 2]])
+    moved = rows.resample(slots, parents, torch.tensor([True, False]))
+    assert rows.live.tolist() == [0, 3, 4, 5]
+    assert moved.tolist() == [1, 3, 4, 5]
+    assert rows.positions().tolist() == [0, 0, 0, 1, 2, 3]
+    assert run(rows, torch.randn(6, 5), torch.tensor(1.0))[1] == 4
+    # Nothing more happens to it when it collapses again.
+    assert rows.resample(slots, slots, torch.tensor([True, False])) is None
 
 
 @pytest.mark.parametrize("rows_in_text", [512, 4])

@@ -158,6 +158,34 @@ def test_survivors_keep_their_slots_when_the_population_shrinks_and_copies_take_
     assert population.roots.tolist() == [[3, 3, 3, 3]]
 
 
+def test_collapse_continues_the_best_particle_alone():
+    population = Population(2, 4, 1.0, ess_threshold=0.0, generator=generators(0, 1))
+    rewards = torch.tensor([[0.0, 3.0, 1.0, 2.0], [0.0, 3.0, 1.0, 2.0]])
+    event = population.step(rewards, 0.3, collapse=torch.tensor([True, False]))
+    assert event.parents.tolist() == [[1, 1, 1, 1], [0, 1, 2, 3]]
+    assert event.resampled.tolist() == [True, False]
+    assert event.distinct_roots.tolist() == [1, 4]
+    event = population.step(rewards, 0.6, 2, collapse=torch.tensor([True, False]))
+    assert len(set(event.parents[0].tolist())) == 1
+    final = population.finish(torch.zeros(2, 2))
+    assert final.log_weights.isfinite().all()
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS)
+@pytest.mark.parametrize("size", [4, 2, 1, 6])
+def test_a_particle_can_be_kept_whatever_its_weight(resampler, size):
+    population = Population(
+        3, 6, 50.0, resampler=RESAMPLERS[resampler], ess_threshold=1.0, generator=generators(0, 1, 2)
+    )
+    population.step(torch.zeros(3, 6), 0.1, 4, keep=torch.tensor([5, 5, 0]))
+    keep = torch.tensor([3, 0, 2])
+    slots = population.slots.gather(1, keep[:, None])
+    rewards = torch.zeros(3, 4).scatter_(1, keep[:, None], -9.0)
+    event = population.step(rewards, 0.3, size, keep=keep)
+    kept = (event.slots == slots) & (event.parents == slots)
+    assert kept.any(1).all()
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**20),

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from fk_steer.smc import RESAMPLERS, effective_sample_size, ssp, systematic
+from fk_steer.smc import BIASED, RESAMPLERS, effective_sample_size, ssp, systematic
 from fk_steer.smc.resampling import normalize
 
 
-UNBIASED = [name for name in RESAMPLERS if name != "top-k"]
+UNBIASED = [name for name, scheme in RESAMPLERS.items() if scheme not in BIASED]
 FLOOR_OR_CEIL = ["ssp", "systematic"]
 
 
@@ -62,7 +62,7 @@ def test_zero_weights_have_no_offspring(name):
     lw = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(200, 5)
     M = 2 if name == "top-k" else 5
     ancestors = RESAMPLERS[name](lw, M, torch.Generator().manual_seed(0))
-    assert set(ancestors.unique().tolist()) == {1, 3}
+    assert set(ancestors.unique().tolist()) == ({3} if name == "argmax" else {1, 3})
 
 
 @pytest.mark.parametrize("name", UNBIASED)
@@ -92,6 +92,12 @@ def test_top_k_takes_the_heaviest():
     lw = torch.tensor([[0.1, 3.0, 2.0, -1.0], [5.0, 0.0, 5.0, 5.0]])
     assert RESAMPLERS["top-k"](lw, 2).tolist() == [[1, 2], [0, 2]]
     assert RESAMPLERS["top-k"](lw[:1], 6).tolist() == [[0, 1, 1, 2, 2, 3]]
+
+
+def test_argmax_takes_the_heaviest_alone():
+    lw = torch.tensor([[0.1, 3.0, 2.0], [5.0, 0.0, 5.0]])
+    assert RESAMPLERS["argmax"](lw).tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert RESAMPLERS["argmax"](lw, 2).tolist() == [[1, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("name", ["ssp", "systematic", "stratified", "residual"])

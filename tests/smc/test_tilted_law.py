@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusion_1d import GAUSSIAN, MIXTURE, Diffusion1D
 
-from fk_steer.smc import POTENTIALS, RESAMPLERS, Constant, Geometric, Population, Rising, TargetESS, Tempering
+from fk_steer.smc import BIASED, POTENTIALS, RESAMPLERS, Constant, Geometric, Population, Rising, TargetESS, Tempering
 
 
 K, REPEATS, EVENTS = 4096, 32, (3, 6)
@@ -55,7 +55,7 @@ def assert_within_4_standard_errors(estimates: torch.Tensor, exact: float) -> No
 @pytest.mark.parametrize("model", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("lmbda", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("ess_threshold", [1.0, 0.9], ids=["always", "ess"])
-@pytest.mark.parametrize("resampler", [name for name in RESAMPLERS if name != "top-k"])
+@pytest.mark.parametrize("resampler", [name for name, scheme in RESAMPLERS.items() if scheme not in BIASED])
 @pytest.mark.parametrize("potential", POTENTIALS)
 def test_tilted_mean_and_normalizer(model, lmbda, ess_threshold, resampler, potential):
     means, log_normalizers = estimate(

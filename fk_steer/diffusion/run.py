@@ -1,0 +1,392 @@
+"""One call of a steered pipeline: what the wrapped methods do."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from ..config import FKSteering
+from ..rewards.base import RewardFunction, combine, name_of, parts_of, reward_at, standardize
+from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
+from ..trace import Stopwatch, Trace, TraceEvent
+from .decode import LatentDecoder
+from .generators import particle_generators
+from .live_rows import Rows, join_rows, map_rows, run_on_live_rows
+from .schedulers import (
+    accepts,
+    gather_history,
+    in_first_order_stage,
+    intercept,
+    intercept_step,
+    noise_switched,
+    parts_copies,
+    predict_x0,
+)
+from .scoring import Scorer
+
+
+class Run:
+    """One call of a steered pipeline.
+
+    Args:
+        pipe, reward, steering: of the steered pipeline.
+        lmbda: resolved from the settings and the reward.
+        arguments: of the pipeline's own call, by name.
+        reward_prompt: what the reward reads in place of the prompts.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: RewardFunction,
+        steering: FKSteering,
+        lmbda: float | None,
+        arguments: dict[str, Any],
+        reward_prompt: str | Sequence[str] | None,
+    ) -> None:
+        self.pipe, self.reward, self.steering = pipe, reward, steering
+        self.output_type = arguments.pop("output_type", "pil")
+        self.eta = arguments.pop("eta", steering.eta)
+        generator = arguments.pop("generator", None)
+        per_prompt = arguments.pop("num_images_per_prompt", None) or 1
+        self.arguments = arguments
+
+        num_prompts = _number_of_prompts(arguments)
+        self.prompts = [p for p in _reward_prompts(arguments, reward_prompt, num_prompts) for _ in range(per_prompt)]
+        self.rows_per_prompt = per_prompt * steering.num_particles
+        self.rows = Rows(len(self.prompts), steering.num_particles)
+        latents = arguments.get("latents")
+        if latents is not None and len(latents) != self.rows.total:
+            raise ValueError(f"Expected `latents` for {self.rows.total} particles, but got {len(latents)}.")
+        self.generators, resampling = particle_generators(
+            generator, steering.seed, num_prompts, per_prompt, steering.num_particles
+        )
+        self.population = Population(
+            len(self.prompts),
+            steering.num_particles,
+            lmbda,
+            potential=POTENTIALS[steering.potential],
+            resampler=RESAMPLERS[steering.resampler],
+            tempering=steering.tempering,  # type: ignore[arg-type]
+            ess_threshold=steering.ess_threshold,
+            floor=steering.floor,
+            exact_terminal=steering.exact_terminal,
+            generator=resampling,
+        )
+        self.standardize = steering.standardize or getattr(reward, "standardize", False)
+        self.decoder = self.preview = LatentDecoder(pipe, size=_image_size(pipe, arguments))
+        if steering.preview_decoder is not None:
+            self.preview = LatentDecoder(pipe, _preview_vae(steering.preview_decoder, pipe), self.decoder.size)
+        self.clock = Stopwatch(pipe._execution_device)
+        self.scorer = Scorer(self.clock, steering.decode_batch_size, steering.reward_batch_size)
+        self.trace = Trace(list(self.prompts), name_of(reward), steering.to_dict())
+        self.index = 0
+        self.events: dict[int, int] = {}
+        self.stopped = torch.zeros(len(self.prompts), dtype=torch.bool)
+        self.elite: Tensor | None = None
+        """(P,) slots of the particles that go on without noise."""
+
+    def __call__(self) -> tuple[Any, list[Any], Tensor, Tensor]:
+        """Run the pipeline.
+
+        Returns:
+            Images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k), best first.
+        """
+        started = time.perf_counter()
+        denoiser = self.pipe.unet if getattr(self.pipe, "unet", None) is not None else self.pipe.transformer
+        parameters = list(inspect.signature(getattr(denoiser, "_orig_mod", denoiser).forward).parameters)
+        # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
+        entry = "forward" if denoiser._compiled_call_impl is None else "_compiled_call_impl"
+        with ExitStack() as patches:
+            patches.enter_context(intercept_step(self.pipe.scheduler, self.step))
+            patches.enter_context(
+                intercept(denoiser, entry, lambda inner: functools.partial(self.denoise, inner, parameters))
+            )
+            patches.enter_context(
+                intercept(self.pipe.vae, "decode", lambda inner: functools.partial(self.decode, inner))
+            )
+            output = self.pipe(
+                **self.arguments,
+                num_images_per_prompt=self.rows_per_prompt,
+                generator=self.generators,
+                output_type="latent" if self.output_type == "latent" else "pt",
+                return_dict=False,
+            )
+        result = self.finish(*output)
+        total = time.perf_counter() - started
+        seconds = self.clock.seconds()
+        parts = {part: seconds.get(part, 0.0) for part in ("denoiser", "decode", "reward")}
+        self.trace.seconds = {**parts, "rest": total - sum(parts.values()), "total": total}
+        return result
+
+    # The three wrapped methods.
+
+    def denoise(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
+        with self.clock("denoiser"):
+            output, num_rows, copies = run_on_live_rows(
+                inner, self.rows, parameters, self.steering.denoise_batch_size, args, kwargs
+            )
+        self.trace.nfe += num_rows
+        self.trace.nfe_saved += copies * int(self.stopped.sum()) * (self.population.size - 1)
+        self.trace.denoiser_calls += 1
+        return output
+
+    def decode(self, inner: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if z.shape[0] == self.rows.total:
+            z = z[self.rows.live.to(z.device)]
+        chunks = z.split(self.steering.decode_batch_size or len(z))
+        with self.clock("decode"):
+            return join_rows([inner(chunk, *args, **kwargs) for chunk in chunks], [len(chunk) for chunk in chunks])
+
+    def step(
+        self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.index == 0:
+            self.start(sample)
+        scheduler = self.pipe.scheduler
+        if len(self.rows.live) < self.rows.total:
+            live = self.rows.live.to(sample.device)
+            model_output, sample = model_output[live], sample[live]
+
+        moved = None
+        rows = self.rows.live
+        if (size := self.due()) is not None:
+            moved = self.score(timestep, predict_x0(scheduler, model_output, timestep, sample), size)
+        if moved is not None and not self.steering.resample_after_noise:
+            moved = moved.to(sample.device)
+            gather_history(scheduler, sample.shape, moved)
+            model_output, sample = model_output[moved], sample[moved]
+            rows = self.rows.live
+
+        kwargs.pop("eta", None)
+        output = self.take_step(inner, rows, model_output, timestep, sample, *args, **kwargs)
+
+        if moved is not None and self.steering.resample_after_noise:
+            moved = moved.to(sample.device)
+            gather_history(scheduler, sample.shape, moved)
+            output = map_rows(lambda tensor: tensor[moved], output, len(sample))
+        self.index += 1
+        num_live = len(self.rows.live)
+        if num_live == self.rows.total:
+            return output
+        return map_rows(lambda tensor: tensor[self.rows.positions().to(tensor.device)], output, num_live)
+
+    # What they are made of.
+
+    def start(self, sample: Tensor) -> None:
+        """Checks that need the loop's timesteps."""
+        if sample.shape[0] != self.rows.total:
+            raise ValueError(
+                f"{type(self.pipe).__name__} runs {sample.shape[0]} rows where {self.rows.total} were asked for by "
+                "`num_images_per_prompt`, so particles and prompts cannot be told apart."
+            )
+        scheduler = self.pipe.scheduler
+        timesteps = scheduler.timesteps
+        num_steps = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
+        self.trace.num_steps = num_steps
+        self.events = self.steering.schedule.events(num_steps, self.steering.num_particles)
+        if self.steering.may_duplicate(self.events) and not parts_copies(
+            scheduler, timesteps[len(timesteps) - num_steps :], min(self.events), self.eta_at
+        ):
+            raise ValueError(
+                f"{type(scheduler).__name__} adds no noise after the first resampling, so copies of a particle would "
+                "stay identical. Let it add noise (`eta` above 0 and a noise window that reaches past the first "
+                "scoring event), use a sampler that can (`pipe.scheduler = "
+                "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`, DDIM or Euler), or a preset that "
+                "only prunes ('psp', 'best-of-n')."
+            )
+
+    def due(self) -> int | None:
+        """How many particles to keep if a scoring event is due at this step, else None. In the second stage of a
+        two-stage solver the event waits for the next step."""
+        passed = [step for step in self.events if step <= self.index]
+        if not passed or not in_first_order_stage(self.pipe.scheduler) or self.index >= self.trace.num_steps - 1:
+            return None
+        return [self.events.pop(step) for step in passed][-1]
+
+    def eta_at(self, index: int) -> float:
+        return self.eta if self.steering.schedule.injects_noise(index, self.trace.num_steps) else 0.0
+
+    def score(self, timestep: Any, x0: Tensor, size: int) -> Tensor | None:
+        """Score the x0 predictions (L, ...) of the live rows and resample.
+
+        Returns:
+            See `Rows.resample`.
+        """
+        progress = self.index / self.trace.num_steps
+        reward = reward_at(self.reward, progress)
+        decoder = self.preview if progress < self.steering.preview_until else self.decoder
+        rewards, scores = self.rewards_of_latents(reward, x0, decoder, f"at step {self.index}")
+        values = standardize(rewards) if self.standardize else rewards
+        if self.steering.target_reward is not None:
+            self.stopped |= (rewards >= self.steering.target_reward).any(1)
+        event = self.population.step(values, progress, size, collapse=self.stopped, keep=self.elite_among(values))
+        self.record(event, rewards, scores, step=self.index, progress=progress, timestep=float(timestep))
+        return self.rows.resample(event.slots, event.parents, self.stopped)
+
+    def elite_among(self, rewards: Tensor) -> Tensor | None:
+        """(P,) index of the particles that go on without noise; chosen at the first event inside the noise window."""
+        if self.elite is None:
+            if not self.steering.elite or self.eta_at(self.index) == 0.0:
+                return None
+            self.elite = self.population.slots.gather(1, rewards.argmax(1, keepdim=True))[:, 0]
+        return (self.population.slots == self.elite[:, None]).long().argmax(1)
+
+    def take_step(
+        self, inner: Callable[..., Any], rows: Tensor, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """The scheduler's step for the rows `rows` (L,), with this step's noise, but none for those that go without."""
+        scheduler, eta = self.pipe.scheduler, self.eta_at(self.index)
+        quiet = self.quiet(rows) if eta > 0 else torch.zeros(0, dtype=torch.bool)
+
+        def take(solver: Any, step: Callable[..., Any], eta: float) -> Any:
+            with noise_switched(solver, step, eta) as take_step:
+                if accepts(take_step, "generator"):
+                    kwargs["generator"] = [self.generators[row] for row in rows.tolist()]
+                return take_step(model_output, timestep, sample, *args, **kwargs)
+
+        if not quiet.any():
+            return take(scheduler, inner, eta)
+        # The same step without noise, by a copy with the same history, which the noise does not enter.
+        twin = _twin(scheduler)
+        still = take(twin, twin.step, 0.0)
+        noisy = take(scheduler, inner, eta)
+        mask = quiet.to(sample.device)
+        stills = iter(_rows_of(still, len(sample)))
+
+        def merge(tensor: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
+
+        return map_rows(merge, noisy, len(sample))
+
+    def quiet(self, rows: Tensor) -> Tensor:
+        """(L,) which of the rows get no noise: the elite, and what is left of prompts that have stopped."""
+        population = rows // self.steering.num_particles
+        quiet = self.stopped[population]
+        if self.elite is not None:
+            quiet = quiet | (rows % self.steering.num_particles == self.elite[population])
+        return quiet
+
+    def rewards_of_latents(
+        self, reward: RewardFunction, latents: Tensor, decoder: LatentDecoder, where: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards (P, K) of the live rows' latents (L, ...), each distinct row scored once, and those of its parts."""
+        position, inverse = self.rows.distinct_live()
+        prompts = [self.prompt_of(row) for row in self.rows.live[position].tolist()]
+        scores = self.scorer.of_latents(parts_of(reward), latents[position.to(latents.device)], decoder, prompts, where)
+        return self.combined(reward, {name: score[inverse] for name, score in scores.items()})
+
+    def combined(self, reward: RewardFunction, scores: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """From scores (L,) of the live rows to rewards (P, K) of the particles, and the scores likewise."""
+        members = self.rows.positions()[self.rows.of(self.population.slots)]
+        scores = {name: score[members] for name, score in scores.items()}
+        return combine(reward, scores), scores
+
+    def prompt_of(self, row: int) -> str:
+        return self.prompts[row // self.steering.num_particles]
+
+    def record(self, event: Any, rewards: Tensor, scores: dict[str, Tensor], **where: Any) -> None:
+        self.trace.reward_calls = sum(self.scorer.calls.values())
+        self.trace.reward_calls_by_part = dict(self.scorer.calls)
+        self.trace.events.append(
+            TraceEvent.record(
+                event,
+                rewards=rewards.tolist(),
+                scores={name: score.tolist() for name, score in scores.items()},
+                stopped=self.stopped.tolist(),
+                nfe=self.trace.nfe,
+                reward_calls=self.trace.reward_calls,
+                **where,
+            )
+        )
+
+    def finish(self, images: Any, *others: Any) -> tuple[Any, list[Any], Tensor, Tensor]:
+        """Weigh and sort the final images."""
+        reward, where = reward_at(self.reward, 1.0), "for the final images"
+        if self.output_type == "latent":
+            images = images[self.rows.live.to(images.device)]
+            rewards, scores = self.rewards_of_latents(reward, images, self.decoder, where)
+        else:
+            prompts = [self.prompt_of(row) for row in self.rows.live.tolist()]
+            live_scores = self.scorer.of_images(parts_of(reward), images.float(), prompts, where)
+            rewards, scores = self.combined(reward, live_scores)
+        event = self.population.finish(standardize(rewards) if self.standardize else rewards)
+        self.record(event, rewards, scores, step=self.trace.num_steps, progress=1.0, timestep=None)
+
+        order = rewards.argsort(dim=1, descending=True, stable=True)
+        rows = self.rows.of(self.population.slots).gather(1, order)
+        flat = self.rows.positions()[rows].flatten()
+        images = images[flat.to(images.device)]
+        if self.output_type not in ("pt", "latent"):
+            images = self.pipe.image_processor.pt_to_numpy(images)
+        if self.output_type == "pil":
+            images = self.pipe.image_processor.numpy_to_pil(images)
+        sorted_others = [[other[i] for i in flat.tolist()] if isinstance(other, list) else other for other in others]
+
+        estimates = self.population.log_normalizer
+        biased = RESAMPLERS[self.steering.resampler] in BIASED or self.elite is not None or self.stopped.any()
+        if biased or self.standardize or not self.steering.exact_terminal:
+            estimates = torch.full_like(estimates, torch.nan)
+        self.trace.log_normalizer = estimates.tolist()
+        return images, sorted_others, rewards.gather(1, order).float(), event.log_weights.gather(1, order).float()
+
+
+def _twin(scheduler: Any) -> Any:
+    """A copy of a scheduler that can take a step of its own without changing the original."""
+    twin = copy.copy(scheduler)
+    vars(twin).pop("step", None)
+    for name, value in vars(twin).items():
+        if isinstance(value, list):
+            setattr(twin, name, list(value))
+    return twin
+
+
+def _rows_of(output: Any, num_rows: int) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_rows(lambda tensor: found.append(tensor) or tensor, output, num_rows)  # type: ignore[func-returns-value]
+    return found
+
+
+def _number_of_prompts(arguments: dict[str, Any]) -> int:
+    prompt = arguments.get("prompt")
+    if prompt is None:
+        if arguments.get("prompt_embeds") is None:
+            raise ValueError("Expected `prompt` or `prompt_embeds`, but got neither.")
+        return len(arguments["prompt_embeds"])
+    return 1 if isinstance(prompt, str) else len(prompt)
+
+
+def _reward_prompts(
+    arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None, num_prompts: int
+) -> list[str]:
+    texts = arguments.get("prompt") if reward_prompt is None else reward_prompt
+    if texts is None:
+        raise ValueError("With `prompt_embeds` the reward has no text to score against: pass `reward_prompt`.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if len(texts) != num_prompts:
+        raise ValueError(f"Expected one `reward_prompt` for each of {num_prompts} prompts, but got {len(texts)}.")
+    return texts
+
+
+def _image_size(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int] | None:
+    default = getattr(pipe, "default_sample_size", None)
+    if default is None:
+        return None
+    default *= pipe.vae_scale_factor
+    return arguments.get("height") or default, arguments.get("width") or default
+
+
+def _preview_vae(preview: Any, pipe: Any) -> Any:
+    if isinstance(preview, str):
+        preview = AutoencoderTiny.from_pretrained(preview)
+    return preview.to(pipe._execution_device, pipe.vae.dtype)
