@@ -88,7 +88,9 @@ def shapes(
         buffer = io.StringIO()
         csv.writer(buffer).writerows(lines)
         write_atomically(out / "table.csv", buffer.getvalue().encode())
-        shown = Table(*lines[0], box=None)
-        for line in lines[1:]:
+        # On its side: there are more columns than fit a terminal.
+        header, *body = zip(*lines)
+        shown = Table(*header, box=None)
+        for line in body:
             shown.add_row(*line)
         console.print(shown)

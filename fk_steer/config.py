@@ -43,9 +43,9 @@ class FKSteering:
             (ancestral or not), DPM-Solver++ (SDE or not) and flow-matching Euler sample stochastically when it is
             above 0 and deterministically when it is 0. Other samplers keep the noise they have. An `eta` in the
             pipeline call wins.
-        elite: from the first event inside the noise window on, the particle with the highest reward at that event goes
-            on without noise and survives every resampling, so that the result is never worse than what the best seed
-            gives. For samplers whose noise can be switched.
+        elite: from the first event in the noise window or the step before it on, the particle with the highest reward
+            at that event goes on without noise and survives every resampling, so that the result is never worse than
+            what the best seed gives. For samplers whose noise can be switched.
         standardize: weigh z-scores of the rewards within each prompt instead of the rewards.
         target_reward: a prompt whose best x0 prediction reaches this reward goes on with that particle alone; the
             denoiser rows that saves are reported. None never stops.
@@ -154,12 +154,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "fk-paper": Preset(
         "The published settings and the reference's choices: DDIM eta 1, max potential with floor 0, multinomial "
-        "resampling at 20, 40, 60 and 80% of the loop, after the noise. Use 100 steps.",
+        "resampling in steps 20, 40, 60 and 80 of 100, counted from zero, after the noise. Use 100 steps.",
         FKSteering(
             potential="max",
             resampler="multinomial",
             tempering=Constant(),
-            schedule=Schedule(at=(0.2, 0.4, 0.6, 0.8)),
+            schedule=Schedule(at=(0.21, 0.41, 0.61, 0.81)),
             ess_threshold=1.0,
             floor=0.0,
             exact_terminal=False,

@@ -29,7 +29,7 @@ class TraceEvent:
 
     Attributes:
         step: index of the denoising step whose x0 predictions were scored; the number of steps for the final images.
-        progress: of the loop, in [0, 1]; 1 for the final images.
+        progress: share of the denoiser calls made, in (0, 1]; 1 for the final images.
         timestep: of the step, as the scheduler counts; None for the final images.
         lmbda: (P,) the lambda in force.
         rewards: (P, K) in the order of `slots_before`.

@@ -222,7 +222,7 @@ class Run:
         Returns:
             See `Rows.resample`.
         """
-        progress = self.index / self.trace.num_steps
+        progress = (self.index + 1) / self.trace.num_steps
         reward = reward_at(self.reward, progress)
         decoder = self.preview if progress < self.steering.preview_until else self.decoder
         rewards, scores = self.rewards_of_latents(reward, x0, decoder, f"at step {self.index}")
@@ -234,9 +234,11 @@ class Run:
         return self.rows.resample(event.slots, event.parents, self.stopped)
 
     def elite_among(self, rewards: Tensor) -> Tensor | None:
-        """(P,) index of the particles that go on without noise; chosen at the first event inside the noise window."""
+        """(P,) index of the particles that go on without noise. They are chosen at the first event with noise in its
+        step or the next."""
         if self.elite is None:
-            if not self.steering.elite or self.eta_at(self.index) == 0.0:
+            noise_ahead = max(self.eta_at(self.index), self.eta_at(self.index + 1)) > 0.0
+            if not self.steering.elite or not noise_ahead:
                 return None
             self.elite = self.population.slots.gather(1, rewards.argmax(1, keepdim=True))[:, 0]
         return (self.population.slots == self.elite[:, None]).long().argmax(1)

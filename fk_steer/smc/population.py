@@ -114,7 +114,7 @@ class Population:
         Args:
             rewards: (P, K) of the particles alive, in the order of `slots`; higher is better. +-inf is allowed: -inf
                 kills a particle.
-            progress: of the loop, in [0, 1].
+            progress: of the loop, the share of its denoiser calls made, in [0, 1].
             num_offspring: M, the number of particles alive afterwards; None keeps K.
             collapse: (P,) populations in which all offspring are to continue the particle of the highest reward.
             keep: (P,) index of a particle in each population that is to go on whatever its weight, in its slot; None

@@ -14,7 +14,9 @@ class Schedule:
     is step 25 counted from zero (or 25 particles).
 
     Attributes:
-        at: when x0 predictions are scored, in ascending order. Fractions lie in [0, 1). The final images are always
+        at: when x0 predictions are scored, in ascending order. A fraction, in [0, 1), is the share of the loop's
+            denoiser calls made by then, rounded down: halving the particles at 0.5 halves the cost of the second half.
+            0.25 is the prediction of step 24 of 100 (counted from zero), after 25 calls. The final images are always
             scored, so an entry that falls on the last step is dropped.
         alive: how many particles live on after each entry of `at`; None keeps their number. Fractions are of
             `num_particles`, rounded down but at least 1.
@@ -64,7 +66,7 @@ class Schedule:
         events: dict[int, int] = {}
         alive = num_particles
         for position, entry in enumerate(self.at):
-            step = math.floor(entry * num_steps + 1e-9) if isinstance(entry, float) else entry
+            step = max(0, math.floor(entry * num_steps + 1e-9) - 1) if isinstance(entry, float) else entry
             if step < max(events, default=0):
                 raise ValueError(f"Expected `at` in ascending order, but in {num_steps} steps {self.at} is not.")
             if step >= num_steps:

@@ -65,7 +65,7 @@ def test_steers(kind):
     assert output.images.shape == (6, 3, 16, 16)
     assert output.rewards.shape == (2, 3)
     assert output[0] is output.images
-    assert [event.step for event in output.trace.events] == [1, 2, 4]
+    assert [event.step for event in output.trace.events] == [0, 1, 2, 4]
 
 
 def test_from_pretrained_and_saving(kind, tmp_path):

@@ -1,0 +1,36 @@
+"""Put trained models where the package looks for them, in float16.
+
+python -m fk_steer.shapes.package --runs runs
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers import CLIPModel, CLIPTokenizer
+
+from ..console import console
+from . import WEIGHTS
+from .models import save_half
+
+
+def main(
+    runs: Annotated[Path, typer.Option(help="Folder with the runs clip, clip2, sd and sdxl.")],
+    out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
+) -> None:
+    """Copy the pipelines and both CLIPs out of the folders of their training runs, and print their sizes."""
+    for name in ("clip", "clip2"):
+        save_half(CLIPModel.from_pretrained(runs / name / "model"), out / name)
+        CLIPTokenizer.from_pretrained(runs / name / "model").save_pretrained(out / name)
+    for name in ("sd", "sdxl"):
+        shutil.copytree(runs / name / "pipeline", out / name, dirs_exist_ok=True)
+    for folder in sorted(out.iterdir()):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        console.print(f"{folder.name}: {size / 1e6:.1f} MB", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,154 @@
+"""What saves compute or keeps it from being wasted: early stop, the elite, cascades, rows that come back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fk_steer import FKSteering, Schedule, steer
+from fk_steer.rewards import Cascade, ZScoreSum
+from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd, sdxl
+
+
+CALL = {**SIZE, "num_inference_steps": 8, "output_type": "pt"}
+
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+class TestEarlyStop:
+    ALWAYS = FKSteering(lmbda=2.0, schedule=(0.25, 0.5, 0.75), target_reward=-1e9)
+
+    def test_goes_on_with_the_best_particle_alone_and_without_noise(self):
+        """The image is that of the stock pipeline from the best particle's state, sampled deterministically."""
+        pipe = sd()
+        seen = {}
+
+        def remember(pipe, index, timestep, kwargs):
+            seen[index] = kwargs["latents"].clone()
+            return {}
+
+        output = steer(pipe, redness, FKSteering(**{**vars(self.ALWAYS), "eta": 0.0, "ess_threshold": 0.0}))(
+            PROMPTS[0], generator=row_generators(*range(4)), callback_on_step_end=remember, **CALL
+        )
+        first = output.trace.events[0]
+        best = torch.tensor(first.rewards[0]).argmax().item()
+        alone = pipe(PROMPTS[0], generator=row_generators(best), **CALL).images
+        torch.testing.assert_close(output.images[0], alone[0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(output.images, output.images[:1].expand_as(output.images))
+        assert first.stopped == [True]
+        # Two rows for each of 4 particles in 2 steps, and of one in 6.
+        assert output.trace.nfe == 2 * (4 * 2 + 1 * 6)
+        assert output.trace.nfe_saved == 2 * 3 * 6
+        # One image at each later event.
+        assert output.trace.reward_calls == 4 + 1 + 1 + 1
+
+    def test_prompts_stop_one_by_one(self):
+        def reward(images, prompts):
+            return torch.tensor([float(prompt == PROMPTS[0]) for prompt in prompts]) + redness(images, prompts) / 100
+
+        steering = FKSteering(lmbda=2.0, schedule=(0.25, 0.5), target_reward=0.9)
+        output = steer(sd(), reward, steering)(PROMPTS, generator=row_generators(0, 1), **CALL)
+        assert output.trace.events[-1].stopped == [True, False]
+        assert len(set(output.trace.events[-1].parents[0])) == 4  # final events move nothing
+        assert torch.equal(output.images[0], output.images[3])
+        assert not torch.equal(output.images[4], output.images[7])
+        alone = steer(sd(), reward, steering)(PROMPTS[1], generator=row_generators(1), **CALL)
+        torch.testing.assert_close(output.images[4:], alone.images, atol=1e-5, rtol=1e-5)
+        assert torch.tensor(output.trace.log_normalizer).isnan().all()
+
+    def test_a_target_out_of_reach_changes_nothing(self):
+        steering = FKSteering(lmbda=2.0, schedule=(0.25, 0.5))
+        free = steer(sd(), redness, steering)(PROMPTS, generator=row_generators(0, 1), **CALL)
+        bound = steer(sd(), redness, FKSteering(**{**vars(steering), "target_reward": 1e9}))(
+            PROMPTS, generator=row_generators(0, 1), **CALL
+        )
+        assert torch.equal(free.images, bound.images)
+        assert bound.trace.nfe_saved == 0
+
+
+class TestElite:
+    @pytest.mark.parametrize("make", [sd, sdxl], ids=["ddim", "euler"])
+    def test_is_the_best_seeds_own_image(self, make):
+        pipe = make()
+        steering = FKSteering(
+            lmbda=50.0,
+            schedule=Schedule(at=(0.25, 0.5, 0.75), noise=(0.25, 0.8)),
+            ess_threshold=1.0,
+            elite=True,
+        )
+        output = steer(pipe, redness, steering)(PROMPTS[0], generator=row_generators(*range(4)), **CALL)
+        first = output.trace.events[0]
+        best = torch.tensor(first.rewards[0]).argmax().item()
+        alone = pipe(PROMPTS[0], generator=row_generators(best), **CALL).images[0]
+        distances = (output.images - alone).flatten(1).abs().amax(1)
+        assert distances.min() < 1e-5
+        assert distances.max() > 1e-3
+        assert output.rewards[0, 0] >= redness(alone[None], PROMPTS[:1]).item() - 1e-5
+
+    def test_without_noise_there_is_none(self):
+        steering = FKSteering.preset("psp", lmbda=1.0)
+        plain = steer(sd(), redness, steering)(PROMPTS, generator=row_generators(0, 1), **CALL)
+        elite = steer(sd(), redness, FKSteering(**{**vars(steering), "elite": True}))(
+            PROMPTS, generator=row_generators(0, 1), **CALL
+        )
+        assert torch.equal(plain.images, elite.images)
+
+
+class TestSeveralRewards:
+    def test_cascade(self):
+        cascade = Cascade(redness, brightness, switch=0.5)
+        output = steer(sd(), cascade, FKSteering(schedule=(0.25, 0.5, 0.75)))(
+            PROMPTS, generator=row_generators(0, 1), **CALL
+        )
+        events = output.trace.events
+        assert [list(event.scores) for event in events] == [["redness"], ["brightness"], ["brightness"], ["brightness"]]
+        assert output.trace.reward_calls_by_part.keys() == {"redness", "brightness"}
+        assert sum(output.trace.reward_calls_by_part.values()) == output.trace.reward_calls
+        # Images are ranked by the expensive reward, in its own units.
+        rewards = brightness(output.images, PROMPTS * 4).view(2, 4)
+        torch.testing.assert_close(output.rewards, rewards, atol=1e-6, rtol=1e-6)
+
+    @pytest.mark.parametrize("scale", [1e-3, 1e4])
+    def test_scale_of_a_standardised_reward_does_not_matter(self, scale):
+        def run(reward):
+            steering = FKSteering(lmbda=2.0, schedule=(0.25, 0.5, 0.75), standardize=True)
+            return steer(sd(), reward, steering)(PROMPTS, generator=row_generators(0, 1), **CALL)
+
+        one, other = run(redness), run(lambda images, prompts: 3.0 + scale * redness(images, prompts))
+        assert [event.parents for event in one.trace.events] == [event.parents for event in other.trace.events]
+        assert torch.equal(one.images, other.images)
+
+    def test_z_score_sum(self):
+        both = ZScoreSum({redness: 1.0, brightness: 2.0})
+        output = steer(sd(), both, "fk")(PROMPTS, generator=row_generators(0, 1), **CALL)
+        final = output.trace.events[-1]
+        parts = {name: torch.tensor(final.scores[name], dtype=torch.float64) for name in ("redness", "brightness")}
+        z = {
+            name: (score - score.mean(1, True)) / score.std(1, correction=0, keepdim=True)
+            for name, score in parts.items()
+        }
+        expected = z["redness"] + 2.0 * z["brightness"]
+        torch.testing.assert_close(torch.tensor(final.rewards, dtype=torch.float64), expected)
+        torch.testing.assert_close(
+            output.rewards.double(), expected.sort(1, descending=True).values, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_rows_come_back():
+    """2 of 6 seeds live on and are branched to 5 later on; the denoiser runs on distinct rows only."""
+    steering = FKSteering(
+        num_particles=6,
+        lmbda=1.0,
+        potential="current",
+        resampler="top-k",
+        schedule=Schedule(at=(0.25, 0.5, 0.75), alive=(2, 5, 3), noise=(0.5, 1.0)),
+    )
+    output = steer(sd(), redness, steering)(PROMPTS[0], generator=row_generators(*range(6)), **CALL)
+    events = output.trace.events
+    assert [len(event.slots[0]) for event in events] == [2, 5, 3, 3]
+    assert events[1].distinct_roots == [2]
+    # Steps 0-1 on 6 particles, 2-3 on 2; at step 4 the 5 are still copies of 2, and noise parts them in it.
+    assert output.trace.nfe == 2 * (6 * 2 + 2 * 2 + 2 * 1 + 5 * 1 + 3 * 2)
+    assert len({image.numpy().tobytes() for image in output.images}) == 3
