@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fk_steer.console import console, one_line_errors
+
+
+if TYPE_CHECKING:
+    from fk_steer.config import FKSteering
+
+    from .shapes import Record
 
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
@@ -21,76 +28,153 @@ app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 def shapes(
     out: Annotated[Path, typer.Option(help="Folder for images, records and tables.")],
     preset: Annotated[
-        list[str], typer.Option(help="Preset, or PRESET:PARTICLES; several make a row each, compared with the first.")
+        list[str],
+        typer.Option(
+            help="PRESET, PRESET:PARTICLES, or PRESET@BUDGET for as many particles as cost that many trajectories. "
+            "Several make a row each, compared with the first."
+        ),
     ],
     model: Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")] = "shapes",
     reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
     particles: Annotated[int | None, typer.Option(help="Particles, where not given with the preset.")] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeats with other noise.")] = 3,
-    first_seed: Annotated[int, typer.Option(help="Number of the first repeat, to share the work out.")] = 0,
     per_task: Annotated[int, typer.Option(min=1, help="Held-out prompts per task.")] = 40,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call.")] = 8,
+    processes: Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")] = 1,
 ) -> None:
     """GenEval's six tasks on the bundled world's held-out prompts, judged by exact detection."""
-    from fk_steer.loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
-
-    quiet_libraries()
-    from fk_steer.config import FKSteering
-    from fk_steer.files import check_settings, record_settings, write_atomically, write_json
-    from fk_steer.shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-
-    from .shapes import markdown, run, summarize, table
+    from .shapes import summarize
 
     with one_line_errors():
-        settings: dict[str, Any] = {
-            "model": model,
-            "reward": reward,
-            "steps": steps or NUM_INFERENCE_STEPS,
-            "guidance": GUIDANCE_SCALE if guidance is None else guidance,
-            "per_task": per_task,
+        setup = _setup(model, reward, per_task, steps, guidance)
+        steerings = [_sized(name, setup["steps"], num_particles=particles, lmbda=lmbda) for name in preset]
+        named = {f"{_preset(name)}-{settings.num_particles}": settings for name, settings in zip(preset, steerings)}
+        records = _measure(named, setup, out, seeds, batch_size, processes)
+        first = next(iter(records.values()))
+        _write_table(
+            out / "table",
+            {
+                "{}, k = {}".format(*name.rsplit("-", 1)): summarize(some, None if some is first else first)
+                for name, some in records.items()
+            },
+        )
+
+
+@app.command()
+def compute(
+    out: Annotated[Path, typer.Option(help="Folder for images, records, tables and plots.")],
+    preset: Annotated[list[str] | None, typer.Option(help="Presets. [default: all]")] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="In trajectories. [default: 1, 2, 4, 8, 16]")] = None,
+    model: Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")] = "shapes",
+    reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
+    seeds: Annotated[int, typer.Option(min=1, help="Repeats with other noise.")] = 3,
+    per_task: Annotated[int, typer.Option(min=1, help="Held-out prompts per task.")] = 40,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call.")] = 8,
+    processes: Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")] = 1,
+) -> None:
+    """Presets side by side at equal denoiser compute, from the same initial noise."""
+    from fk_steer.config import PRESETS
+    from fk_steer.files import write_atomically
+    from fk_steer.report import figure_png
+
+    from .compute import difference_columns, plot
+    from .shapes import summarize
+
+    with one_line_errors():
+        setup = _setup(model, reward, per_task, steps, guidance)
+        budgets = sorted(budget or (1.0, 2.0, 4.0, 8.0, 16.0))
+        named = {
+            f"{name}@{size:g}": _sized(f"{name}@{size:g}", setup["steps"])
+            for size in budgets
+            for name in preset or PRESETS
         }
-        total = len(preset) * seeds * 6 * per_task
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        rows, first = {}, None
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("prompts", total=total)
-            for name in preset:
-                key, _, count = name.partition(":")
-                overrides = {"num_particles": int(count) if count else particles, "lmbda": lmbda}
-                steering = FKSteering.preset(key, **{k: v for k, v in overrides.items() if v is not None})
-                folder = out / f"{key}-{steering.num_particles}"
-                check_settings(folder, own := {**settings, "steering": steering.to_dict()})
-                pipe = load_pipeline(model)
-                guide = load_guide(reward, "cpu", **({"path": model} if reward == "clip-score" else {}))
-                record_settings(folder, own)
-                pipe.set_progress_bar_config(disable=True)
-                set_scheduler(pipe, None, steering)
-                records = run(
-                    pipe,
-                    guide,
-                    steering,
-                    out=folder,
-                    seeds=range(first_seed, first_seed + seeds),
-                    per_task=per_task,
-                    batch_size=batch_size,
-                    num_inference_steps=settings["steps"],
-                    guidance_scale=settings["guidance"],
-                    progress=lambda done: bar.advance(task, done),
-                )
-                rows[f"{key}, k = {steering.num_particles}"] = summarize(records, first)
-                first = first or records
-        lines = table(rows)
-        write_json(out / "table.json", rows)
-        write_atomically(out / "table.md", markdown(lines).encode())
-        buffer = io.StringIO()
-        csv.writer(buffer).writerows(lines)
-        write_atomically(out / "table.csv", buffer.getvalue().encode())
-        # On its side: there are more columns than fit a terminal.
-        header, *body = zip(*lines)
-        shown = Table(*header, box=None)
-        for line in body:
-            shown.add_row(*line)
-        console.print(shown)
+        records = _measure(named, setup, out, seeds, batch_size, processes)
+        rows = {name: summarize(some) for name, some in records.items()}
+        _write_table(out / "table", rows)
+        _write_table(out / "differences", difference_columns(records))
+        write_atomically(out / "compute.png", figure_png(plot(rows)))
+
+
+def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """What all runs of a benchmark share."""
+    from fk_steer.loading import quiet_libraries
+
+    quiet_libraries()
+    from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+
+    if model not in BUNDLED:
+        raise ValueError(f"Unknown bundled model {model!r}. Known: {', '.join(BUNDLED)}.")
+    return {
+        "model": model,
+        "reward": reward,
+        "per_task": per_task,
+        "steps": steps or NUM_INFERENCE_STEPS,
+        "guidance": GUIDANCE_SCALE if guidance is None else guidance,
+    }
+
+
+def _measure(
+    steerings: dict[str, FKSteering], setup: dict[str, Any], out: Path, seeds: int, batch_size: int, processes: int
+) -> dict[str, list[Record]]:
+    """Records of each run, over all seeds; a folder of the run's name in `out` keeps them."""
+    from fk_steer.files import check_settings, record_settings
+
+    from .shapes import Job, run_all
+
+    jobs = []
+    for name, steering in steerings.items():
+        settings = {**setup, "steering": steering.to_dict()}
+        check_settings(out / name, settings)
+        record_settings(out / name, settings)
+        jobs += [
+            Job(steering=steering, seed=seed, out=out / name, batch_size=batch_size, **setup) for seed in range(seeds)
+        ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("prompts", total=len(jobs) * 6 * setup["per_task"])
+        results = run_all(jobs, processes, lambda done: bar.advance(task, done))
+    records: dict[str, list[Record]] = {}
+    for job, some in zip(jobs, results):
+        records.setdefault(job.out.name, []).extend(some)
+    return records
+
+
+def _preset(name: str) -> str:
+    return re.split("[:@]", name)[0]
+
+
+def _sized(name: str, num_steps: int, **overrides: Any) -> FKSteering:
+    """A preset by name, with its particles or its budget: 'fk', 'fk:8', 'psp@4'."""
+    from fk_steer.config import FKSteering
+
+    count, budget = (re.search(f"{mark}([^:@]+)", name) for mark in ":@")
+    if count:
+        overrides["num_particles"] = int(count[1])
+    overrides = {field: value for field, value in overrides.items() if value is not None}
+    steering = FKSteering.preset(_preset(name), **overrides)
+    return steering.within(float(budget[1]), num_steps) if budget else steering
+
+
+def _write_table(path: Path, rows: dict[str, dict[str, tuple[float, float | None]]]) -> None:
+    """Write the rows as PATH.json, PATH.md and PATH.csv, and show them."""
+    from fk_steer.files import write_atomically, write_json
+
+    from .shapes import markdown, table
+
+    lines = table(rows)
+    write_json(path.with_suffix(".json"), rows)
+    write_atomically(path.with_suffix(".md"), markdown(lines).encode())
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(lines)
+    write_atomically(path.with_suffix(".csv"), buffer.getvalue().encode())
+    # On its side: there are more columns than fit a terminal.
+    header, *body = zip(*lines)
+    shown = Table(*header, box=None)
+    for line in body:
+        shown.add_row(*line)
+    console.print(shown)

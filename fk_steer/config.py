@@ -132,6 +132,29 @@ class FKSteering:
         settings["schedule"] = Schedule(**settings["schedule"])
         return cls(**settings)
 
+    def trajectories(self, num_steps: int) -> float:
+        """Cost of the denoiser in full trajectories per image, copies that no noise has parted yet counted too."""
+        alive, rows = self.num_particles, 0
+        events = self.schedule.events(num_steps, self.num_particles)
+        for step in range(num_steps):
+            rows += alive
+            alive = events.get(step, alive)
+        return rows / num_steps
+
+    def within(self, budget: float, num_steps: int) -> FKSteering:
+        """These settings with as many particles as cost no more than `budget` trajectories per image.
+
+        Raises:
+            ValueError: if the fewest that the schedule allows cost more already.
+        """
+        fewest = max((entry for entry in self.schedule.alive or () if isinstance(entry, int)), default=1)
+        # A particle costs at least one step.
+        for num_particles in range(int(budget * num_steps), fewest - 1, -1):
+            settings = dataclasses.replace(self, num_particles=num_particles)
+            if settings.trajectories(num_steps) <= budget + 1e-9:
+                return settings
+        raise ValueError(f"No number of particles fits a budget of {budget:g} trajectories with this schedule.")
+
     def may_duplicate(self, events: Mapping[int, int]) -> bool:
         """Whether resampling at `events` (step -> particles alive after it) can make copies of a particle."""
         sizes = [self.num_particles, *events.values()]
@@ -197,6 +220,28 @@ PRESETS: dict[str, Preset] = {
             tempering=Constant(),
             schedule=Schedule(at=(0.25, 0.5), alive=(0.5, 0.25)),
             eta=0.0,
+        ),
+    ),
+    "svdd": Preset(
+        "SVDD with one beam (Li et al., arXiv 2408.08252): all go on from the best particle, 19 times along the loop.",
+        FKSteering(
+            potential="current",
+            resampler="argmax",
+            tempering=Constant(),
+            schedule=Schedule(at=tuple(step / 20 for step in range(1, 20))),
+            ess_threshold=1.0,
+        ),
+    ),
+    "hybrid": Preset(
+        "Prune seeds on a deterministic sampler, branch the survivors with noise in a middle window while the best one "
+        "goes on without, and finish deterministically. 8 particles cost 4 trajectories.",
+        FKSteering(
+            num_particles=8,
+            potential="current",
+            resampler="top-k",
+            tempering=Constant(),
+            schedule=Schedule(at=(0.25, 0.5, 0.75), alive=(0.375, 0.5, 0.125), noise=(0.5, 0.75)),
+            elite=True,
         ),
     ),
     "best-of-n": Preset(

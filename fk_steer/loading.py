@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .shapes import BUNDLED, bundled_path
+from .shapes import resolve
 
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
 
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
-    model = bundled_path(model) if model in BUNDLED else model
+    model = resolve(model)
     if kind == "auto":
         name = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
         kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(name, "auto")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..shapes import BUNDLED, bundled_path
+from ..shapes import BUNDLED_CLIPS, resolve
 from .base import Images, device_of
 from .images import clip_pixels
 from .loading import default_device, load_pretrained
@@ -63,7 +63,7 @@ class CLIPScore:
         self.variant = variant
         self.device = default_device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        path = bundled_path(path, of="clip") if path in BUNDLED else path or default_path
+        path = resolve(path or default_path, BUNDLED_CLIPS)
         self.model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=self.dtype)
         self.model.to(self.device).eval().requires_grad_(False)
         self.tokenizer = load_pretrained(CLIPTokenizer, path, self.name, revision=revision)

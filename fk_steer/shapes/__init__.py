@@ -3,6 +3,7 @@ downloaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +13,20 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BUNDLED = {"shapes": {"pipeline": "sd", "clip": "clip"}, "shapes-xl": {"pipeline": "sdxl", "clip": "clip"}}
-"""Name of a bundled model, usable wherever a hub id is -> its folders in `WEIGHTS`."""
+BUNDLED = {"shapes": "sd", "shapes-xl": "sdxl"}
+"""Name of a bundled pipeline, usable wherever a hub id is -> its folder in `WEIGHTS`."""
+
+BUNDLED_CLIPS = {"shapes": "clip", "shapes-xl": "clip", "shapes-held-out": "clip2"}
+"""Name of a bundled CLIP -> its folder in `WEIGHTS`. One guides either pipeline; the other, smaller and trained from
+another seed, is for judging what the first has guided."""
 
 NUM_INFERENCE_STEPS = 25
 GUIDANCE_SCALE = 3.0
 
 
-def bundled_path(name: str, of: str = "pipeline") -> str:
-    """Folder of a bundled model.
-
-    Args:
-        name: 'shapes' or 'shapes-xl'.
-        of: 'pipeline', or 'clip' for the world's CLIP.
-    """
-    return str(WEIGHTS / BUNDLED[name][of])
+def resolve(name: str, bundled: Mapping[str, str] = BUNDLED) -> str:
+    """The folder of a bundled model; anything else, a hub id or a path, as it is."""
+    return str(WEIGHTS / bundled[name]) if name in bundled else name
 
 
 def load_pipeline(name: str = "shapes", **options: Any) -> FKStableDiffusionPipeline | FKStableDiffusionXLPipeline:
@@ -49,4 +49,4 @@ def load_pipeline(name: str = "shapes", **options: Any) -> FKStableDiffusionPipe
     if name not in BUNDLED:
         raise ValueError(f"Unknown bundled model {name!r}. Known: {', '.join(BUNDLED)}.")
     kind = FKStableDiffusionXLPipeline if name == "shapes-xl" else FKStableDiffusionPipeline
-    return kind.from_pretrained(bundled_path(name), **options)
+    return kind.from_pretrained(resolve(name), **options)

@@ -16,6 +16,7 @@ import typer
 from diffusers import AutoencoderKL
 
 from ..console import console
+from ..loading import quiet_libraries
 from ..rewards.clip_score import CLIPScore
 from ..rewards.images import to_uint8
 from . import WEIGHTS
@@ -35,6 +36,7 @@ def main(
     seed: int = 20_000_000,
 ) -> None:
     """Print the detector's accuracy, how many scenes survive the autoencoder, and how CLIP tells captions apart."""
+    quiet_libraries()
     rng = np.random.default_rng(seed)
     pairs = [sample_pair(rng) for _ in range(scenes)]
     pixels = pixels_of([render(scene) for scene, _ in pairs])
