@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -62,6 +63,16 @@ def make_vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=SIZE,
+    )
+
+
+def make_tiny() -> AutoencoderTiny:
+    """The autoencoder's stand-in for previews, of the kind of TAESD. Its latents are the scaled ones."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(16,) * 4,
+        decoder_block_out_channels=(16,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(2, 2, 1, 1),
     )
 
 
