@@ -100,6 +100,47 @@ def compute(
         write_atomically(out / "compute.png", figure_png(plot(rows)))
 
 
+@app.command()
+def speed(
+    out: Annotated[Path, typer.Option(help="JSON file for the seconds and ratios.")],
+    model: Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")] = "shapes",
+    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "fk",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
+) -> None:
+    """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's."""
+    with one_line_errors():
+        setup = _setup(model, "clip-score", 1, steps, None)
+        from fk_steer.files import write_json
+        from fk_steer.loading import load_guide, load_pipeline, set_scheduler
+        from fk_steer.rewards.base import lmbda_for
+        from fk_steer.shapes.captions import evaluation_prompts
+
+        from .speed import measure
+
+        steering = _sized(preset, setup["steps"])
+        pipe = load_pipeline(model)
+        pipe.set_progress_bar_config(disable=True)
+        set_scheduler(pipe, None, steering)
+        guide = load_guide("clip-score", "cpu", path=model)
+        measured = measure(
+            pipe,
+            guide,
+            steering,
+            [line["prompt"] for line in evaluation_prompts()[:prompts]],
+            lmbda=lmbda_for(guide, steering.lmbda) or 0.0,
+            repeats=repeats,
+            num_inference_steps=setup["steps"],
+            guidance_scale=setup["guidance"],
+        )
+        write_json(out, {**setup, "preset": preset, "prompts": prompts, **measured})
+        for name in ("overhead", "bookkeeping", "speed-up"):
+            console.print(f"{name}: {measured[name]:.3f}", highlight=False)
+        for way, value in measured["reward"].items():
+            console.print(f"reward, {way}: {value:.4f}", highlight=False)
+
+
 def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
     """What all runs of a benchmark share."""
     from fk_steer.loading import quiet_libraries
