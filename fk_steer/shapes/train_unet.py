@@ -122,8 +122,9 @@ def main(
         # The last embedding is that of no caption.
         text = torch.where(torch.rand(batch_size) < dropout, len(captions), text)
         noise = torch.randn_like(latents)
-        # One timestep from each of as many equal strata.
+        # One timestep from each of as many equal strata; the last may be rounded up to the end.
         t = ((torch.randperm(batch_size) + torch.rand(batch_size)) * (len(alphas) / batch_size)).long()
+        t = t.clamp(max=len(alphas) - 1)
         signal, level = (value[:, None, None, None] for value in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
         conditions = {}
         if sdxl:
