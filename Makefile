@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What `make demo` steers with, for example `make demo PRESET=best-of-n PARTICLES=8`.
+PRESET ?= fk
+PARTICLES ?= 4
 
 .PHONY: demo test lint slow clean
 
@@ -10,10 +13,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+# The first two held-out prompts of the three hard tasks.
 demo: $(VENV)/.installed
-	$(BIN)/python examples/random_model.py out/random
-	$(BIN)/fk-steer generate "a red circle" "two blue squares" --model out/random/sd \
-		--reward-option path=out/random/clip --lmbda 300 --steps 30 --out out/demo
+	$(BIN)/fk-steer generate --model shapes --preset $(PRESET) --particles $(PARTICLES) --compare --out out/demo \
+		"a photo of three hearts" \
+		"a photo of four triangles" \
+		"a photo of a star left of a square" \
+		"a photo of a moon left of a cross" \
+		"a photo of an orange moon and a yellow square" \
+		"a photo of a blue triangle and a purple star"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

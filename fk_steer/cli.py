@@ -175,6 +175,7 @@ def _generate_missing(
     steering = FKSteering.from_dict(settings["steering"])
     reward = load_guide(settings["reward"], target, **settings["reward_options"])
     pipe = load_pipeline(settings["model"], kind.value, settings["dtype"], target)
+    pipe.set_progress_bar_config(leave=False)
     stock_scheduler = pipe.scheduler
     if note := set_scheduler(pipe, settings["scheduler"], steering):
         console.print(f"{note} Choose another with --scheduler.", highlight=False)
@@ -215,11 +216,13 @@ def _generate_missing(
 
 def _write_report(out: Path, settings: dict[str, Any]) -> None:
     from .files import png, write_atomically
-    from .report import contact_sheet, html_report, results_in
+    from .report import contact_sheet, html_report, results_in, summarize
 
     results = results_in(out, settings)
     write_atomically(out / "contact_sheet.png", png(contact_sheet(results)))
     write_atomically(out / "report.html", html_report(results, settings).encode())
+    for what, reward, correct in summarize(results):
+        console.print(f"{what}: mean reward {reward}" + (f", {correct} correct" if correct else ""), highlight=False)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -221,11 +221,11 @@ def html_report(results: Sequence[Result], settings: dict[str, Any]) -> str:
     environment.filters["data_url"] = lambda content: f"data:image/png;base64,{base64.b64encode(content).decode()}"
     environment.filters["png"] = lambda image: png(_fit(image, max(192, min(image.width, 512))))
     return environment.get_template("generate.html").render(
-        results=results, settings=settings, summary=_summary(results)
+        results=results, settings=settings, summary=summarize(results)
     )
 
 
-def _summary(results: Sequence[Result]) -> list[tuple[str, str, str]]:
+def summarize(results: Sequence[Result]) -> list[tuple[str, str, str]]:
     """(what, mean reward, share correct) over the prompts: an unsteered image, the best unsteered, the best steered."""
     rows: list[tuple[str, list[list[Picture]]]] = []
     if all(result.unsteered for result in results):

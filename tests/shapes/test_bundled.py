@@ -1,0 +1,187 @@
+"""The trained models that ship with the package."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from typer.testing import CliRunner
+
+from fk_steer import FKSteering, load_reward, steer
+from fk_steer.benchmarks.speed import record
+from fk_steer.cli import app
+from fk_steer.rewards.images import to_uint8
+from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, WEIGHTS, load_pipeline, resolve
+from fk_steer.shapes.captions import detections_of, is_true, parse, sample_pair
+from fk_steer.shapes.oracle import judge
+from fk_steer.shapes.train_clip import edit, pixels_of
+from fk_steer.shapes.world import SHAPES, render
+
+
+@pytest.fixture(scope="module", params=BUNDLED)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(name):
+    pipe = load_pipeline(name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_all_weights_are_small_safetensors_in_half_precision():
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json"}
+
+
+def test_loads_as_a_stock_pipeline_in_full_precision(name):
+    pipe = DiffusionPipeline.from_pretrained(resolve(name))
+    assert type(pipe) is (StableDiffusionXLPipeline if name == "shapes-xl" else StableDiffusionPipeline)
+    modules = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
+    assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
+    assert pipe.scheduler.config.prediction_type == ("epsilon" if name == "shapes-xl" else "v_prediction")
+    assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_draws_what_it_is_asked_for(pipe):
+    """32 images of one object; far more than half are right when measured on more of them, see the README."""
+    prompts = [f"a photo of a {shape}" for shape in SHAPES for _ in range(4)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    images = pipe(
+        prompts,
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=generators,
+        output_type="pt",
+    ).images
+    right = [judge(image, prompt).correct for image, prompt in zip(to_uint8(images, "cpu"), prompts)]
+    assert np.mean(right) > 0.5
+
+
+def test_steering_raises_reward_and_correctness(pipe):
+    prompts = [f"a photo of a {colour} {shape}" for shape in ("star", "moon") for colour in ("red", "green", "orange")]
+    reward = load_reward("clip-score", path="shapes")
+
+    def mean_best(steering: str, particles: int):
+        output = pipe(
+            prompts,
+            reward=reward,
+            steering=steering,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return output.rewards[:, :particles].mean().item()
+
+    # The mean over four independent particles is that of one, over more draws.
+    assert mean_best("fk", 1) > mean_best("best-of-n", 4)
+
+
+@pytest.mark.parametrize("clip", ["shapes", "shapes-held-out"])
+def test_clip_prefers_true_captions(clip):
+    rng = np.random.default_rng(20_000_000)
+    own, edited, images = [], [], []
+    while len(images) < 200:
+        scene, text = sample_pair(rng)
+        line = edit(parse(text), rng)
+        if not is_true(line, detections_of(scene)):
+            own.append(text)
+            edited.append(line["prompt"])
+            images.append(render(scene))
+    reward = load_reward("clip-score", path=clip)
+    pixels = pixels_of(images)
+    assert (reward(pixels, own) > reward(pixels, edited)).float().mean() > 0.8
+
+
+def test_generate(name, tmp_path):
+    arguments = (
+        "generate",
+        "a photo of three red stars",
+        "--model",
+        name,
+        "--steps",
+        6,
+        "--compare",
+        "--out",
+        tmp_path,
+    )
+    assert "ESS" in invoke(*arguments).output
+    assert "without steering" in (tmp_path / "report.html").read_text()
+    stamp = (tmp_path / "000" / "00.png").stat().st_mtime_ns
+    assert "ESS" not in invoke(*arguments).output
+    assert (tmp_path / "000" / "00.png").stat().st_mtime_ns == stamp
+
+
+def test_benchmark(name, tmp_path):
+    arguments = (
+        "bench", "shapes", "--model", name, "--preset", "best-of-n:1", "--preset", "psp:4", "--steps", 8, "--seeds", 2,
+        "--per-task", 1, "--processes", 2, "--out", tmp_path,
+    )  # fmt: skip
+    invoke(*arguments)
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table) == ["best-of-n, k = 1", "psp, k = 4"]
+    assert table["best-of-n, k = 1"]["nfe"][0] == 2 * 8
+    assert table["psp, k = 4"]["nfe"][0] == 2 * (4 * 2 + 2 * 2 + 1 * 4)
+    records = [record for path in (tmp_path / "psp-4" / "records").iterdir() for record in json.loads(path.read_text())]
+    assert len(records) == 12
+    assert table["psp, k = 4"]["overall"][0] == pytest.approx(100 * np.mean([record["correct"] for record in records]))
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    assert len(list(csv.reader((tmp_path / "table.csv").open()))) == 3
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    invoke(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
+    assert json.loads((tmp_path / "table.json").read_text()) == table
+
+
+def test_compute(tmp_path):
+    arguments = (
+        "bench", "compute", "--preset", "best-of-n", "--preset", "psp", "--budget", 1, "--budget", 2, "--steps", 8,
+        "--seeds", 1, "--per-task", 1, "--out", tmp_path,
+    )  # fmt: skip
+    invoke(*arguments)
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table) == ["best-of-n@1", "psp@1", "best-of-n@2", "psp@2"]
+    assert [row["nfe"][0] / (2 * 8) for row in table.values()] == [1, 1, 2, 2]
+    differences = json.loads((tmp_path / "differences.json").read_text())
+    for measure in ("overall", "reward", "held out", "oracle"):
+        expected = table["psp@2"][measure][0] - table["best-of-n@2"][measure][0]
+        assert differences["psp@2"][f"{measure} - best-of-n"][0] == pytest.approx(expected)
+    # One particle and nothing to choose from: the same run.
+    assert differences["psp@1"]["reward - best-of-n"] == [0.0, 0.0]
+    assert (tmp_path / "compute.png").stat().st_size > 10_000
+
+
+def test_the_floor_does_the_same_work(pipe):
+    reward = load_reward("clip-score", path="shapes")
+    settings = FKSteering.preset("psp", lmbda=20.0)
+    call = {"num_inference_steps": 8, "guidance_scale": 3.0}
+    prompts = ["a photo of two stars", "a photo of a red moon"]
+    rows = {"denoiser": 0, "decode": 0, "reward": 0}
+    for function, args, _ in record(pipe, reward, settings, prompts, **call).calls:
+        owner = getattr(function, "__self__", None)
+        part = {id(pipe.unet): "denoiser", id(pipe.vae): "decode"}.get(id(owner), "reward")
+        rows[part] += len(args[0])
+    trace = steer(pipe, reward, settings)(prompts, **call).trace
+    assert rows == {"denoiser": trace.nfe, "decode": trace.reward_calls, "reward": trace.reward_calls}
+
+
+def test_speed(tmp_path):
+    arguments = ("--steps", 4, "--repeats", 1, "--prompts", 2, "--out", tmp_path / "speed.json")
+    assert "overhead" in invoke("bench", "speed", *arguments).output
+    measured = json.loads((tmp_path / "speed.json").read_text())
+    assert {way: len(seconds) for way, seconds in measured["seconds"].items()} == {
+        "steered": 1, "floor": 1, "straight-through": 1,
+    }  # fmt: skip
+    assert -1.0 < measured["reward"]["straight-through"] < 1.0
