@@ -16,9 +16,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 BUNDLED = {"shapes": "sd", "shapes-xl": "sdxl"}
 """Name of a bundled pipeline, usable wherever a hub id is -> its folder in `WEIGHTS`."""
 
-BUNDLED_CLIPS = {"shapes": "clip", "shapes-xl": "clip", "shapes-held-out": "clip2"}
+BUNDLED_CLIPS = {"shapes": "guide", "shapes-xl": "guide", "shapes-held-out": "judge"}
 """Name of a bundled CLIP -> its folder in `WEIGHTS`. One guides either pipeline; the other, smaller and trained from
-another seed, is for judging what the first has guided."""
+another seed, judges what the first has guided."""
 
 NUM_INFERENCE_STEPS = 25
 GUIDANCE_SCALE = 3.0

@@ -152,6 +152,24 @@ def binding_is_held_out(first: Mention, second: Mention) -> bool:
     return _choice(*(f"{mention.colour} {mention.shape}" for mention in parts)) % 100 < 15
 
 
+def is_held_out(line: dict[str, Any]) -> bool:
+    """Whether no training caption has this metadata's meaning."""
+    entries = line["include"]
+    if any((entry["class"], entry.get("color")) in HELD_OUT_COLOURS for entry in entries):
+        return True
+    if line["tag"] == "counting":
+        return (entries[0]["class"], entries[0]["count"]) in HELD_OUT_COUNTS
+    if len(entries) < 2:
+        return False
+    one, other = (Mention(entry["class"], entry.get("color")) for entry in entries)
+    if tuple(sorted((one.shape, other.shape), key=SHAPES.index)) in HELD_OUT_PAIRS:
+        return True
+    if "position" in entries[1]:
+        # Metadata names the reference object first: the second one stands in the relation to it.
+        return relation_is_held_out(other.shape, entries[1]["position"][0], one.shape)
+    return None not in (one.colour, other.colour) and binding_is_held_out(one, other)
+
+
 def evaluation_prompts(per_task: int = 40) -> list[dict[str, Any]]:
     """Held-out prompts as GenEval metadata, `per_task` for each of the six tasks, in the order of `TASKS`.
 

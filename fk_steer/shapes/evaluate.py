@@ -30,7 +30,7 @@ Objects = Counter[tuple[str, str | None]]
 
 
 def main(
-    clip: Annotated[Path, typer.Option(help="CLIP to test.")] = WEIGHTS / "clip",
+    clip: Annotated[Path, typer.Option(help="CLIP to test.")] = WEIGHTS / "guide",
     vae: Annotated[Path, typer.Option(help="Autoencoder to test.")] = WEIGHTS / "sd" / "vae",
     scenes: Annotated[int, typer.Option(min=1)] = 2000,
     seed: int = 20_000_000,

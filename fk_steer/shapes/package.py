@@ -18,11 +18,11 @@ from .models import save_half
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Folder with the runs clip, clip2, sd and sdxl.")],
+    runs: Annotated[Path, typer.Option(help="Folder with the runs guide, judge, sd and sdxl.")],
     out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
 ) -> None:
     """Copy the pipelines and both CLIPs out of the folders of their training runs, and print their sizes."""
-    for name in ("clip", "clip2"):
+    for name in ("guide", "judge"):
         save_half(CLIPModel.from_pretrained(runs / name / "model"), out / name)
         CLIPTokenizer.from_pretrained(runs / name / "model").save_pretrained(out / name)
     for name in ("sd", "sdxl"):

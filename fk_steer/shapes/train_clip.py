@@ -26,6 +26,7 @@ from .captions import (
     RELATIONS,
     Mention,
     detections_of,
+    is_held_out,
     is_true,
     metadata,
     parse,
@@ -41,7 +42,16 @@ EDITS = 2
 
 
 def edit(line: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """A caption's metadata with one thing changed. It may happen to be true as well; callers check."""
+    """A caption's metadata with one thing changed. It may happen to be true as well; callers check.
+
+    It is never a held-out caption: no training image is one, so a model would learn that they are always wrong.
+    """
+    while is_held_out(edited := _edit(line, rng)):
+        pass
+    return edited
+
+
+def _edit(line: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     mentions = [Mention(entry["class"], entry.get("color"), entry["count"]) for entry in line["include"]]
     relation = next((entry["position"][0] for entry in line["include"] if "position" in entry), None)
     if relation is not None:

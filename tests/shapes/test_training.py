@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
 from fk_steer import steer
 from fk_steer.rewards import load_reward
-from fk_steer.shapes import train_clip, train_unet, train_vae
+from fk_steer.shapes import WEIGHTS, package, train_clip, train_tiny, train_unet, train_vae
 from fk_steer.shapes.training import train, warmup_cosine
 
 
@@ -47,12 +48,29 @@ def test_vae(runs):
     assert_falls(runs / "vae", "reconstruction", 0.6)
 
 
-def test_unet(runs, tmp_path):
-    train_unet.main(
-        tmp_path, runs / "clip" / "model", runs / "vae" / "model", steps=200, batch_size=16, scenes=600, ema=0.98
-    )
-    assert_falls(tmp_path)
-    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+def test_preview_decoder(runs):
+    train_tiny.main(runs / "tiny", runs / "vae" / "model", steps=150, batch_size=4)
+    assert_falls(runs / "tiny", "decoding", 0.7)
+    tiny = AutoencoderTiny.from_pretrained(runs / "tiny" / "model")
+    assert tiny.decode(torch.randn(2, 4, 8, 8)).sample.shape == (2, 3, 64, 64)
+    assert tiny.encode(torch.rand(2, 3, 64, 64)).latents.shape == (2, 4, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def unets(runs) -> Path:
+    """Both pipelines, next to what they are made of."""
+    parts = (runs / "clip" / "model", runs / "vae" / "model")
+    options = {"batch_size": 16, "scenes": 600, "ema": 0.98}
+    train_unet.main(runs / "sd", *parts, steps=200, **options)
+    (runs / "guide").symlink_to(runs / "clip")
+    (runs / "judge").symlink_to(runs / "clip2")
+    train_unet.main(runs / "sdxl", *parts, runs / "clip2" / "model", sdxl=True, steps=150, **options)
+    return runs
+
+
+def test_unet(unets):
+    assert_falls(unets / "sd")
+    pipe = StableDiffusionPipeline.from_pretrained(unets / "sd" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     assert pipe.scheduler.config.prediction_type == "v_prediction"
@@ -60,23 +78,22 @@ def test_unet(runs, tmp_path):
     assert output.images[0].size == (64, 64)
 
 
-def test_unet_of_the_sdxl_twin(runs, tmp_path):
-    train_unet.main(
-        tmp_path,
-        runs / "clip" / "model",
-        runs / "vae" / "model",
-        runs / "clip2" / "model",
-        sdxl=True,
-        steps=150,
-        batch_size=16,
-        scenes=600,
-        ema=0.98,
-    )
-    assert_falls(tmp_path)
-    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "pipeline")
+def test_unet_of_the_sdxl_twin(unets):
+    assert_falls(unets / "sdxl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(unets / "sdxl" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.prediction_type == "epsilon"
     assert pipe("a photo of a red star", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_package(unets, tmp_path):
+    package.main(unets, tmp_path)
+    layout = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert layout == {path.relative_to(WEIGHTS) for path in WEIGHTS.rglob("*") if path.is_file()}
+    tensors = [load_file(path) for path in tmp_path.rglob("*.safetensors")]
+    assert {tensor.dtype for some in tensors for tensor in some.values()} <= {torch.float16, torch.int64}
+    reward = load_reward("clip-score", path=str(tmp_path / "guide"), device="cpu")
+    assert reward.model.dtype == torch.float32
 
 
 def toy(out: Path, stop_at: int | None = None, stop=None) -> torch.nn.Module:

@@ -24,6 +24,7 @@ from fk_steer.shapes.captions import (
     caption,
     detections_of,
     evaluation_prompts,
+    is_held_out,
     is_true,
     metadata,
     parse,
@@ -161,8 +162,13 @@ class TestCaptions:
         for scene, text in scenes(500):
             edited = edit(parse(text), rng)
             assert parse(edited["prompt"])["prompt"] == edited["prompt"] != text
+            assert not is_held_out(edited)
             false += not is_true(edited, detections_of(scene))
         assert false > 400
+
+    def test_evaluation_is_of_what_training_never_sees(self):
+        assert all(is_held_out(line) for line in evaluation_prompts(200) if line["tag"] != "single_object")
+        assert not any(is_held_out(parse(text)) for _, text in scenes(1000))
 
     def test_parse_is_the_inverse(self):
         for line in evaluation_prompts(200):
