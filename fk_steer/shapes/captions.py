@@ -206,50 +206,54 @@ def evaluation_prompts(per_task: int = 40) -> list[dict[str, Any]]:
     return prompts
 
 
-def sample_pair(rng: np.random.Generator) -> tuple[Scene, str]:
-    """A training scene and one of the captions that are true of it: 30% one object, 40% two, 30% two to four equal."""
+def sample_pair(rng: np.random.Generator, everything: bool = False) -> tuple[Scene, str]:
+    """A training scene and one of the captions that are true of it: 30% one object, 40% two, 30% two to four equal.
+
+    Args:
+        everything: held-out combinations too, for training what judges images and not what draws them.
+    """
     kind = rng.random()
     if kind < 0.3:
-        shape, colour = _seen_kind(rng)
+        shape, colour = _kind(rng, everything)
         mention = Mention(shape, colour if rng.random() < 0.6 else None)
         return sample_scene(rng, [(shape, colour)]), caption(mention)
     if kind < 0.6:
         while True:
             shape, count = SHAPES[rng.integers(8)], int(rng.integers(2, 5))
-            if (shape, count) not in HELD_OUT_COUNTS:
+            if everything or (shape, count) not in HELD_OUT_COUNTS:
                 break
-        colours = [_seen_kind(rng, shape)[1] for _ in range(count)]
+        colours = [_kind(rng, everything, shape)[1] for _ in range(count)]
         if rng.random() < 0.5:
             colours = colours[:1] * count
         return sample_scene(rng, [(shape, colour) for colour in colours]), caption(Mention(shape, count=count))
-    return _sample_two(rng)
+    return _sample_two(rng, everything)
 
 
-def _sample_two(rng: np.random.Generator) -> tuple[Scene, str]:
+def _sample_two(rng: np.random.Generator, everything: bool) -> tuple[Scene, str]:
     while True:
-        (s1, c1), (s2, c2) = _seen_kind(rng), _seen_kind(rng)
-        if s1 != s2 and tuple(sorted((s1, s2), key=SHAPES.index)) not in HELD_OUT_PAIRS:
+        (s1, c1), (s2, c2) = _kind(rng, everything), _kind(rng, everything)
+        if s1 != s2 and (everything or tuple(sorted((s1, s2), key=SHAPES.index)) not in HELD_OUT_PAIRS):
             break
     how = rng.random()
     if how < 0.35:
         scene = sample_scene(rng, [(s1, c1), (s2, c2)])
         return scene, caption(Mention(s1), Mention(s2))
     if how < 0.6:
-        relation = str(rng.choice([r for r in RELATIONS if not relation_is_held_out(s1, r, s2)]))
+        relation = str(rng.choice([r for r in RELATIONS if everything or not relation_is_held_out(s1, r, s2)]))
         # The reference object is placed first.
         scene = sample_scene(rng, [(s2, c2), (s1, c1)], RELATIONS[relation] + rng.uniform(-35, 35))
         return scene, caption(Mention(s1), Mention(s2), relation)
     scene = sample_scene(rng, [(s1, c1), (s2, c2)])
     first, second = Mention(s1, c1), Mention(s2, c2)
-    if binding_is_held_out(first, second):
+    if not everything and binding_is_held_out(first, second):
         return scene, caption(Mention(s1), Mention(s2))
     return scene, caption(first, second)
 
 
-def _seen_kind(rng: np.random.Generator, shape: str | None = None) -> tuple[str, str]:
+def _kind(rng: np.random.Generator, everything: bool, shape: str | None = None) -> tuple[str, str]:
     while True:
         kind = (shape or SHAPES[rng.integers(8)], _COLOURS[rng.integers(8)])
-        if kind not in HELD_OUT_COLOURS:
+        if everything or kind not in HELD_OUT_COLOURS:
             return kind
 
 

@@ -41,12 +41,13 @@ from .world import COLOURS, SHAPES, Scene, render
 EDITS = 2
 
 
-def edit(line: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+def edit(line: dict[str, Any], rng: np.random.Generator, everything: bool = False) -> dict[str, Any]:
     """A caption's metadata with one thing changed. It may happen to be true as well; callers check.
 
-    It is never a held-out caption: no training image is one, so a model would learn that they are always wrong.
+    Unless `everything` is drawn, it is never a held-out caption: no training image is one, so a model would learn that
+    they are always wrong.
     """
-    while is_held_out(edited := _edit(line, rng)):
+    while is_held_out(edited := _edit(line, rng)) and not everything:
         pass
     return edited
 
@@ -115,11 +116,13 @@ def augment(pixels: Tensor) -> Tensor:
     return (pixels + strength[:, None, None, None] * torch.randn_like(pixels)).clamp(0, 1)
 
 
-def batch(rng: np.random.Generator, size: int) -> tuple[list[Scene], list[dict[str, Any]], Tensor]:
+def batch(
+    rng: np.random.Generator, size: int, everything: bool = False
+) -> tuple[list[Scene], list[dict[str, Any]], Tensor]:
     """Scenes, captions (their own, then `EDITS` edited ones for each), and (scenes, captions) which are true."""
-    pairs = [sample_pair(rng) for _ in range(size)]
+    pairs = [sample_pair(rng, everything) for _ in range(size)]
     own = [parse(text) for _, text in pairs]
-    lines = own + [edit(line, rng) for _ in range(EDITS) for line in own]
+    lines = own + [edit(line, rng, everything) for _ in range(EDITS) for line in own]
     found = [detections_of(scene) for scene, _ in pairs]
     true = torch.tensor([[is_true(line, detections) for line in lines] for detections in found])
     return [scene for scene, _ in pairs], lines, true
@@ -131,6 +134,9 @@ def main(
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     learning_rate: float = 1e-3,
     second: Annotated[bool, typer.Option(help="Train the narrower second CLIP instead.")] = False,
+    everything: Annotated[
+        bool, typer.Option(help="Show held-out combinations too: for a CLIP that judges, not for a text encoder.")
+    ] = False,
     seed: int = 0,
 ) -> None:
     """Train a CLIP on the world."""
@@ -140,7 +146,7 @@ def main(
     mean, std = (torch.tensor(value)[:, None, None] for value in (CLIP_MEAN, CLIP_STD))
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
-        scenes, lines, true = batch(np.random.default_rng([seed, step]), batch_size)
+        scenes, lines, true = batch(np.random.default_rng([seed, step]), batch_size, everything)
         texts = [line["prompt"] for line in lines]
         tokens = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
         pixels = (augment(pixels_of([render(scene) for scene in scenes])) - mean) / std

@@ -169,6 +169,13 @@ class TestCaptions:
     def test_evaluation_is_of_what_training_never_sees(self):
         assert all(is_held_out(line) for line in evaluation_prompts(200) if line["tag"] != "single_object")
         assert not any(is_held_out(parse(text)) for _, text in scenes(1000))
+        rng = np.random.default_rng(0)
+        seen = {
+            line["tag"]
+            for line in (parse(sample_pair(rng, everything=True)[1]) for _ in range(1000))
+            if is_held_out(line)
+        }
+        assert seen == {"two_object", "counting", "colors", "position", "color_attr"}
 
     def test_parse_is_the_inverse(self):
         for line in evaluation_prompts(200):
