@@ -170,4 +170,7 @@ def save_half(model: Any, folder: Path) -> None:
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
         if config.get("dtype") == "float16":
-            path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+            config["dtype"] = "float32"
+        # Where the model lay when it was trained concerns nobody else.
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")

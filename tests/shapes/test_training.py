@@ -92,6 +92,7 @@ def test_package(unets, tmp_path):
     assert layout == {path.relative_to(WEIGHTS) for path in WEIGHTS.rglob("*") if path.is_file()}
     tensors = [load_file(path) for path in tmp_path.rglob("*.safetensors")]
     assert {tensor.dtype for some in tensors for tensor in some.values()} <= {torch.float16, torch.int64}
+    assert not any(str(unets) in path.read_text() for path in tmp_path.rglob("*.json"))
     reward = load_reward("clip-score", path=str(tmp_path / "guide"), device="cpu")
     assert reward.model.dtype == torch.float32
 
