@@ -89,7 +89,7 @@ class TestDetector:
             right += (truth & found).total()
         assert right / objects > 0.99
 
-    @pytest.mark.parametrize(("shape", "colour"), itertools.product(SHAPES, COLOURS))
+    @pytest.mark.parametrize(("shape", "colour"), [*itertools.product(SHAPES, COLOURS)])
     def test_every_kind_at_every_size(self, shape, colour):
         rng = np.random.default_rng(3)
         for count in (1, 2, 3, 4):
