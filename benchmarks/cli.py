@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 
+# Options that several benchmarks share.
+Model = Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")]
+Guide = Annotated[str, typer.Option(help="Guide.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repeats with other noise.")]
+PerTask = Annotated[int, typer.Option(min=1, help="Held-out prompts per task.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per call.")]
+Processes = Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")]
+
 
 @app.command()
 def shapes(
@@ -34,16 +44,16 @@ def shapes(
             "Several make a row each, compared with the first."
         ),
     ],
-    model: Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")] = "shapes",
-    reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
+    model: Model = "shapes",
+    reward: Guide = "clip-score",
     particles: Annotated[int | None, typer.Option(help="Particles, where not given with the preset.")] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeats with other noise.")] = 3,
-    per_task: Annotated[int, typer.Option(min=1, help="Held-out prompts per task.")] = 40,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call.")] = 8,
-    processes: Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")] = 1,
+    seeds: Seeds = 3,
+    per_task: PerTask = 40,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 8,
+    processes: Processes = 1,
 ) -> None:
     """GenEval's six tasks on the bundled world's held-out prompts, judged by exact detection."""
     from .shapes import summarize
@@ -68,14 +78,14 @@ def compute(
     out: Annotated[Path, typer.Option(help="Folder for images, records, tables and plots.")],
     preset: Annotated[list[str] | None, typer.Option(help="Presets. [default: all]")] = None,
     budget: Annotated[list[float] | None, typer.Option(help="In trajectories. [default: 1, 2, 4, 8, 16]")] = None,
-    model: Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")] = "shapes",
-    reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
-    seeds: Annotated[int, typer.Option(min=1, help="Repeats with other noise.")] = 3,
-    per_task: Annotated[int, typer.Option(min=1, help="Held-out prompts per task.")] = 40,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call.")] = 8,
-    processes: Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")] = 1,
+    model: Model = "shapes",
+    reward: Guide = "clip-score",
+    seeds: Seeds = 3,
+    per_task: PerTask = 40,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 8,
+    processes: Processes = 1,
 ) -> None:
     """Presets side by side at equal denoiser compute, from the same initial noise."""
     from fk_steer.config import PRESETS
@@ -103,11 +113,11 @@ def compute(
 @app.command()
 def speed(
     out: Annotated[Path, typer.Option(help="JSON file for the seconds and ratios.")],
-    model: Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")] = "shapes",
+    model: Model = "shapes",
     preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "fk",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")] = None,
+    steps: Steps = None,
 ) -> None:
     """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's."""
     with one_line_errors():
