@@ -49,6 +49,8 @@ class FKSteering:
         standardize: weigh z-scores of the rewards within each prompt instead of the rewards.
         target_reward: a prompt whose best x0 prediction reaches this reward goes on with that particle alone; the
             denoiser rows that saves are reported. None never stops.
+        rollover: spend those rows on running prompts that have not reached `target_reward` again, from other noise,
+            those nearest to it first; the better images are kept.
         preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
             path of one, for example 'madebyollin/taesd' for SD and 'madebyollin/taesdxl' for SDXL.
         preview_until: progress in [0, 1] of the loop up to which the preview decoder is used.
@@ -75,6 +77,7 @@ class FKSteering:
     elite: bool = False
     standardize: bool = False
     target_reward: float | None = None
+    rollover: bool = False
     preview_decoder: Any = None
     preview_until: float = 1.0
     reward_batch_size: int | None = None
@@ -98,6 +101,8 @@ class FKSteering:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"Expected `{name}` to be between 0.0 and 1.0, but got {value}.")
+        if self.rollover and self.target_reward is None:
+            raise ValueError("`rollover` spends what prompts save by reaching `target_reward`, which is not set.")
         if self.floor is not None and self.potential != "max":
             raise ValueError(f"`floor` is only used by the potential 'max', but the potential is '{self.potential}'.")
         for name in ("reward_batch_size", "decode_batch_size", "denoise_batch_size"):

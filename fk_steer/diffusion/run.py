@@ -8,7 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderTiny
@@ -34,6 +34,16 @@ from .schedulers import (
 from .scoring import Scorer
 
 
+class Result(NamedTuple):
+    """What a run gives: images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k); best
+    first in each population."""
+
+    images: Any
+    others: list[Any]
+    rewards: Tensor
+    log_weights: Tensor
+
+
 class Run:
     """One call of a steered pipeline.
 
@@ -57,18 +67,19 @@ class Run:
         self.output_type = arguments.pop("output_type", "pil")
         self.eta = arguments.pop("eta", steering.eta)
         generator = arguments.pop("generator", None)
-        per_prompt = arguments.pop("num_images_per_prompt", None) or 1
+        self.per_prompt = arguments.pop("num_images_per_prompt", None) or 1
         self.arguments = arguments
 
         num_prompts = _number_of_prompts(arguments)
-        self.prompts = [p for p in _reward_prompts(arguments, reward_prompt, num_prompts) for _ in range(per_prompt)]
-        self.rows_per_prompt = per_prompt * steering.num_particles
+        texts = _reward_prompts(arguments, reward_prompt, num_prompts)
+        self.prompts = [text for text in texts for _ in range(self.per_prompt)]
+        self.rows_per_prompt = self.per_prompt * steering.num_particles
         self.rows = Rows(len(self.prompts), steering.num_particles)
         latents = arguments.get("latents")
         if latents is not None and len(latents) != self.rows.total:
             raise ValueError(f"Expected `latents` for {self.rows.total} particles, but got {len(latents)}.")
-        self.generators, resampling = particle_generators(
-            generator, steering.seed, num_prompts, per_prompt, steering.num_particles
+        self.generators, self.resampling = particle_generators(
+            generator, steering.seed, num_prompts, self.per_prompt, steering.num_particles
         )
         self.population = Population(
             len(self.prompts),
@@ -80,7 +91,7 @@ class Run:
             ess_threshold=steering.ess_threshold,
             floor=steering.floor,
             exact_terminal=steering.exact_terminal,
-            generator=resampling,
+            generator=self.resampling,
         )
         self.standardize = steering.standardize or getattr(reward, "standardize", False)
         self.decoder = self.preview = LatentDecoder(pipe, size=_image_size(pipe, arguments))
@@ -95,12 +106,8 @@ class Run:
         self.elite: Tensor | None = None
         """(P,) slots of the particles that go on without noise."""
 
-    def __call__(self) -> tuple[Any, list[Any], Tensor, Tensor]:
-        """Run the pipeline.
-
-        Returns:
-            Images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k), best first.
-        """
+    def __call__(self) -> Result:
+        """Run the pipeline."""
         started = time.perf_counter()
         denoiser = self.pipe.unet if getattr(self.pipe, "unet", None) is not None else self.pipe.transformer
         parameters = list(inspect.signature(getattr(denoiser, "_orig_mod", denoiser).forward).parameters)
@@ -312,7 +319,7 @@ class Run:
             )
         )
 
-    def finish(self, images: Any, *others: Any) -> tuple[Any, list[Any], Tensor, Tensor]:
+    def finish(self, images: Any, *others: Any) -> Result:
         """Weigh and sort the final images."""
         reward, where = reward_at(self.reward, 1.0), "for the final images"
         if self.output_type == "latent":
@@ -340,7 +347,9 @@ class Run:
         if biased or self.standardize or not self.steering.exact_terminal:
             estimates = torch.full_like(estimates, torch.nan)
         self.trace.log_normalizer = estimates.tolist()
-        return images, sorted_others, rewards.gather(1, order).float(), event.log_weights.gather(1, order).float()
+        return Result(
+            images, sorted_others, rewards.gather(1, order).float(), event.log_weights.gather(1, order).float()
+        )
 
 
 def _twin(scheduler: Any) -> Any:

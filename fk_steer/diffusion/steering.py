@@ -20,6 +20,7 @@ from ..config import FKSteering
 from ..rewards.base import RewardFunction, lmbda_for, name_of
 from ..smc import TargetESS
 from ..trace import Trace
+from .rollover import roll_over
 from .run import Run
 from .schedulers import parametrisation
 
@@ -116,8 +117,15 @@ class SteeredPipeline:
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
         return_dict = arguments.pop("return_dict", True)
-        run = Run(self.pipe, self.reward, self.steering, self.lmbda, arguments, reward_prompt)
-        images, others, rewards, log_weights = run()
+
+        def prepare(arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None) -> Run:
+            return Run(self.pipe, self.reward, self.steering, self.lmbda, arguments, reward_prompt)
+
+        run = prepare(arguments, reward_prompt)
+        result = run()
+        if self.steering.rollover:
+            result = roll_over(run, result, prepare)
+        images, others, rewards, log_weights = result
         if not return_dict:
             return (images, *others, rewards, log_weights, run.trace)
         return SteeredOutput(images, rewards, log_weights, run.trace, *others[:1])
