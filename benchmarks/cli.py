@@ -61,22 +61,23 @@ def shapes(
     with one_line_errors():
         setup = _setup(model, reward, per_task, steps, guidance)
         steerings = [_sized(name, setup["steps"], num_particles=particles, lmbda=lmbda) for name in preset]
-        named = {f"{_preset(name)}-{settings.num_particles}": settings for name, settings in zip(preset, steerings)}
+        named = {
+            f"{_preset(name)}, k = {settings.num_particles}": settings for name, settings in zip(preset, steerings)
+        }
         records = _measure(named, setup, out, seeds, batch_size, processes)
         first = next(iter(records.values()))
         _write_table(
             out / "table",
-            {
-                "{}, k = {}".format(*name.rsplit("-", 1)): summarize(some, None if some is first else first)
-                for name, some in records.items()
-            },
+            {name: summarize(some, None if some is first else first) for name, some in records.items()},
         )
 
 
 @app.command()
 def compute(
     out: Annotated[Path, typer.Option(help="Folder for images, records, tables and plots.")],
-    preset: Annotated[list[str] | None, typer.Option(help="Presets. [default: all]")] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help="PRESET, at every budget, or PRESET@BUDGET. [default: all presets]")
+    ] = None,
     budget: Annotated[list[float] | None, typer.Option(help="In trajectories. [default: 1, 2, 4, 8, 16]")] = None,
     model: Model = "shapes",
     reward: Guide = "clip-score",
@@ -87,7 +88,8 @@ def compute(
     batch_size: BatchSize = 8,
     processes: Processes = 1,
 ) -> None:
-    """Presets side by side at equal denoiser compute, from the same initial noise."""
+    """Presets side by side at equal denoiser compute, from the same initial noise. Runs are shared with `bench shapes`
+    in the same folder."""
     from fk_steer.config import PRESETS
     from fk_steer.files import write_atomically
     from fk_steer.report import figure_png
@@ -98,11 +100,10 @@ def compute(
     with one_line_errors():
         setup = _setup(model, reward, per_task, steps, guidance)
         budgets = sorted(budget or (1.0, 2.0, 4.0, 8.0, 16.0))
-        named = {
-            f"{name}@{size:g}": _sized(f"{name}@{size:g}", setup["steps"])
-            for size in budgets
-            for name in preset or PRESETS
-        }
+        presets = preset or list(PRESETS)
+        names = [f"{name}@{size:g}" for size in budgets for name in presets if "@" not in name]
+        names += [name for name in presets if "@" in name]
+        named = {name: _sized(name, setup["steps"]) for name in names}
         records = _measure(named, setup, out, seeds, batch_size, processes)
         rows = {name: summarize(some) for name, some in records.items()}
         _write_table(out / "table", rows)
@@ -112,43 +113,45 @@ def compute(
 
 @app.command()
 def speed(
-    out: Annotated[Path, typer.Option(help="JSON file for the seconds and ratios.")],
+    out: Annotated[Path, typer.Option(help="JSON file for seconds, ratios and peak memory.")],
     model: Model = "shapes",
+    full_size: Annotated[
+        str | None, typer.Option(help="'sd21' or 'sdxl': an architecture of published size instead of a bundled model.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
+    ] = False,
     preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "fk",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
     steps: Steps = None,
+    size: Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
 ) -> None:
-    """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's."""
+    """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's; peak
+    memory by number of particles."""
     with one_line_errors():
-        setup = _setup(model, "clip-score", 1, steps, None)
+        from fk_steer.loading import quiet_libraries
+
+        quiet_libraries()
         from fk_steer.files import write_json
-        from fk_steer.loading import load_guide, load_pipeline, set_scheduler
-        from fk_steer.rewards.base import lmbda_for
-        from fk_steer.shapes.captions import evaluation_prompts
 
-        from .speed import measure
+        from .speed import machine, measure, subject
 
-        steering = _sized(preset, setup["steps"])
-        pipe = load_pipeline(model)
-        pipe.set_progress_bar_config(disable=True)
-        set_scheduler(pipe, None, steering)
-        guide = load_guide("clip-score", "cpu", path=model)
-        measured = measure(
-            pipe,
-            guide,
-            steering,
-            [line["prompt"] for line in evaluation_prompts()[:prompts]],
-            lmbda=lmbda_for(guide, steering.lmbda) or 0.0,
-            repeats=repeats,
-            num_inference_steps=setup["steps"],
-            guidance_scale=setup["guidance"],
-        )
-        write_json(out, {**setup, "preset": preset, "prompts": prompts, **measured})
+        if (full_size is not None) != random_weights:
+            raise ValueError("Expected --full-size and --random-weights together, or neither.")
+        pipe, guide, call = subject(model, full_size, device, steps, size)
+        steering = _sized(preset, call["num_inference_steps"])
+        measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, **call)
+        setup = {"model": full_size or model, "preset": preset, "prompts": prompts, **call, "machine": machine(device)}
+        write_json(out, {**setup, **measured})
         for name in ("overhead", "bookkeeping", "speed-up"):
             console.print(f"{name}: {measured[name]:.3f}", highlight=False)
         for way, value in measured["reward"].items():
             console.print(f"reward, {way}: {value:.4f}", highlight=False)
+        for way, peaks in measured["peak bytes"].items():
+            sizes = ", ".join(f"{peak / 2**20:.1f} MiB with {number}" for number, peak in peaks.items())
+            console.print(f"peak memory, {way}: {sizes}", highlight=False)
 
 
 def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
@@ -172,31 +175,31 @@ def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: 
 def _measure(
     steerings: dict[str, FKSteering], setup: dict[str, Any], out: Path, seeds: int, batch_size: int, processes: int
 ) -> dict[str, list[Record]]:
-    """Records of each run, over all seeds; a folder of the run's name in `out` keeps them."""
+    """Records of each run, over all seeds; a folder named by preset and number of particles in `out` keeps them."""
     from fk_steer.files import check_settings, record_settings
 
     from .shapes import Job, run_all
 
-    jobs = []
-    for name, steering in steerings.items():
-        settings = {**setup, "steering": steering.to_dict()}
-        check_settings(out / name, settings)
-        record_settings(out / name, settings)
-        jobs += [
-            Job(steering=steering, seed=seed, out=out / name, batch_size=batch_size, **setup) for seed in range(seeds)
-        ]
+    folders = {name: out / f"{_preset(name)}-{steering.num_particles}" for name, steering in steerings.items()}
+    # Names may share a folder.
+    jobs: dict[tuple[Path, int], Job] = {}
+    for name, folder in folders.items():
+        settings = {**setup, "steering": steerings[name].to_dict()}
+        check_settings(folder, settings)
+        record_settings(folder, settings)
+        for seed in range(seeds):
+            jobs[folder, seed] = Job(steering=steerings[name], seed=seed, out=folder, batch_size=batch_size, **setup)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("prompts", total=len(jobs) * 6 * setup["per_task"])
-        results = run_all(jobs, processes, lambda done: bar.advance(task, done))
-    records: dict[str, list[Record]] = {}
-    for job, some in zip(jobs, results):
-        records.setdefault(job.out.name, []).extend(some)
-    return records
+        results = dict(zip(jobs, run_all(list(jobs.values()), processes, lambda done: bar.advance(task, done))))
+    return {
+        name: [record for seed in range(seeds) for record in results[folder, seed]] for name, folder in folders.items()
+    }
 
 
 def _preset(name: str) -> str:
-    return re.split("[:@]", name)[0]
+    return re.split("[:@,]", name)[0]
 
 
 def _sized(name: str, num_steps: int, **overrides: Any) -> FKSteering:
