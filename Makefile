@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What `make demo` steers with, for example `make demo PRESET=best-of-n PARTICLES=8`.
-PRESET ?= fk
+PRESET ?= adaptive
 PARTICLES ?= 4
 
 .PHONY: demo test lint slow clean

@@ -121,7 +121,7 @@ def speed(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
     ] = False,
-    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "fk",
+    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "adaptive",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
     steps: Steps = None,

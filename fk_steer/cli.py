@@ -51,7 +51,7 @@ def generate(
     reward_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "fk",
+    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "adaptive",
     particles: Annotated[int | None, typer.Option(help="Particles per prompt. [default: the preset's]")] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
     scheduler: Annotated[
@@ -141,14 +141,14 @@ def presets(
     from .loading import quiet_libraries
 
     quiet_libraries()
-    from .config import PRESETS, FKSteering
+    from .config import DEFAULT_PRESET, PRESETS, FKSteering
 
     with one_line_errors():
         if name is not None:
             console.print_json(json.dumps(FKSteering.preset(name).to_dict()))
             return
-        default = _flat(PRESETS["fk"].settings.to_dict())
-        table = Table("name", "what it is", "settings that differ from 'fk'", box=None, padding=(0, 2))
+        default = _flat(PRESETS[DEFAULT_PRESET].settings.to_dict())
+        table = Table("name", "what it is", f"settings that differ from '{DEFAULT_PRESET}'", box=None, padding=(0, 2))
         for key, preset in PRESETS.items():
             settings = _flat(preset.settings.to_dict())
             differences = [f"{field} {value}" for field, value in settings.items() if value != default.get(field)]

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..config import FKSteering
+from ..config import DEFAULT_PRESET, FKSteering
 from ..rewards.base import RewardFunction, lmbda_for, name_of
 from ..smc import TargetESS
 from ..trace import Trace
@@ -46,7 +46,9 @@ class SteeredOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None = None
 
 
-def steer(pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = "fk") -> SteeredPipeline:
+def steer(
+    pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = DEFAULT_PRESET
+) -> SteeredPipeline:
     """Steer a text-to-image pipeline towards high reward.
 
     ```py
@@ -73,7 +75,9 @@ def steer(pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering 
 class SteeredPipeline:
     """What `steer` returns: call it as you would call the pipeline."""
 
-    def __init__(self, pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = "fk") -> None:
+    def __init__(
+        self, pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = DEFAULT_PRESET
+    ) -> None:
         self.pipe = pipe
         self.reward = reward
         self.steering = FKSteering.preset(steering) if isinstance(steering, str) else steering
@@ -83,7 +87,7 @@ class SteeredPipeline:
         elif self.lmbda is None:
             raise ValueError(
                 f"Reward '{name_of(reward)}' has no `default_lmbda`. Set `lmbda` in the steering settings, or use the "
-                "preset 'target-ess', which needs none."
+                "preset 'adaptive', which needs none."
             )
         if self.steering.schedule.at:
             parametrisation(pipe.scheduler)
