@@ -154,6 +154,61 @@ def speed(
             console.print(f"peak memory, {way}: {sizes}", highlight=False)
 
 
+@app.command()
+def preview(
+    out: Annotated[Path, typer.Option(help="JSON file for the table.")],
+    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one.")] = "shapes",
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of an AutoencoderTiny, for example madebyollin/taesd. [default: bundled]"),
+    ] = None,
+    reward: Guide = "clip-score",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="[default: 24 of the bundled world's held-out prompts]")
+    ] = None,
+    images: Annotated[int, typer.Option(min=2, help="Per prompt.")] = 8,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Rank correlation of rewards of previews with those of the full autoencoder's images, along the loop."""
+    from fk_steer.loading import load_guide, load_pipeline, quiet_libraries
+
+    with one_line_errors():
+        quiet_libraries()
+        from fk_steer.files import write_json
+        from fk_steer.loading import load_preview
+        from fk_steer.rewards.loading import default_device
+        from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+        from fk_steer.shapes.captions import evaluation_prompts
+
+        from .preview import agreement
+
+        bundled, target = model in BUNDLED, default_device(device)
+        pipe = load_pipeline(model, device=target)
+        pipe.set_progress_bar_config(disable=True)
+        options = {"path": model} if bundled and reward == "clip-score" else {}
+        call: dict[str, Any] = {
+            "num_inference_steps": steps or (NUM_INFERENCE_STEPS if bundled else 50),
+            "guidance_scale": guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
+        }
+        rows = agreement(
+            pipe,
+            load_guide(reward, target, **options),
+            load_preview(decoder or model, pipe),
+            prompt or [line["prompt"] for line in evaluation_prompts(4)],
+            images=images,
+            **call,
+        )
+        write_json(
+            out, {"model": model, "decoder": decoder or model, "reward": reward, "images": images, **call, "rows": rows}
+        )
+        shown = Table(*rows[0], box=None)
+        for row in rows:
+            shown.add_row(*(f"{value:.2f}" for value in row.values()))
+        console.print(shown)
+
+
 def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
     """What all runs of a benchmark share."""
     from fk_steer.loading import quiet_libraries

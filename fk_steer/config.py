@@ -53,7 +53,8 @@ class FKSteering:
         rollover: spend those rows on running prompts that have not reached `target_reward` again, from other noise,
             those nearest to it first; the better images are kept.
         preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
-            path of one, for example 'madebyollin/taesd' for SD and 'madebyollin/taesdxl' for SDXL.
+            path of one, for example 'madebyollin/taesd' for SD, 'madebyollin/taesdxl' for SDXL and 'shapes' for the
+            bundled models.
         preview_until: progress in [0, 1] of the loop up to which the preview decoder is used.
         reward_batch_size, decode_batch_size, denoise_batch_size: images per reward call, latents per VAE call and rows
             per denoiser call (a particle is two rows under classifier-free guidance). None is everything at once; set
@@ -178,13 +179,13 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "adaptive": Preset(
-        "Our default: at six events from 40% of the loop on, lambda is solved so that half of the effective sample size "
-        "is left, and SSP resamples. Needs no lambda.",
+        "Our default: at six events from 40% of the loop on, SSP with a lambda that leaves half of the effective "
+        "sample size. Needs no lambda.",
         FKSteering(),
     ),
     "fk": Preset(
-        "For a lambda of one's own: SSP when the ESS falls below half, weights carried in between, lambda rising to its "
-        "value, nothing scored in the first quarter.",
+        "For a lambda of one's own: SSP when the ESS falls below half, weights carried in between, lambda rising to "
+        "its value, nothing scored in the first quarter.",
         FKSteering(tempering=Rising(), schedule=Schedule(at=(0.25, 0.4, 0.55, 0.7, 0.85)), ess_threshold=0.5),
     ),
     "fk-paper": Preset(

@@ -69,7 +69,7 @@ def test_bad_settings(arguments, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="Unknown preset 'fkd'. Known: adaptive, fk-paper"):
+    with pytest.raises(ValueError, match="Unknown preset 'fkd'. Known: adaptive, fk, fk-paper"):
         FKSteering.preset("fkd")
 
 

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from ..config import FKSteering
+from ..loading import load_preview
 from ..rewards.base import RewardFunction, combine, name_of, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
@@ -96,7 +96,10 @@ class Run:
         self.standardize = steering.standardize or getattr(reward, "standardize", False)
         self.decoder = self.preview = LatentDecoder(pipe, size=_image_size(pipe, arguments))
         if steering.preview_decoder is not None:
-            self.preview = LatentDecoder(pipe, _preview_vae(steering.preview_decoder, pipe), self.decoder.size)
+            preview = steering.preview_decoder
+            preview = load_preview(preview, pipe) if isinstance(preview, str) else preview
+            preview.to(pipe._execution_device, pipe.vae.dtype)
+            self.preview = LatentDecoder(pipe, preview, self.decoder.size)
         self.clock = Stopwatch(pipe._execution_device)
         self.scorer = Scorer(self.clock, steering.decode_batch_size, steering.reward_batch_size)
         self.trace = Trace(list(self.prompts), name_of(reward), steering.to_dict())
@@ -395,9 +398,3 @@ def _image_size(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int] | None:
         return None
     default *= pipe.vae_scale_factor
     return arguments.get("height") or default, arguments.get("width") or default
-
-
-def _preview_vae(preview: Any, pipe: Any) -> Any:
-    if isinstance(preview, str):
-        preview = AutoencoderTiny.from_pretrained(preview)
-    return preview.to(pipe._execution_device, pipe.vae.dtype)
