@@ -112,6 +112,35 @@ def compute(
 
 
 @app.command()
+def ablation(
+    out: Annotated[Path, typer.Option(help="Folder for images, records and tables.")],
+    model: Model = "shapes",
+    reward: Guide = "clip-score",
+    seeds: Seeds = 3,
+    per_task: PerTask = 40,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 8,
+    processes: Processes = 1,
+) -> None:
+    """From the published settings to ours, one change at a time, each compared with the settings before it."""
+    from .ablation import steps as changes
+    from .shapes import differences, summarize
+
+    with one_line_errors():
+        setup = _setup(model, reward, per_task, steps, guidance)
+        chain = changes()
+        records = _measure({step.name: step.settings for step in chain}, setup, out, seeds, batch_size, processes)
+        rows = {}
+        for step in chain:
+            rows[step.name] = summarize(records[step.name])
+            if step.before is not None:
+                gains = differences(records[step.name], records[step.before])
+                rows[step.name] |= {f"{measure} - before": value for measure, value in gains.items()}
+        _write_table(out / "ablation", rows)
+
+
+@app.command()
 def speed(
     out: Annotated[Path, typer.Option(help="JSON file for seconds, ratios and peak memory.")],
     model: Model = "shapes",
