@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ class WeightedSum:
     WeightedSum({clip: 1.0, aesthetic: 0.05})
     ```
 
+    Steering scores the parts one by one, so that each is on record in the trace and those that need all images of a
+    prompt (`GroupReward`) see them all; called directly, they see those of the call.
+
     Args:
         weights: reward -> weight, finite.
         default_lmbda: None derives one from those of the parts: a lambda is about one over a reward's spread, and
@@ -34,6 +37,7 @@ class WeightedSum:
     def __init__(self, weights: Mapping[RewardFunction, float], default_lmbda: float | None = None) -> None:
         _check_weights(weights)
         self.weights = dict(weights)
+        self.parts = _by_name(weights)
         self.name = " + ".join(f"{weight:g} * {name_of(reward)}" for reward, weight in self.weights.items())
         lmbdas = [getattr(reward, "default_lmbda", None) for reward in self.weights]
         if default_lmbda is None and None not in lmbdas and any(self.weights.values()):
@@ -48,6 +52,10 @@ class WeightedSum:
         for reward, weight in self.weights.items():
             total = total + weight * torch.as_tensor(reward(images, prompts)).to(device, torch.float32)
         return total
+
+    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """See `CompositeReward`."""
+        return torch.stack([weight * scores[name] for name, weight in zip(self.parts, self.weights.values())]).sum(0)
 
 
 class ZScoreSum:
@@ -119,6 +127,17 @@ class Cascade:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """The expensive reward."""
         return self.expensive(images, prompts)
+
+
+def _by_name(rewards: Iterable[RewardFunction]) -> dict[str, RewardFunction]:
+    """Name -> reward; rewards of the same name are numbered."""
+    named: dict[str, RewardFunction] = {}
+    for reward in rewards:
+        name, number = name_of(reward), 2
+        while name in named:
+            name, number = f"{name_of(reward)} ({number})", number + 1
+        named[name] = reward
+    return named
 
 
 def _check_weights(weights: Mapping[RewardFunction, float]) -> None:
