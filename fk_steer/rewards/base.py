@@ -45,7 +45,7 @@ class Reward(Protocol):
 RewardFunction = Reward | Callable[[Any, Sequence[str]], Any]
 
 
-def name_of(reward: RewardFunction) -> str:
+def name_of(reward: RewardFunction | Callable[..., Any]) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 

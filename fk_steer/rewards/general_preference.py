@@ -51,7 +51,7 @@ class GeneralPreferenceReward(GroupedReward):
         self.default_lmbda = default_lmbda or (WIN_LMBDA if statistic == "win-probability" else 1.0)
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
-        """The embeddings (B, D), float64 on the CPU."""
+        """B embeddings (D,), float64 on the CPU."""
         embeddings = self.embed(images, prompts).detach().to("cpu", torch.float64)
         if embeddings.ndim != 2 or len(embeddings) != len(prompts) or embeddings.shape[1] % 2:
             raise RewardError(
@@ -61,7 +61,7 @@ class GeneralPreferenceReward(GroupedReward):
         if not embeddings.isfinite().all():
             prompt = prompts[int((~embeddings.isfinite()).any(1).nonzero()[0])]
             raise RewardError(f"The embeddings of '{self.name}' for the prompt {prompt!r} are not finite.")
-        return embeddings
+        return list(embeddings)
 
     def reward_groups(
         self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]

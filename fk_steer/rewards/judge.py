@@ -82,7 +82,6 @@ class Asker:
         """A score for each tuple of images, None where it could not be had."""
         scores: list[float | None] = [None] * len(prompts)
         pending = list(range(len(prompts)))
-        self.counts.questions += len(pending)
         for attempt in range(self.attempts):
             ending = f"\n\n{task.reminder}" if attempt else ""
             questions = [
@@ -104,6 +103,7 @@ class Asker:
             pending = unparsed
             if not pending:
                 break
+        self.counts.questions += len(prompts)
         self.counts.missing += sum(score is None for score in scores)
         return scores
 

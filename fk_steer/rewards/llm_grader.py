@@ -23,7 +23,7 @@ RESPONSE_FORMAT = {
         "strict": True,
         "schema": {
             "type": "object",
-            "properties": {axis: _SCORE for axis in (*GRADER_AXES, OVERALL)},
+            "properties": dict.fromkeys((*GRADER_AXES, OVERALL), _SCORE),
             "required": [*GRADER_AXES, OVERALL],
             "additionalProperties": False,
         },

@@ -1,4 +1,4 @@
-"""Steering by what only compares: the reward of a particle is how it fares against the other particles of its prompt."""
+"""Steering by what only compares: a particle's reward is how it fares against the other particles of its prompt."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class PairwiseReward(GroupedReward):
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """The images, 8 bits a channel as they would be saved."""
-        return to_uint8(images, images.device) if isinstance(images, Tensor) else list(images)
+        return list(to_uint8(images, images.device)) if isinstance(images, Tensor) else images
 
     def reward_groups(
         self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]

@@ -71,20 +71,19 @@ class QwenChat:
     def _generate(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
         from transformers import GenerationConfig
 
-        pad, end = self._special["<|im_end|>"], self._special["<|im_end|>"]
-        inputs = self._inputs(questions, pad)
+        inputs, end = self._inputs(questions), self._special["<|im_end|>"]
         # A configuration of its own: the model's samples and penalises repetition.
-        config = GenerationConfig(do_sample=False, max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=pad)
+        config = GenerationConfig(do_sample=False, max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end)
         tokens = self._network.generate(**inputs, generation_config=config)
         replies = tokens[:, inputs["input_ids"].shape[1] :]
         return [Answer(text) for text in self._tokenizer.batch_decode(replies, skip_special_tokens=True)]
 
-    def _inputs(self, questions: Sequence[Question], pad: int) -> dict[str, Any]:
+    def _inputs(self, questions: Sequence[Question]) -> dict[str, Any]:
         images = [image for question in questions for image in question.images]
         vision = self._image_processor(images=images, return_tensors="pt")
         num_tokens = iter((vision["image_grid_thw"].prod(1) // self._image_processor.merge_size**2).tolist())
         rows = [self._tokens(question, [next(num_tokens) for _ in question.images]) for question in questions]
-        width = max(map(len, rows))
+        width, pad = max(map(len, rows)), self._special["<|im_end|>"]
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         image_rows: Tensor = ids == self._special["<|image_pad|>"]

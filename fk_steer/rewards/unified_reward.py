@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base import Images
@@ -31,9 +32,8 @@ class UnifiedReward(GroupedReward):
           prompt, in [0, 1].
         - 'think': the same with reasoning before the verdict (UnifiedReward-Think, arXiv 2505.03318).
 
-    Weights: CodeGoat24/UnifiedReward-qwen-3b, -7b and -32b (Qwen2.5-VL), -7b-v1.5 and others (LLaVA-OneVision; through a
-    server only), -Think-qwen-7b for 'think'; MIT licence as published, and the 3b base has a research licence: see the
-    model cards.
+    Weights: CodeGoat24/UnifiedReward-qwen-3b, -7b and -32b (Qwen2.5-VL), -7b-v1.5 (LLaVA-OneVision; through a server
+    only), -Think-qwen-7b for 'think'. MIT licence; the base of the 3b has a research licence. See the model cards.
 
     What cannot be read or had is asked again, and then takes the mean of the prompt's other particles (comparisons are
     left out); see `ChatJudge` and `PairwiseReward`. `counts` says how often.
@@ -48,6 +48,7 @@ class UnifiedReward(GroupedReward):
         attempts: how often a question is asked at most if the reply cannot be read.
         max_tokens: of a reply; None for 512, or 4096 with 'think' (a reply cut before its verdict is lost).
         opponents, both_orders: with 'pair' and 'think', see `PairwiseReward`.
+        device: with 'transformers', None for a CUDA device if there is one.
         **options: of the server, see `ChatClient`; with 'transformers', see `QwenChat`.
 
     Raises:
@@ -70,6 +71,7 @@ class UnifiedReward(GroupedReward):
         max_tokens: int | None = None,
         opponents: int | None = None,
         both_orders: bool = False,
+        device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
         for kind, value, known in (
@@ -82,9 +84,9 @@ class UnifiedReward(GroupedReward):
         if axis is not None and task != "axes":
             raise ValueError(f"`axis` is only used by the task 'axes', but the task is {task!r}.")
         if (backend == "transformers") != (path is not None):
-            raise ValueError("`path` is needed by the backend 'transformers' and by no other.")
+            raise ValueError(f"`path` goes with the backend 'transformers', but got {backend!r} and {path!r}.")
         question = _task(task, axis, read_template(template or TEMPLATES / f"unified-reward-{task}.txt"), max_tokens)
-        self._ask = Asker(_chat(backend, path, model, options), attempts)
+        self._ask = Asker(_chat(backend, path, model, device, options), attempts)
         self.chat = self._ask.chat
         if task in ("pair", "think"):
             comparer = PairComparer(self._ask, question)
@@ -122,13 +124,13 @@ class PairComparer:
         return self.ask(self.task, list(zip(to_pil(first), to_pil(second))), prompts)
 
 
-def _chat(backend: str, path: str | None, model: str | None, options: dict[str, Any]) -> Chat:
+def _chat(backend: str, path: str | None, model: str | None, device: Any, options: dict[str, Any]) -> Chat:
     if backend == "server":
         return server({"model": model or "UnifiedReward", **options})
     from .qwen_chat import QwenChat
 
     assert path is not None
-    return QwenChat(path, UnifiedReward.name, **options)
+    return QwenChat(path, UnifiedReward.name, device=device, **options)
 
 
 def _task(name: str, axis: str | None, template: str, max_tokens: int | None) -> Task:

@@ -52,8 +52,7 @@ class VQAChat(ChatJudge):
         attempts: int = 2,
         **options: Any,
     ) -> None:
-        self.gives_logprobs: bool | None = None
-        """Whether the server does; None before the first reply."""
+        self._gives_logprobs = False
         task = Task(
             read_template(template or TEMPLATES / f"{self.name}.txt"),
             self._yes,
@@ -72,18 +71,21 @@ class VQAChat(ChatJudge):
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """A probability for each image, None where it could not be had."""
         shown = [(image,) for image in to_pil(images)]
-        if self.gives_logprobs is not False:
-            scores = self.ask(self.task, shown, prompts)
-            if self.gives_logprobs is not False:
-                return scores
+        try:
+            return self.ask(self.task, shown, prompts)
+        except _NoLogprobs:
             logger.warning("%r gives no log-probabilities; asking for percentages instead.", self.ask.chat)
             self.task = self._fallback
-        return self.ask(self.task, shown, prompts)
+            return self.ask(self.task, shown, prompts)
 
     def _yes(self, answer: Answer) -> float | None:
         if answer.first_token is not None:
-            self.gives_logprobs = True
+            self._gives_logprobs = True
             return probability_of_yes(answer.first_token)
-        if answer.text is not None and self.gives_logprobs is None:
-            self.gives_logprobs = False
+        if answer.text is not None and not self._gives_logprobs:
+            raise _NoLogprobs
         return None
+
+
+class _NoLogprobs(Exception):
+    """The first reply of a server came without them."""
