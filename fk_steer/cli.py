@@ -240,17 +240,8 @@ def _steering(preset: str, particles: int | None, lmbda: float | None, batch_siz
     return FKSteering.preset(preset, **{name: value for name, value in overrides.items() if value is not None})
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """Options by name; what reads as a JSON number, true, false or null is one, anything else a text."""
+def _options(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
             raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
-    return {name: _value(text) for name, text in (pair.split("=", 1) for pair in pairs)}
-
-
-def _value(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return text if isinstance(value, str | list | dict) else value
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,5 +1,5 @@
-"""A chat server on this machine that speaks OpenAI's protocol and judges images by their colour, and rewards that ask
-it: for the tests of chat judges and for tests over all rewards."""
+"""A chat server on this machine that speaks OpenAI's protocol and judges images by their colour, and the options of
+rewards that ask it: for the tests of chat judges and for tests over all rewards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from fk_steer.rewards import load_reward
 
 
 MODEL = "tiny-judge"
@@ -176,14 +174,11 @@ REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
 """Label -> name of a chat reward, options."""
 
 
-def chat_reward(label: str, stack: ExitStack, **options: Any) -> Any:
-    """A reward of `REWARDS` that asks a server which runs until `stack` is closed.
+def chat_options(label: str) -> Callable[[Path], dict[str, Any]]:
+    """What a test over all rewards needs: a function that returns the options of a reward, and starts a server for the
+    rest of the process. It takes a folder for the sake of rewards with weights."""
 
-    ```py
-    with ExitStack() as stack:
-        reward = chat_reward("llm-grader", stack)
-    ```
-    """
-    name, defaults = REWARDS[label]
-    server = stack.enter_context(ChatServer())
-    return load_reward(name, **{"base_url": server.url, **defaults, **options})
+    def options(folder: Path) -> dict[str, Any]:
+        return {"base_url": ChatServer().__enter__().url, **REWARDS[label][1]}
+
+    return options

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Images, RewardFunction, device_of, name_of, standardize
+from .base import GroupReward, Images, RewardFunction, device_of, name_of, standardize
 
 
 Z_LMBDA = 2.0
@@ -22,8 +23,7 @@ class WeightedSum:
     WeightedSum({clip: 1.0, aesthetic: 0.05})
     ```
 
-    Steering scores the parts one by one, so that each is on record in the trace and those that need all images of a
-    prompt (`GroupReward`) see them all; called directly, they see those of the call.
+    The rewards may be group rewards: steering then shows them all particles of a prompt.
 
     Args:
         weights: reward -> weight, finite.
@@ -37,7 +37,6 @@ class WeightedSum:
     def __init__(self, weights: Mapping[RewardFunction, float], default_lmbda: float | None = None) -> None:
         _check_weights(weights)
         self.weights = dict(weights)
-        self.parts = _by_name(weights)
         self.name = " + ".join(f"{weight:g} * {name_of(reward)}" for reward, weight in self.weights.items())
         lmbdas = [getattr(reward, "default_lmbda", None) for reward in self.weights]
         if default_lmbda is None and None not in lmbdas and any(self.weights.values()):
@@ -53,9 +52,33 @@ class WeightedSum:
             total = total + weight * torch.as_tensor(reward(images, prompts)).to(device, torch.float32)
         return total
 
-    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """See `CompositeReward`."""
-        return torch.stack([weight * scores[name] for name, weight in zip(self.parts, self.weights.values())]).sum(0)
+    @property
+    def relative(self) -> bool:
+        """See `GroupReward`."""
+        return any(getattr(reward, "relative", False) for reward in self.weights)
+
+    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
+        """For each image what its parts need: rewards, or encodings of group rewards."""
+        parts = [
+            reward.encode(images, prompts)
+            if isinstance(reward, GroupReward)
+            else torch.as_tensor(reward(images, prompts)).detach().to("cpu", torch.float64).unbind()
+            for reward in self.weights
+        ]
+        return list(zip(*parts, strict=True))
+
+    def reward_groups(
+        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> Sequence[Tensor]:
+        """See `GroupReward`."""
+        totals = [torch.zeros(len(group), dtype=torch.float64) for group in members]
+        for (reward, weight), part in zip(self.weights.items(), zip(*encodings)):
+            if isinstance(reward, GroupReward):
+                groups = reward.reward_groups(part, members, prompts)
+            else:
+                groups = [torch.stack(part)[group] for group in members]
+            totals = [total + weight * values for total, values in zip(totals, groups)]
+        return totals
 
 
 class ZScoreSum:
@@ -127,17 +150,6 @@ class Cascade:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """The expensive reward."""
         return self.expensive(images, prompts)
-
-
-def _by_name(rewards: Iterable[RewardFunction]) -> dict[str, RewardFunction]:
-    """Name -> reward; rewards of the same name are numbered."""
-    named: dict[str, RewardFunction] = {}
-    for reward in rewards:
-        name, number = name_of(reward), 2
-        while name in named:
-            name, number = f"{name_of(reward)} ({number})", number + 1
-        named[name] = reward
-    return named
 
 
 def _check_weights(weights: Mapping[RewardFunction, float]) -> None:

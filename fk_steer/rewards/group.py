@@ -33,7 +33,13 @@ class GroupedReward:
 
     @torch.no_grad()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
+        """See `Reward`.
+
+        Raises:
+            ValueError: unless there is one prompt per image.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"Expected one prompt per image, but got {len(images)} images and {len(prompts)} prompts.")
         of_prompt: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
             of_prompt.setdefault(prompt, []).append(index)

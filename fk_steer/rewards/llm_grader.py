@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .card import RewardCard
 from .chat import Answer
 from .judge import TEMPLATES, Asker, ChatJudge, Task, read_template, server
 from .verdicts import GRADER_AXES, OVERALL, grades
@@ -55,6 +56,12 @@ class LLMGrader(ChatJudge):
     """
 
     name = "llm-grader"
+    card = RewardCard(
+        summary="A chat model that sees images grades them on five axes and overall.",
+        paper="arXiv 2501.09732",
+        licence="of the model that is served",
+        typical_range=(5.0, 9.0),
+    )
     default_lmbda = 1.0
 
     def __init__(

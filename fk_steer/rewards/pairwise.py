@@ -18,7 +18,8 @@ from .images import to_uint8
 
 Comparer = Callable[[Any, Any, Sequence[str]], Any]
 """(first, second, prompts) -> B probabilities that the first image of a pair is better than the second, in [0, 1]; 0.5
-is a tie and None or NaN a comparison that failed. Images are as for a `Reward`."""
+is a tie and None or NaN a comparison that failed; an attribute `failure` may say why the last one did. Images are as
+for a `Reward`."""
 
 STATISTICS = ("win-probability", "log-odds")
 WIN_LMBDA = 6.0
@@ -35,9 +36,9 @@ class PairwiseReward(GroupedReward):
     PairwiseReward(lambda first, second, prompts: torch.sigmoid(clip(first, prompts) - clip(second, prompts)))
     ```
 
-    A comparison that failed is left out of the mean; a particle none of whose comparisons succeeded gets what is
-    neutral, 0.5 (log-odds: 0), as does a particle without others. Copies of a particle tie with one another and are not
-    compared.
+    A comparison that failed counts as a tie, the mean of all outcomes, so that nobody gains or loses by it; if all of a
+    prompt failed, there is nothing to steer by, and that is an error. Copies of a particle tie with one another and are
+    not compared. A particle without others gets what a tie is worth, 0.5 (log-odds: 0).
 
     The win probability is bounded and depends on who else is there. The mean log-odds do not saturate: for a comparer
     of Bradley-Terry form, sigmoid(s_i - s_j), they are s_i minus the mean of the others, so that within a prompt they
@@ -58,7 +59,7 @@ class PairwiseReward(GroupedReward):
 
     Raises:
         ValueError: for an unknown statistic or a number out of range.
-        RewardError: when called, if every comparison failed, or one gave a number outside [0, 1].
+        RewardError: when called, if every comparison of a prompt failed, or one gave a number outside [0, 1].
     """
 
     relative = True
@@ -97,12 +98,10 @@ class PairwiseReward(GroupedReward):
             (i, j, p) for p, group in enumerate(members) for i, j in pairings(group.unique().tolist(), self.opponents)
         ]
         probabilities = self._play(encodings, games, prompts)
-        if games and probabilities.isnan().all():
-            raise RewardError(
-                f"All {len(games)} comparisons of '{self.name}' failed. First prompt: {prompts[games[0][2]]!r}."
-            )
+        self._check_each_prompt_has_some(games, probabilities, prompts)
         if failed := int(probabilities.isnan().sum()):
-            logger.warning("%d of %d comparisons of '%s' failed and are left out.", failed, len(games), self.name)
+            logger.warning("%d of %d comparisons of '%s' failed and count as ties.", failed, len(games), self.name)
+        probabilities = probabilities.nan_to_num(nan=0.5)
         if self.statistic == "log-odds":
             probabilities = probabilities.clamp(self.clip, 1 - self.clip).logit()
         outcomes = [dict[tuple[int, int], float]() for _ in prompts]
@@ -125,8 +124,19 @@ class PairwiseReward(GroupedReward):
             [torch.zeros(0, dtype=torch.float64)]
             + [self._compare(encodings, flat[start : start + size], prompts) for start in range(0, len(flat), size)]
         )
-        # Without the other order there is nothing to cancel a preference for a place with: NaN if either failed.
+        # NaN if either failed: one order alone would bring back the preference for a place.
         return (found[: len(games)] + 1.0 - found[len(games) :]) / 2 if self.both_orders else found
+
+    def _check_each_prompt_has_some(
+        self, games: list[tuple[int, int, int]], probabilities: Tensor, prompts: Sequence[str]
+    ) -> None:
+        played = {p for _, _, p in games}
+        known = {p for (_, _, p), failed in zip(games, probabilities.isnan().tolist()) if not failed}
+        for p in sorted(played - known):
+            reason = getattr(self.comparer, "failure", None)
+            raise RewardError(
+                f"All comparisons of '{self.name}' for the prompt {prompts[p]!r} failed{f': {reason}.' if reason else '.'}"
+            )
 
     def _compare(self, encodings: Sequence[Any], games: list[tuple[int, int, int]], prompts: Sequence[str]) -> Tensor:
         first, second = (_images([encodings[game[place]] for game in games]) for place in (0, 1))
@@ -167,20 +177,17 @@ def mean_outcome(players: Sequence[int], outcomes: dict[tuple[int, int], float],
 
     Args:
         players: K entries; equal ones are copies, which tie.
-        outcomes: (player, other) -> outcome, NaN for one that is not known.
-        neutral: the outcome of a tie, and what players without any outcome get.
+        outcomes: (player, other) -> outcome.
+        neutral: the outcome of a tie, and what players without others get.
     """
-    counts = Counter(players)
-
-    def mean(player: int) -> float:
-        known = [(outcome, counts[other]) for (one, other), outcome in outcomes.items() if one == player]
-        known = [(outcome, count) for outcome, count in known if not math.isnan(outcome)]
-        known.append((neutral, counts[player] - 1))
-        total = sum(count for _, count in known)
-        return sum(outcome * count for outcome, count in known) / total if total else neutral
-
-    means = {player: mean(player) for player in counts}
-    return torch.tensor([means[player] for player in players], dtype=torch.float64)
+    copies = Counter(players)
+    total = {player: neutral * (count - 1) for player, count in copies.items()}
+    played = {player: count - 1 for player, count in copies.items()}
+    for (player, other), outcome in outcomes.items():
+        total[player] += outcome * copies[other]
+        played[player] += copies[other]
+    means = [total[player] / played[player] if played[player] else neutral for player in players]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 def _images(images: list[Any]) -> Images:

@@ -42,7 +42,12 @@ class QwenChat:
         dtype: torch.dtype | None = None,
         batch_size: int = 8,
     ) -> None:
-        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+        from transformers import (
+            AutoTokenizer,
+            GenerationConfig,
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2VLImageProcessorPil,
+        )
 
         self.model, self.batch_size = path, batch_size
         self.device = default_device(device)
@@ -61,6 +66,9 @@ class QwenChat:
                 f"Expected the tokenizer in {path!r} to be Qwen2.5-VL's, with <|image_pad|> at "
                 f"{self._network.config.image_token_id}, but it lacks {lacking or 'that'}."
             )
+        # The published configuration samples and penalises repetition, and what a call leaves open is taken from it.
+        end = self._special["<|im_end|>"]
+        self._network.generation_config = GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end)
 
     @torch.no_grad()
     def ask(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
@@ -69,12 +77,8 @@ class QwenChat:
         return [a for i in starts for a in self._generate(questions[i : i + self.batch_size], max_tokens)]
 
     def _generate(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
-        from transformers import GenerationConfig
-
-        inputs, end = self._inputs(questions), self._special["<|im_end|>"]
-        # A configuration of its own: the model's samples and penalises repetition.
-        config = GenerationConfig(do_sample=False, max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end)
-        tokens = self._network.generate(**inputs, generation_config=config)
+        inputs = self._inputs(questions)
+        tokens = self._network.generate(**inputs, max_new_tokens=max_tokens)
         replies = tokens[:, inputs["input_ids"].shape[1] :]
         return [Answer(text) for text in self._tokenizer.batch_decode(replies, skip_special_tokens=True)]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import Images
+from .card import RewardCard
 from .chat import Answer, Chat, to_pil
 from .group import GroupedReward
 from .judge import TEMPLATES, Asker, ChatJudge, JudgeCounts, Task, parse_text, read_template, server
@@ -18,6 +19,14 @@ from .verdicts import AXES, axis_scores, better_image, better_image_in_answer, f
 
 
 TASKS = ("point", "axes", "pair", "think")
+FILES = (
+    "config.json",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 BACKENDS = ("server", "transformers")
 
 
@@ -32,11 +41,12 @@ class UnifiedReward(GroupedReward):
           prompt, in [0, 1].
         - 'think': the same with reasoning before the verdict (UnifiedReward-Think, arXiv 2505.03318).
 
-    Weights: CodeGoat24/UnifiedReward-qwen-3b, -7b and -32b (Qwen2.5-VL), -7b-v1.5 (LLaVA-OneVision; through a server
-    only), -Think-qwen-7b for 'think'. MIT licence; the base of the 3b has a research licence. See the model cards.
+    Weights: CodeGoat24/UnifiedReward-qwen-7b, also -qwen-3b and -32b (Qwen2.5-VL), UnifiedReward-7b-v1.5
+    (LLaVA-OneVision; through a server only), and UnifiedReward-Think-qwen-7b for 'think'. MIT licence; the base of the
+    3b has a research licence. See the model cards. The typical ranges here are of the scales, not measured.
 
-    What cannot be read or had is asked again, and then takes the mean of the prompt's other particles (comparisons are
-    left out); see `ChatJudge` and `PairwiseReward`. `counts` says how often.
+    What cannot be read or had is asked again, and then takes the mean of the prompt's other particles (comparisons
+    count as ties); see `ChatJudge` and `PairwiseReward`. `counts` says how often.
 
     Args:
         task: 'point', 'axes', 'pair' or 'think'.
@@ -58,6 +68,23 @@ class UnifiedReward(GroupedReward):
     """
 
     name = "unified-reward"
+    card = RewardCard(
+        summary="A vision-language model trained to judge images scores them in words, or says which of two is better.",
+        paper="arXiv 2503.05236; 'think' arXiv 2505.03318",
+        hub_id="CodeGoat24/UnifiedReward-qwen-7b",
+        files=FILES,
+        licence="MIT; see the model cards for their bases",
+        variants={
+            "point": RewardCard(summary="A score of alignment and quality.", typical_range=(2.0, 4.5)),
+            "axes": RewardCard(summary="Mean of alignment, coherence and style.", typical_range=(2.0, 4.5)),
+            "pair": RewardCard(summary="Mean win probability against the others.", typical_range=(0.0, 1.0)),
+            "think": RewardCard(
+                summary="Mean win probability against the others, with reasoning.",
+                hub_id="CodeGoat24/UnifiedReward-Think-qwen-7b",
+                typical_range=(0.0, 1.0),
+            ),
+        },
+    )
 
     def __init__(
         self,
@@ -122,6 +149,11 @@ class PairComparer:
     def __call__(self, first: Images, second: Images, prompts: Sequence[str]) -> list[float | None]:
         """1.0 where the first image is better, 0.0 where the second is, 0.5 for ties, None for no verdict."""
         return self.ask(self.task, list(zip(to_pil(first), to_pil(second))), prompts)
+
+    @property
+    def failure(self) -> str:
+        """Why the last comparison failed."""
+        return self.ask.last_failure
 
 
 def _chat(backend: str, path: str | None, model: str | None, device: Any, options: dict[str, Any]) -> Chat:

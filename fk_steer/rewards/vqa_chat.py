@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Images
+from .card import RewardCard
 from .chat import Answer, to_pil
 from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
 from .verdicts import percentage, probability_of_yes
@@ -42,6 +43,12 @@ class VQAChat(ChatJudge):
     """
 
     name = "vqa-chat"
+    card = RewardCard(
+        summary="A chat model's probability of Yes to whether the image shows the prompt: VQAScore through a server.",
+        paper="arXiv 2404.01291",
+        licence="of the model that is served",
+        typical_range=(0.0, 1.0),
+    )
     default_lmbda = 5.0
 
     def __init__(

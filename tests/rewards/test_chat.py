@@ -6,15 +6,15 @@ import logging
 import sys
 import threading
 import time
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
-from chat_server import MODEL, REWARDS, ChatServer, chat_reward, cut_off, failing, parts, redness, send
+from chat_server import MODEL, REWARDS, ChatServer, chat_options, cut_off, failing, parts, redness, send
 from PIL import Image
 
 from fk_steer.rewards import GroupReward, Reward, RewardError, load_reward
+from fk_steer.rewards.card import RewardCard
 from fk_steer.rewards.chat import ChatClient, Question, data_url, to_pil
 
 
@@ -329,6 +329,15 @@ class TestUnifiedReward:
             with pytest.raises(RewardError, match="no score"):
                 load_reward("unified-reward", **options)(one, ["red"])
 
+    def test_pairs_that_cannot_be_had(self):
+        with ChatServer(unreadable_for([0.0])) as server:
+            reward = load_reward("unified-reward", task="pair", model=MODEL, base_url=server.url)
+            scores = reward(images(torch.tensor([0.0, 0.4, 1.0])), ["a"] * 3)
+            # The darkest comes first against the middle one, which is the comparison that is spoilt: a tie.
+            assert scores.tolist() == [0.25, 0.25, 1.0]
+            with pytest.raises(RewardError, match="for the prompt 'a' failed: the reply was 'I would rather not say.'"):
+                reward(images(torch.tensor([0.0, 0.4])), ["a"] * 2)
+
     @pytest.mark.parametrize("task", ["pair", "think"])
     def test_pairs(self, task):
         with ChatServer() as server:
@@ -423,25 +432,30 @@ class TestVQAChat:
 
 
 @pytest.mark.parametrize("label", REWARDS)
-def test_contract(label):
-    with ExitStack() as stack:
-        reward = chat_reward(label, stack)
-        assert isinstance(reward, Reward)
-        assert isinstance(reward, GroupReward)
-        assert reward.name == REWARDS[label][0]
-        assert reward.default_lmbda > 0
-        batch = images()
-        prompts = ["red", "red", "red", "", "x" * 5000]
-        scores = reward(batch, prompts)
-        assert scores.shape == (5,)
-        assert scores.dtype == torch.float32
-        assert scores.device == batch.device
-        torch.testing.assert_close(scores, reward(to_pil(batch), prompts))
-        order = [2, 0, 4, 1, 3]
-        torch.testing.assert_close(scores[order], reward(batch[order], [prompts[i] for i in order]))
-        assert reward(images(SHADES[:1], 1), [""]).isfinite().all()
-        mixed = [Image.new("RGBA", (20, 60)), Image.new("L", (60, 20)), Image.new("P", (30, 30))]
-        assert reward(mixed, ["red"] * 3).isfinite().all()
-        if not reward.relative:
-            one_by_one = torch.cat([reward(batch[i : i + 1], prompts[i : i + 1]) for i in range(5)])
-            torch.testing.assert_close(scores, one_by_one)
+def test_contract(label, tmp_path):
+    reward = load_reward(REWARDS[label][0], **chat_options(label)(tmp_path))
+    assert isinstance(reward, Reward)
+    assert isinstance(reward, GroupReward)
+    assert reward.name == REWARDS[label][0]
+    assert reward.default_lmbda > 0
+    batch = images()
+    prompts = ["red", "red", "red", "", "x" * 5000]
+    scores = reward(batch, prompts)
+    assert scores.shape == (5,)
+    assert scores.dtype == torch.float32
+    assert scores.device == batch.device
+    torch.testing.assert_close(scores, reward(to_pil(batch), prompts))
+    order = [2, 0, 4, 1, 3]
+    torch.testing.assert_close(scores[order], reward(batch[order], [prompts[i] for i in order]))
+    assert reward(images(SHADES[:1], 1), [""]).isfinite().all()
+    mixed = [Image.new("RGBA", (20, 60)), Image.new("L", (60, 20)), Image.new("P", (30, 30))]
+    assert reward(mixed, ["red"] * 3).isfinite().all()
+    if not reward.relative:
+        one_by_one = torch.cat([reward(batch[i : i + 1], prompts[i : i + 1]) for i in range(5)])
+        torch.testing.assert_close(scores, one_by_one)
+    with pytest.raises(ValueError, match="one prompt per image, but got 5 images and 3 prompts"):
+        reward(batch, prompts[:3])
+    assert isinstance(reward.card, RewardCard)
+    for variant in reward.card.variants:
+        card = reward.card.variant(variant)
+        assert card.hub_id.split("/")[-1] in type(reward).__doc__

@@ -9,6 +9,7 @@ from chat_server import MODEL, ChatServer
 
 from fk_steer import FKSteering, Schedule, load_reward, steer
 from fk_steer.rewards import (
+    Cascade,
     GeneralPreferenceReward,
     GroupReward,
     PairwiseReward,
@@ -17,6 +18,7 @@ from fk_steer.rewards import (
     WeightedSum,
     ZScoreSum,
 )
+from fk_steer.rewards.base import standardize
 from fk_steer.rewards.general_preference import preference_scores
 from fk_steer.rewards.pairwise import mean_outcome, pairings
 from fk_steer.shapes import load_pipeline
@@ -70,9 +72,8 @@ class TestMeanOutcome:
         table = {(0, 1): 0.9, (1, 0): 0.1}
         assert mean_outcome([0, 0, 1], table, 0.5).tolist() == pytest.approx([(0.5 + 0.9) / 2, (0.5 + 0.9) / 2, 0.1])
 
-    def test_failed_comparisons_are_left_out(self):
-        nan = math.nan
-        table = {(0, 1): 0.9, (1, 0): 0.1, (0, 2): nan, (2, 0): nan, (1, 2): nan, (2, 1): nan}
+    def test_only_what_was_played_counts(self):
+        table = {(0, 1): 0.9, (1, 0): 0.1}
         assert mean_outcome([0, 1, 2], table, 0.5).tolist() == [0.9, 0.1, 0.5]
 
 
@@ -111,7 +112,7 @@ class TestPairwiseReward:
         """Of a comparer made from a reward: -inf against -inf is a comparison that failed."""
         points = lambda images, prompts: torch.where(images[:, 0, 0, 0] > 0.5, 0.0, -torch.inf)  # noqa: E731
         scores = PairwiseReward(bradley_terry(points))(grey(10, 240, 20), ["a"] * 3)
-        assert scores.tolist() == [0.0, 1.0, 0.0]
+        assert scores.tolist() == [0.25, 1.0, 0.25]
 
     def test_failed_comparisons(self, caplog):
         def compare(first, second, prompts):
@@ -120,9 +121,9 @@ class TestPairwiseReward:
 
         scores = PairwiseReward(compare)(grey(10, 240, 90), ["a"] * 3)
         better = torch.sigmoid(torch.tensor(3.0 * 150 / 255)).item()
-        assert scores.tolist() == pytest.approx([0.5, better, 1 - better])
+        assert scores.tolist() == pytest.approx([0.5, (0.5 + better) / 2, (0.5 + 1 - better) / 2])
         assert "2 of 3 comparisons" in caplog.text
-        with pytest.raises(RewardError, match="All 1 comparisons of 'wins.compare.' failed. First prompt: 'a'"):
+        with pytest.raises(RewardError, match="All comparisons of 'wins.compare.' for the prompt 'a' failed"):
             PairwiseReward(compare)(grey(10, 240), ["a"] * 2)
 
     def test_both_orders(self):
@@ -137,10 +138,10 @@ class TestPairwiseReward:
         def silent_if_first_is_darkest(first, second, prompts):
             return [None if a.mean() < 0.1 else p for a, p in zip(first, biased(first, second, prompts))]
 
-        # One order of each pair with the darkest image is missing, so that those pairs have no fair outcome.
+        # One order of each pair with the darkest image is missing, and those pairs count as ties.
         both = PairwiseReward(silent_if_first_is_darkest, both_orders=True)(grey(10, 240, 90), ["a"] * 3)
         better = 0.1 + 0.8 * torch.sigmoid(torch.tensor(3.0 * 150 / 255)).item()
-        assert both.tolist() == pytest.approx([0.5, better, 1 - better])
+        assert both.tolist() == pytest.approx([0.5, (0.5 + better) / 2, (0.5 + 1 - better) / 2])
 
     def test_batches(self):
         compare = bradley_terry()
@@ -328,15 +329,27 @@ class TestSteering:
         wins = PairwiseReward(bradley_terry(rounded))
         for composite in (WeightedSum({wins: 2.0, rounded: 0.5}), ZScoreSum({wins: 1.0, rounded: 1.0})):
             out = run(pipe, composite, reward_batch_size=1, schedule=Schedule())
-            (event,) = out.trace.events
-            points = torch.tensor(event.scores["rounded"], dtype=torch.float64)
+            points = rounded(out.images, []).view(2, 4).double()
             expected = torch.sigmoid(points[:, :, None] - points[:, None, :]).sum(2).sub(0.5) / 3
-            torch.testing.assert_close(
-                torch.tensor(event.scores[wins.name], dtype=torch.float64), expected, atol=1e-5, rtol=1e-5
-            )
             if isinstance(composite, WeightedSum):
-                rewards = torch.tensor(event.rewards, dtype=torch.float64)
-                torch.testing.assert_close(rewards, 2.0 * expected + 0.5 * points, atol=1e-5, rtol=1e-5)
+                expected = 2.0 * expected + 0.5 * points
+            else:
+                expected = standardize(expected) + standardize(points)
+            torch.testing.assert_close(out.rewards.double(), expected, atol=1e-4, rtol=1e-4)
+            assert math.isnan(out.trace.log_normalizer[0])
+        judged = WeightedSum({PairwiseReward(bradley_terry()): 2.0, brightness: 1.0})
+        expected = 2.0 * PairwiseReward(bradley_terry())(BATCH, ["a"] * 5) + brightness(BATCH, ["a"] * 5)
+        torch.testing.assert_close(judged(BATCH, ["a"] * 5), expected)
+        assert judged.relative and not WeightedSum({brightness: 1.0}).relative
+
+    def test_in_a_cascade(self, pipe):
+        cascade = Cascade(rounded, PairwiseReward(bradley_terry(rounded)), switch=0.6)
+        out = run(pipe, cascade)
+        first, *others = out.trace.events
+        assert list(first.scores) == ["rounded"]
+        assert all(list(event.scores) == ["wins(compare)"] for event in others)
+        points = rounded(out.images, []).view(2, 4)
+        assert (points.diff(dim=1) <= 0).all()
 
     def test_chat_judges(self, pipe):
         """Over HTTP: pair ranking gives the ranking of the score, and a judge that falters does not stop the run."""
