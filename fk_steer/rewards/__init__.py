@@ -3,6 +3,7 @@
 from .base import GroupReward, Reward, RewardError
 from .composite import Cascade, WeightedSum, ZScoreSum
 from .general_preference import GeneralPreferenceReward
+from .group import GroupedReward
 from .loading import RewardLoadError
 from .pairwise import PairwiseReward
 from .registry import available_rewards, load_reward
@@ -12,6 +13,7 @@ __all__ = [
     "Cascade",
     "GeneralPreferenceReward",
     "GroupReward",
+    "GroupedReward",
     "PairwiseReward",
     "Reward",
     "RewardError",

@@ -133,10 +133,8 @@ class PairwiseReward(GroupedReward):
         played = {p for _, _, p in games}
         known = {p for (_, _, p), failed in zip(games, probabilities.isnan().tolist()) if not failed}
         for p in sorted(played - known):
-            reason = getattr(self.comparer, "failure", None)
-            raise RewardError(
-                f"All comparisons of '{self.name}' for the prompt {prompts[p]!r} failed{f': {reason}.' if reason else '.'}"
-            )
+            reason = getattr(self.comparer, "failure", "it does not say why")
+            raise RewardError(f"All comparisons of '{self.name}' for the prompt {prompts[p]!r} failed: {reason}.")
 
     def _compare(self, encodings: Sequence[Any], games: list[tuple[int, int, int]], prompts: Sequence[str]) -> Tensor:
         first, second = (_images([encodings[game[place]] for game in games]) for place in (0, 1))
