@@ -285,17 +285,11 @@ class Run:
         """Rewards (P, K) of the live rows' latents (L, ...), each distinct row scored once, and those of its parts."""
         position, inverse = self.rows.distinct_live()
         prompts = [self.prompt_of(row) for row in self.rows.live[position].tolist()]
-        parts = parts_of(reward)
-        scores = self.scorer.of_latents(parts, latents[position.to(latents.device)], decoder, prompts, where)
-        return self.combined(reward, parts, scores, inverse, where)
+        scores = self.scorer.of_latents(parts_of(reward), latents[position.to(latents.device)], decoder, prompts, where)
+        return self.combined(reward, scores, inverse, where)
 
     def combined(
-        self,
-        reward: RewardFunction,
-        parts: dict[str, RewardFunction],
-        scores: dict[str, Any],
-        scored: Tensor,
-        where: str,
+        self, reward: RewardFunction, scores: dict[str, Any], scored: Tensor, where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """From scores of distinct images to rewards (P, K) of the particles, and the scores likewise.
 
@@ -305,7 +299,8 @@ class Run:
         members = scored[self.rows.positions()[self.rows.of(self.population.slots)]]
         with self.clock("reward"):
             by_particle = {
-                name: particle_scores(part, scores[name], members, self.prompts, where) for name, part in parts.items()
+                name: particle_scores(part, scores[name], members, self.prompts, where)
+                for name, part in parts_of(reward).items()
             }
         return combine(reward, by_particle), by_particle
 
@@ -335,9 +330,8 @@ class Run:
             rewards, scores = self.rewards_of_latents(reward, images, self.decoder, where)
         else:
             prompts = [self.prompt_of(row) for row in self.rows.live.tolist()]
-            parts = parts_of(reward)
-            live_scores = self.scorer.of_images(parts, images.float(), prompts, where)
-            rewards, scores = self.combined(reward, parts, live_scores, torch.arange(len(prompts)), where)
+            live_scores = self.scorer.of_images(parts_of(reward), images.float(), prompts, where)
+            rewards, scores = self.combined(reward, live_scores, torch.arange(len(prompts)), where)
         event = self.population.finish(standardize(rewards) if self.standardize else rewards)
         self.record(event, rewards, scores, step=self.trace.num_steps, progress=1.0, timestep=None)
 

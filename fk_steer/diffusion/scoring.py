@@ -59,7 +59,8 @@ class Scorer:
         prompts: list[str],
         where: str,
     ) -> dict[str, Any]:
-        """The same of latents (B, ...). Only one block of images is in memory at a time."""
+        """The same of latents (B, ...). Only one block of images is in memory at a time, beside what group rewards
+        keep of each image."""
         size = self.decode_batch_size or len(latents)
         both = self.decode_batch_size and self.reward_batch_size
         block = max(size, self.reward_batch_size or 0) if both else len(latents)

@@ -122,18 +122,11 @@ def parts_of(reward: RewardFunction | CompositeReward) -> dict[str, RewardFuncti
 
 
 def combine(reward: RewardFunction | CompositeReward, scores: Mapping[str, Tensor]) -> Tensor:
-    """Rewards (P, K) from the scores (P, K) of `parts_of(reward)`.
-
-    Raises:
-        RewardError: if a composite makes NaN of them.
-    """
-    if not isinstance(reward, CompositeReward):
-        (score,) = scores.values()
-        return score
-    rewards = reward.combine(scores)
-    if rewards.isnan().any():
-        raise RewardError(f"Reward '{reward.name}' made NaN of the scores {', '.join(scores)}: infinities cancel.")
-    return rewards
+    """Rewards (P, K) from the scores (P, K) of `parts_of(reward)`."""
+    if isinstance(reward, CompositeReward):
+        return reward.combine(scores)
+    (score,) = scores.values()
+    return score
 
 
 def particle_scores(part: RewardFunction, scores: Any, members: Tensor, prompts: Sequence[str], where: str) -> Tensor:

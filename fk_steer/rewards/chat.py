@@ -82,7 +82,7 @@ class ChatClient:
             that wants no key needs none.
         concurrency: requests under way at a time, at least 1.
         max_retries: repetitions of a failing request, at least 0.
-        timeout: seconds to wait for the server, per request.
+        timeout: seconds the server may keep silent before a request counts as failed.
         image_format: 'png', which is lossless, or 'jpeg' (quality 95), a tenth of the size.
         extra_body: further fields of the request body, of the server's own or in place of ours; None leaves one out.
             Hosted models that want `max_completion_tokens`: {"max_tokens": None, "max_completion_tokens": 1024}.

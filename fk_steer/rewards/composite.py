@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import GroupReward, Images, RewardFunction, device_of, name_of, standardize
+from .base import GroupReward, Images, RewardFunction, device_of, evaluate, name_of, standardize
 
 
 Z_LMBDA = 2.0
@@ -62,7 +62,7 @@ class WeightedSum:
         parts = [
             reward.encode(images, prompts)
             if isinstance(reward, GroupReward)
-            else torch.as_tensor(reward(images, prompts)).detach().to("cpu", torch.float64).unbind()
+            else evaluate(reward, images, prompts, f"in '{self.name}'").unbind()
             for reward in self.weights
         ]
         return list(zip(*parts, strict=True))

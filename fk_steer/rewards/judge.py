@@ -112,8 +112,8 @@ class ChatJudge(GroupedReward):
     """A judge that scores images one by one.
 
     A score that could not be had is never the worst one, which would kill the particle: it is the mean of the other
-    particles of the prompt, which leaves the particle's weight relative to theirs as good as it was. Without any score
-    for a prompt there is nothing to steer by, and that is an error.
+    particles of the prompt, which neither favours nor kills it. Without any score for a prompt there is nothing to
+    steer by, and that is an error.
     """
 
     def __init__(self, ask: Asker, task: Task, name: str) -> None:

@@ -337,6 +337,12 @@ class TestSteering:
                 expected = standardize(expected) + standardize(points)
             torch.testing.assert_close(out.rewards.double(), expected, atol=1e-4, rtol=1e-4)
             assert math.isnan(out.trace.log_normalizer[0])
+
+        def nothing(images, prompts):
+            return torch.full((len(prompts),), torch.nan)
+
+        with pytest.raises(RewardError, match="Reward 'nothing' returned NaN in '1 . nothing"):
+            run(pipe, WeightedSum({nothing: 1.0, wins: 1.0}))
         judged = WeightedSum({PairwiseReward(bradley_terry()): 2.0, brightness: 1.0})
         expected = 2.0 * PairwiseReward(bradley_terry())(BATCH, ["a"] * 5) + brightness(BATCH, ["a"] * 5)
         torch.testing.assert_close(judged(BATCH, ["a"] * 5), expected)
