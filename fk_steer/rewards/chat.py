@@ -184,7 +184,8 @@ class ChatClient:
                 f"OpenAI-compatible server, which usually ends in /v1. ({self._without_key(error.message)})"
             ) from None
         except openai.APIError as error:
-            return Answer(None, error=f"{type(error).__name__}: {self._without_key(error.message)}"[:300], failed=True)
+            reason = self._without_key(error.message).rstrip(".")[:300]
+            return Answer(None, error=f"{type(error).__name__} at {self.base_url}: {reason}", failed=True)
 
     def _send(self, body: dict[str, Any]) -> Answer:
         body = {name: value for name, value in {**body, **self.extra_body}.items() if value is not None}
