@@ -84,7 +84,7 @@ class Trace:
         num_steps: of the denoising loop.
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
-            do not give one (truncation selection, standardised rewards, or no exact terminal weight).
+            do not give one (truncation selection, standardised or pairwise rewards, no exact terminal weight).
         nfe: rows the denoiser was run on.
         nfe_saved: rows it was not run on because prompts had reached the reward asked for, less those rolled over.
         denoiser_calls: calls those rows were spread over.

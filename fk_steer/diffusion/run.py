@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import FKSteering
 from ..loading import load_preview
-from ..rewards.base import RewardFunction, combine, name_of, parts_of, reward_at, standardize
+from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
 from .decode import LatentDecoder
@@ -296,13 +296,23 @@ class Run:
         position, inverse = self.rows.distinct_live()
         prompts = [self.prompt_of(row) for row in self.rows.live[position].tolist()]
         scores = self.scorer.of_latents(parts_of(reward), latents[position.to(latents.device)], decoder, prompts, where)
-        return self.combined(reward, {name: score[inverse] for name, score in scores.items()})
+        return self.combined(reward, scores, inverse, where)
 
-    def combined(self, reward: RewardFunction, scores: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """From scores (L,) of the live rows to rewards (P, K) of the particles, and the scores likewise."""
-        members = self.rows.positions()[self.rows.of(self.population.slots)]
-        scores = {name: score[members] for name, score in scores.items()}
-        return combine(reward, scores), scores
+    def combined(
+        self, reward: RewardFunction, scores: dict[str, Any], scored: Tensor, where: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """From scores of distinct images to rewards (P, K) of the particles, and the scores likewise.
+
+        Args:
+            scored: (L,) which of the images each live row is.
+        """
+        members = scored[self.rows.positions()[self.rows.of(self.population.slots)]]
+        with self.clock("reward"):
+            by_particle = {
+                name: particle_scores(part, scores[name], members, self.prompts, where)
+                for name, part in parts_of(reward).items()
+            }
+        return combine(reward, by_particle), by_particle
 
     def prompt_of(self, row: int) -> str:
         return self.prompts[row // self.steering.num_particles]
@@ -331,7 +341,7 @@ class Run:
         else:
             prompts = [self.prompt_of(row) for row in self.rows.live.tolist()]
             live_scores = self.scorer.of_images(parts_of(reward), images.float(), prompts, where)
-            rewards, scores = self.combined(reward, live_scores)
+            rewards, scores = self.combined(reward, live_scores, torch.arange(len(prompts)), where)
         event = self.population.finish(standardize(rewards) if self.standardize else rewards)
         self.record(event, rewards, scores, step=self.trace.num_steps, progress=1.0, timestep=None)
 
@@ -347,7 +357,8 @@ class Run:
 
         estimates = self.population.log_normalizer
         biased = RESAMPLERS[self.steering.resampler] in BIASED or self.elite is not None or self.stopped.any()
-        if biased or self.standardize or not self.steering.exact_terminal:
+        relative = any(getattr(part, "relative", False) for part in parts_of(reward).values())
+        if biased or relative or self.standardize or not self.steering.exact_terminal:
             estimates = torch.full_like(estimates, torch.nan)
         self.trace.log_normalizer = estimates.tolist()
         return Result(

@@ -1,13 +1,20 @@
 """Rewards: how good an image is for a prompt."""
 
-from .base import Reward, RewardError
+from .base import GroupReward, Reward, RewardError
 from .composite import Cascade, WeightedSum, ZScoreSum
+from .general_preference import GeneralPreferenceReward
+from .group import GroupedReward
 from .loading import RewardLoadError
+from .pairwise import PairwiseReward
 from .registry import available_rewards, load_reward
 
 
 __all__ = [
     "Cascade",
+    "GeneralPreferenceReward",
+    "GroupReward",
+    "GroupedReward",
+    "PairwiseReward",
     "Reward",
     "RewardError",
     "RewardLoadError",

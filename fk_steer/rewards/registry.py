@@ -13,7 +13,10 @@ ENTRY_POINTS = "fk_steer.rewards"
 
 _BUILT_IN = {
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "llm-grader": "fk_steer.rewards.llm_grader:LLMGrader",
     "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
+    "unified-reward": "fk_steer.rewards.unified_reward:UnifiedReward",
+    "vqa-chat": "fk_steer.rewards.vqa_chat:VQAChat",
 }
 
 
