@@ -1,0 +1,32 @@
+"""What there is to know about a reward before its weights are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RewardCard:
+    """Facts about a reward, printed by `fk-steer rewards show NAME`.
+
+    Attributes:
+        summary: what is scored, in one sentence.
+        paper: where it was published, for example 'arXiv 2304.05977'; None for none.
+        hub_id: repository of the weights; None if they ship with the package or there are none.
+        files: those of `hub_id` that are read.
+        revision: commit of `hub_id` that is read unless the caller asks for another; None for the newest, where the
+            commit is not known.
+        licence: of the weights.
+        typical_range: the scores most images get, (low, high).
+        variants: name -> card of the variant, the default one first; empty for a reward that has one form.
+    """
+
+    summary: str
+    paper: str | None = None
+    hub_id: str | None = None
+    files: tuple[str, ...] = ()
+    revision: str | None = None
+    licence: str | None = None
+    typical_range: tuple[float, float] | None = None
+    variants: Mapping[str, RewardCard] = field(default_factory=dict)
