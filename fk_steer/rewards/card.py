@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class RewardCard:
             commit is not known.
         licence: of the weights.
         typical_range: the scores most images get, (low, high).
-        variants: name -> card of the variant, the default one first; empty for a reward that has one form.
+        variants: name -> card of the variant, the default one first; what a variant leaves out is as for the reward.
+            Empty for a reward that has one form.
     """
 
     summary: str
@@ -30,3 +31,12 @@ class RewardCard:
     licence: str | None = None
     typical_range: tuple[float, float] | None = None
     variants: Mapping[str, RewardCard] = field(default_factory=dict)
+
+    def variant(self, name: str) -> RewardCard:
+        """The card of a variant, complete with what it shares with the others."""
+        given = {entry.name: getattr(self.variants[name], entry.name) for entry in fields(self)}
+        return replace(self, **{**{key: value for key, value in given.items() if value}, "variants": {}})
+
+    def source(self, path: str | None, revision: str | None) -> tuple[str, str | None]:
+        """Where to read weights from and at which commit: `path` if given, else the pinned commit of `hub_id`."""
+        return (path, revision) if path is not None else (str(self.hub_id), revision or self.revision)

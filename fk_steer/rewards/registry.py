@@ -12,7 +12,11 @@ from .base import RewardFunction
 ENTRY_POINTS = "fk_steer.rewards"
 
 _BUILT_IN = {
+    "aesthetic": "fk_steer.rewards.aesthetic:Aesthetic",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "hps": "fk_steer.rewards.hps:HPS",
+    "image-reward": "fk_steer.rewards.image_reward:ImageReward",
+    "pickscore": "fk_steer.rewards.pickscore:PickScore",
     "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
 }
 
