@@ -59,7 +59,9 @@ def text_config(med: Mapping[str, Any], vision_width: int) -> Any:
         "layer_norm_eps",
     )
     # With is_decoder the layers get their cross-attention; the model is called as an encoder all the same.
-    return BlipTextConfig(**{name: med[name] for name in names}, encoder_hidden_size=vision_width, is_decoder=True)
+    special = {"bos_token_id": None, "pad_token_id": 0, "eos_token_id": None, "sep_token_id": None}
+    sizes = {name: med[name] for name in names}
+    return BlipTextConfig(**sizes, **special, encoder_hidden_size=vision_width, is_decoder=True)
 
 
 class Score(nn.Module):

@@ -61,6 +61,7 @@ def clip_config(open_clip: Mapping[str, Any]) -> Any:
             "vocab_size": text["vocab_size"],
             # 2 makes transformers pool at the largest token, open_clip's rule: end-of-text is the last of its words.
             "eos_token_id": 2,
+            "bos_token_id": None,
         },
         projection_dim=open_clip["embed_dim"],
     )

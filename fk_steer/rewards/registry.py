@@ -17,6 +17,7 @@ _BUILT_IN = {
     "hps": "fk_steer.rewards.hps:HPS",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
+    "vqa-score": "fk_steer.rewards.vqa_score:VQAScore",
     "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
 }
 
