@@ -29,8 +29,7 @@ class AestheticModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B,)."""
-        features = unit(self.clip(pixel_values=pixels).image_embeds)
-        return self.head(features.to(self.head.layers[0].weight.dtype))
+        return self.head(unit(self.clip(pixel_values=pixels).image_embeds))
 
 
 class Aesthetic(LocalReward):
@@ -74,7 +73,7 @@ class Aesthetic(LocalReward):
         clip: str | None = None,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
         from transformers import CLIPVisionModelWithProjection
@@ -100,7 +99,7 @@ class Aesthetic(LocalReward):
         *modules: Any,
         variant: str,
         device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | str | None,
         compile: bool,
     ) -> None:
         (model,) = modules

@@ -29,7 +29,7 @@ class CLIPReward(LocalReward):
         *modules: Any,
         variant: str,
         device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | str | None,
         compile: bool,
     ) -> None:
         model, self.tokenizer = modules

@@ -74,7 +74,7 @@ class CLIPScore(CLIPReward):
         path: str | None = None,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
         from transformers import CLIPModel, CLIPTokenizer

@@ -13,7 +13,7 @@ from torch import Tensor
 from .base import Images
 from .card import RewardCard
 from .clip import CLIPReward
-from .images import batched, normalize, resize, to_float, to_pixels
+from .images import batched, normalize, to_float, to_pixels
 from .loading import assign_weights, empty, fetch, read_weights
 from .local import check_variant, default_dtype
 from .open_clip import VIT_H_14, clip_config, to_transformers
@@ -72,7 +72,7 @@ class HPS(CLIPReward):
         antialias: bool = True,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
         from transformers import CLIPModel

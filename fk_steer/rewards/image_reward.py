@@ -67,7 +67,7 @@ class ImageReward(LocalReward):
         tokenizer: str | None = None,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
         if tokenizer is None:
@@ -82,16 +82,14 @@ class ImageReward(LocalReward):
         dtype = default_dtype(device, dtype, torch.float32)
         weights = to_transformers(read_weights(file, self.name))
         assign_weights(model, weights, file, self.name, dtype=dtype)
-        self._assemble(
-            model, load_tokenizer(tokenizer), variant="", device=device, dtype=dtype, compile=compile
-        )
+        self._assemble(model, load_tokenizer(tokenizer), variant="", device=device, dtype=dtype, compile=compile)
 
     def _assemble(
         self,
         *modules: Any,
         variant: str,
         device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | str | None,
         compile: bool,
     ) -> None:
         model, self.tokenizer = modules

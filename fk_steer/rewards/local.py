@@ -43,7 +43,7 @@ class LocalReward(ABC):
         *modules: Any,
         variant: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> Any:
         """A reward of models that are in memory already, instead of weights to load.
@@ -68,7 +68,7 @@ class LocalReward(ABC):
         *modules: Any,
         variant: str,
         device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | str | None,
         compile: bool,
     ) -> None:
         """Make ready to score; `__init__` calls it with what it has loaded."""
@@ -147,9 +147,20 @@ class PromptCache:
         return [self._values[prompt] for prompt in prompts]
 
 
-def default_dtype(device: torch.device | str | None, dtype: torch.dtype | None, on_cuda: torch.dtype) -> torch.dtype:
-    """`dtype`; if None, the one the original runs in on CUDA devices, and float32 elsewhere."""
-    return dtype or (on_cuda if default_device(device).type == "cuda" else torch.float32)
+def default_dtype(
+    device: torch.device | str | None, dtype: torch.dtype | str | None, on_cuda: torch.dtype
+) -> torch.dtype:
+    """`dtype`, or its name; if None, the one the original runs in on CUDA devices, and float32 elsewhere.
+
+    Raises:
+        ValueError: for a name that is not one of torch's floating-point types.
+    """
+    if dtype is None:
+        return on_cuda if default_device(device).type == "cuda" else torch.float32
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(f"Expected `dtype` to be a floating-point type, such as 'float16', but got {dtype!r}.")
+    return named
 
 
 def check_variant(variant: str, card: RewardCard, name: str) -> None:

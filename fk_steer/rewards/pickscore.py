@@ -58,7 +58,7 @@ class PickScore(CLIPReward):
         tokenizer: str | None = None,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
         from transformers import CLIPModel
@@ -67,7 +67,9 @@ class PickScore(CLIPReward):
         path, revision = self.card.source(path, revision)
         dtype = default_dtype(device, dtype, self.original_dtype)
         model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
-        self._assemble(model, load_tokenizer(tokenizer, self.name), variant="", device=device, dtype=dtype, compile=compile)
+        self._assemble(
+            model, load_tokenizer(tokenizer, self.name), variant="", device=device, dtype=dtype, compile=compile
+        )
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores (B,)."""

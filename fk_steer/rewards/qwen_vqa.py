@@ -19,9 +19,7 @@ from .loading import RewardLoadError
 
 
 BEFORE_IMAGE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-AFTER_IMAGE = (
-    '<|vision_end|>Does this figure show "{}"? Please answer Yes or No.<|im_end|>\n<|im_start|>assistant\n'
-)
+AFTER_IMAGE = '<|vision_end|>Does this figure show "{}"? Please answer Yes or No.<|im_end|>\n<|im_start|>assistant\n'
 ANSWER = "Yes"
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 16384 * 28 * 28
 
@@ -50,7 +48,8 @@ class QwenVQA(nn.Module):
         factor = vision.patch_size * vision.spatial_merge_size
         patches, grids = [], []
         for image in to_pixels(images, device, exact):
-            size = smart_size(*image.shape[-2:], factor)
+            height, width = image.shape[-2:]
+            size = smart_size(height, width, factor)
             pixels = normalize(to_float(resize(image[None], size)))[0]
             patches.append(_patches(pixels, vision).to(dtype))
             grids.append([1, size[0] // vision.patch_size, size[1] // vision.patch_size])

@@ -42,6 +42,18 @@ def available_rewards() -> dict[str, EntryPoint]:
     return found
 
 
+def reward_factory(name: str) -> Any:
+    """The class or function that makes the rewards of a name.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    rewards = available_rewards()
+    if name not in rewards:
+        raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(sorted(rewards))}.")
+    return rewards[name].load()
+
+
 def load_reward(name: str, **options: Any) -> RewardFunction:
     """Make a reward.
 
@@ -53,10 +65,7 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
         ValueError: for an unknown name, listing the known ones, or an option the reward does not have.
         RewardLoadError: if its weights cannot be loaded.
     """
-    rewards = available_rewards()
-    if name not in rewards:
-        raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(sorted(rewards))}.")
-    factory = rewards[name].load()
+    factory = reward_factory(name)
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [option for option in options if option not in parameters]

@@ -26,10 +26,10 @@ class VQAScore(LocalReward):
     """Probability of "Yes" to "Does this figure show <prompt>?" (Lin et al., arXiv 2404.01291); 0 to 1.
 
     Variants, commits as pinned on the card:
-        - 'clip-flant5-xxl' (11B, the paper's) and 'clip-flant5-xl' (3B): zhiqiulin/clip-flant5-xxl and -xl, licence
-          Apache-2.0; tokenizer google/flan-t5-xxl.
-        - 'qwen2.5-vl-7b' and 'qwen2.5-vl-3b': Qwen/Qwen2.5-VL-7B-Instruct, licence Apache-2.0, and -3B-Instruct,
-          Qwen research licence.
+        - 'clip-flant5-xxl' (11B, the paper's) and 'clip-flant5-xl' (3B): zhiqiulin/clip-flant5-xxl and
+          zhiqiulin/clip-flant5-xl, licence Apache-2.0; tokenizer google/flan-t5-xxl.
+        - 'qwen2.5-vl-7b' and 'qwen2.5-vl-3b': Qwen/Qwen2.5-VL-7B-Instruct, licence Apache-2.0, and
+          Qwen/Qwen2.5-VL-3B-Instruct, Qwen research licence.
 
     What 'probability' means differs between the published code and the formula of the paper:
         - 'published': for CLIP-FlanT5 the root of P("Yes") P(end of text | "Yes"); for Qwen2.5-VL P("Yes") after the
@@ -94,7 +94,7 @@ class VQAScore(LocalReward):
         tokenizer: str | None = None,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
         check_variant(variant, self.card, self.name)
@@ -112,7 +112,7 @@ class VQAScore(LocalReward):
         *modules: Any,
         variant: str,
         device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | str | None,
         compile: bool,
     ) -> None:
         model, self.tokenizer = modules
@@ -142,9 +142,7 @@ def _load_clip_flant5(
     assign_weights(model, weights, path, VQAScore.name)
     tokenizer = tokenizer or (TOKENIZER[0] if hub else path)
     pinned = TOKENIZER[1] if tokenizer == TOKENIZER[0] else None
-    return model, load_pretrained(
-        AutoTokenizer, tokenizer, VQAScore.name, revision=pinned, trust_remote_code=False
-    )
+    return model, load_pretrained(AutoTokenizer, tokenizer, VQAScore.name, revision=pinned, trust_remote_code=False)
 
 
 def _load_qwen(
@@ -152,9 +150,7 @@ def _load_qwen(
 ) -> tuple[QwenVQA, Any]:
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-    model = load_pretrained(
-        Qwen2_5_VLForConditionalGeneration, path, VQAScore.name, revision=revision, dtype=dtype
-    )
+    model = load_pretrained(Qwen2_5_VLForConditionalGeneration, path, VQAScore.name, revision=revision, dtype=dtype)
     tokenizer_revision = None if tokenizer else revision
     words = load_pretrained(
         AutoTokenizer, tokenizer or path, VQAScore.name, revision=tokenizer_revision, trust_remote_code=False
