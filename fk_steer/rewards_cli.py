@@ -136,8 +136,8 @@ def reward_options(pairs: list[str], name: str, names: list[str]) -> dict[str, A
     """
     options = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        owner, colon, key = key.rpartition(":")
+        given, equals, text = pair.partition("=")
+        owner, colon, key = given.rpartition(":")
         if not equals or not key:
             raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
         if colon and owner not in names:

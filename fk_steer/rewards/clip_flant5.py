@@ -69,6 +69,9 @@ class ClipFlanT5(nn.Module):
             nn.Linear(vision.hidden_size, t5.d_model), nn.GELU(), nn.Linear(t5.d_model, t5.d_model)
         )
         self.t5 = T5ForConditionalGeneration(t5)
+        # One embedding wherever the module goes; transformers would tie the output layer too, which is another here.
+        for stack in (self.t5.encoder, self.t5.decoder):
+            stack.set_input_embeddings(self.t5.shared)
 
     @property
     def compiled(self) -> list[nn.Module]:
@@ -134,7 +137,7 @@ def to_transformers(weights: Mapping[str, Tensor], config: Mapping[str, Any], dt
         if not unused.search(name):
             converted[name] = value.to(dtype)
     if "t5.shared.weight" in converted:
-        # One tensor under the three names T5 gives it; the output layer has its own.
+        # One tensor under the three names T5 gives it.
         for stack in ("encoder", "decoder"):
             converted[f"t5.{stack}.embed_tokens.weight"] = converted["t5.shared.weight"]
     return converted

@@ -36,8 +36,8 @@ class TestFullSize:
         model = empty(lambda: blip.ImageRewardModel(vision, text))
         assign_weights(model, blip.to_transformers(on_meta(shapes)), "", "image-reward")
         assert len(blip.to_transformers(on_meta(shapes))) == len(shapes) - 5
-        # ImageReward.pt on the hub has 1 789 MB, 4 bytes a number.
-        assert sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 == pytest.approx(1.789e9, rel=2e-3)
+        # ImageReward.pt on the hub has 1 786.9 MB: 4 bytes a number, and the container.
+        assert sum(torch.Size(shape).numel() for shape in shapes.values()) * 4 == pytest.approx(1.7868e9, rel=2e-4)
 
     def test_hps(self):
         shapes = published.open_clip(VIT_H_14)
@@ -49,7 +49,7 @@ class TestFullSize:
         # ViT-H/14 as open_clip's table of models has it: 986.11 million.
         assert count(model) == pytest.approx(986.11e6, rel=1e-4)
 
-    @pytest.mark.parametrize(("config", "billions"), [(published.FLAN_T5_XL, 2.85), (published.FLAN_T5_XXL, 11.14)])
+    @pytest.mark.parametrize(("config", "billions"), [(published.FLAN_T5_XL, 2.85), (published.FLAN_T5_XXL, 11.135)])
     def test_clip_flant5(self, config, billions):
         vision = clip_flant5.VIT_L_14_336
         weights = on_meta(published.clip_flant5(config, vision))
@@ -57,8 +57,7 @@ class TestFullSize:
         assert not model.t5.config.scale_decoder_outputs
         assign_weights(model, clip_flant5.to_transformers(weights, config, torch.bfloat16), "", "vqa-score")
         # FLAN-T5 XL and XXL.
-        shared = {id(parameter): parameter for parameter in model.t5.parameters()}
-        assert sum(p.numel() for p in shared.values()) == pytest.approx(billions * 1e9, rel=0.01)
+        assert count(model.t5) == pytest.approx(billions * 1e9, rel=1e-3)
 
     def test_aesthetic(self):
         head = empty(lambda: blip.Score(768))
@@ -84,9 +83,7 @@ class TestWrongFiles:
     def test_missing_and_unexpected_tensors(self, folder):
         self.change(folder, lambda weights: weights.pop("mlp.layers.7.bias"))
         self.change(folder, lambda weights: weights.update({"blip.other": torch.zeros(1)}))
-        message = (
-            r"ImageReward.pt does not hold .*'image-reward'.*1 \(mlp.layers.7.bias\) missing; 1 \(blip.other\) unex"
-        )
+        message = r"ImageReward.pt does not hold .*'image-reward'.*1 \(mlp.layers.7.bias\) missing; 1 \(blip.other\) "
         with pytest.raises(RewardLoadError, match=message):
             self.load(folder)
 

@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from fk_steer.rewards import RewardLoadError, WeightedSum, available_rewards, load_reward, registry
+from fk_steer.rewards import (
+    Cascade,
+    Clipped,
+    RewardLoadError,
+    WeightedSum,
+    ZScoreSum,
+    available_rewards,
+    load_reward,
+    registry,
+)
 from fk_steer.rewards.base import lmbda_for, name_of
 from fk_steer.testing import PROMPTS, save_clip
 
@@ -124,6 +133,30 @@ class TestWeightedSum:
     def test_bad_weights(self, weights):
         with pytest.raises(ValueError, match="finite weights"):
             WeightedSum(weights)
+
+
+class TestClipped:
+    def test_bounds(self):
+        clipped = Clipped(TestWeightedSum.length, low=13.0, high=15.0)
+        assert clipped(images(3), ["", "x" * 14, "x" * 20]).tolist() == [13.0, 14.0, 15.0]
+        assert Clipped(TestWeightedSum.length, high=1.0)(images(2), ["", "xy"]).tolist() == [0.0, 1.0]
+        assert clipped.name == "clip(length, 13, 15)"
+
+    def test_default_lambda(self, clip_folder):
+        clip = load_reward("clip-score", path=clip_folder)
+        assert Clipped(clip, high=0.3).default_lmbda == 20.0
+        assert Clipped(TestWeightedSum.red, high=0.3).default_lmbda is None
+        assert WeightedSum({Clipped(clip, high=0.3): 2.0}).default_lmbda == pytest.approx(10.0)
+
+    @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
+    def test_bad_bounds(self, bounds):
+        with pytest.raises(ValueError, match="Expected `low` below `high`"):
+            Clipped(TestWeightedSum.red, *bounds)
+
+    def test_composites_are_refused(self):
+        for composite in (ZScoreSum({TestWeightedSum.red: 1.0}), Cascade(TestWeightedSum.red, TestWeightedSum.length)):
+            with pytest.raises(ValueError, match="scores image by image, but got"):
+                Clipped(composite, high=1.0)
 
 
 def test_plain_functions_are_rewards():
