@@ -193,6 +193,7 @@ def rewards(
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 row = pool.submit(measure, name, **settings).result()
             measured[name] = row
+            write_json(out / "rewards.json", {"settings": settings, "rewards": measured})
             table.add_row(
                 name,
                 f"{row['parameters'] / 1e6:.0f}M",
@@ -201,7 +202,6 @@ def rewards(
                 f"{row['ratio']:.2f}",
                 f"{row['peak memory'] / 2**30:.2f} GiB",
             )
-        write_json(out / "rewards.json", {"settings": settings, "rewards": measured})
         console.print(table)
 
 

@@ -56,7 +56,7 @@ def resize(images: Tensor, size: tuple[int, int], resample: str = "bicubic") -> 
     without rounding, differentiable.
 
     Args:
-        images: (..., H, W) uint8, or (B, C, H, W) float.
+        images: (..., H, W) uint8, or (B, C, H, W) float in [0, 1].
         size: (height, width) wanted.
         resample: 'bicubic' or 'bilinear'.
 
@@ -66,8 +66,10 @@ def resize(images: Tensor, size: tuple[int, int], resample: str = "bicubic") -> 
     height, width = size
     rows, columns = images.shape[-2:]
     if images.is_floating_point():
+        if size == (rows, columns):
+            return images
         # With antialias, and only then, torch's kernels and their support are Pillow's.
-        return images if size == (rows, columns) else F.interpolate(images, size, mode=resample, antialias=True)
+        return F.interpolate(images, size, mode=resample, antialias=True).clamp(0, 1)
     # The order of the two passes shows in the rounding. Pillow 13 begins with the rows where that saves enough work;
     # earlier releases nearly always began with the columns.
     rows_first = height < rows and 2 * (columns - width) < rows - height
@@ -129,7 +131,7 @@ def normalize(pixels: Tensor) -> Tensor:
 
 
 def _crop_in_mode(image: Image, side: int) -> Image:
-    if image.mode in ("RGB", "L"):
+    if image.mode not in ("RGBA", "LA", "P", "PA", "1"):
         return image
     width, height = image.size
     size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)

@@ -62,6 +62,18 @@ def test_resize_equals_pillow_at_random_sizes():
         assert np.array_equal(resize(tensor(array), (height, width)).permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize("smooth", [False, True], ids=["noise", "smooth"])
+@pytest.mark.parametrize("resample", FILTERS)
+@pytest.mark.parametrize(("size", "wanted"), [((300, 400), (224, 298)), ((64, 64), (224, 224)), ((97, 61), (140, 40))])
+def test_float_images_are_resized_alike_but_not_rounded(size, wanted, resample, smooth):
+    """Pillow rounds after each of its two passes, and clips to the range of a pixel."""
+    array = picture(*size, smooth=smooth)
+    floats = resize(tensor(array)[None] / 255, wanted, resample)
+    eight_bits = resize(tensor(array)[None], wanted, resample)
+    assert (floats * 255 - eight_bits).abs().max() <= 1.0 + (0 if smooth else 25 * (resample == "bicubic"))
+    assert (floats * 255 - eight_bits).abs().mean() < 0.5
+
+
 def test_batches():
     arrays = [picture(40, 50, seed) for seed in range(3)]
     batch = resize(torch.stack([tensor(array) for array in arrays]), (20, 30))
