@@ -238,6 +238,60 @@ def preview(
         console.print(shown)
 
 
+@app.command()
+def rewards(
+    out: Annotated[Path, typer.Option(help="Folder for the table.")],
+    reward: Annotated[
+        list[str] | None, typer.Option(help="One of those in the table. [default: all; on a CPU the small ones]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 16; on a CPU 4]")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 512,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 3,
+    dtype: Annotated[str | None, typer.Option(help="[default: float16; on a CPU float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Images per second of rewards at full size with random weights, a batch against one by one, and peak memory."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from fk_steer.files import write_json
+    from fk_steer.rewards.loading import default_device
+
+    from .rewards import FULL_SIZE, SMALL, measure
+
+    with one_line_errors():
+        target = default_device(device)
+        on_cpu = target.type == "cpu"
+        names = reward or (SMALL if on_cpu else list(FULL_SIZE))
+        for name in names:
+            if name not in FULL_SIZE:
+                raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(FULL_SIZE)}.")
+        settings: dict[str, Any] = {
+            "device": str(target),
+            "dtype": dtype or ("float32" if on_cpu else "float16"),
+            "batch_size": batch_size or (4 if on_cpu else 16),
+            "size": size,
+            "repeats": repeats,
+        }
+        measured = {}
+        table = Table("reward", "parameters", "batched /s", "one by one /s", "ratio", "peak memory", box=None)
+        for name in names:
+            # A process each, for memory to be its own.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(measure, name, **settings).result()
+            measured[name] = row
+            write_json(out / "rewards.json", {"settings": settings, "rewards": measured})
+            table.add_row(
+                name,
+                f"{row['parameters'] / 1e6:.0f}M",
+                f"{row['batched']:.3g}",
+                f"{row['one by one']:.3g}",
+                f"{row['ratio']:.2f}",
+                f"{row['peak memory'] / 2**30:.2f} GiB",
+            )
+        console.print(table)
+
+
 def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
     """What all runs of a benchmark share."""
     from fk_steer.loading import quiet_libraries

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from .benchmarks.cli import app as benchmarks
 from .console import console, one_line_errors
+from .rewards_cli import app as rewards
+from .rewards_cli import reward_options, score
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(benchmarks, name="bench")
+app.add_typer(rewards, name="rewards")
+app.command()(score)
 
 
 class PipelineKind(str, Enum):
@@ -90,7 +93,7 @@ def generate(
 
     with one_line_errors():
         bundled = model in BUNDLED
-        options = _options(reward_option or [])
+        options = reward_options(reward_option or [], reward, [reward])
         if bundled and reward == "clip-score":
             options = {"path": model, **options}
         settings = {
@@ -115,22 +118,6 @@ def generate(
             _generate_missing(out, settings, missing, pipeline, device)
         _write_report(out, settings)
         console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)
-
-
-@app.command()
-def rewards() -> None:
-    """List the rewards that can be steered by."""
-    from .loading import quiet_libraries
-    from .rewards import available_rewards
-
-    with one_line_errors():
-        quiet_libraries()
-        table = Table("name", "what it is", "options", box=None, padding=(0, 2))
-        for name, entry_point in sorted(available_rewards().items()):
-            factory = entry_point.load()
-            summary = (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
-            table.add_row(name, summary, ", ".join(inspect.signature(factory).parameters))
-        console.print(table)
 
 
 @app.command()
@@ -238,10 +225,3 @@ def _steering(preset: str, particles: int | None, lmbda: float | None, batch_siz
     overrides: dict[str, Any] = {"num_particles": particles, "lmbda": lmbda}
     overrides |= {f"{part}_batch_size": batch_size for part in ("reward", "decode", "denoise")}
     return FKSteering.preset(preset, **{name: value for name, value in overrides.items() if value is not None})
-
-
-def _options(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)

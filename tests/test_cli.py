@@ -130,7 +130,7 @@ def test_batch_size(models, tmp_path):
     ("arguments", "message"),
     [
         (["--preset", "nope"], "Unknown preset 'nope'. Known: adaptive, "),
-        (["--reward", "nope"], "Unknown reward 'nope'. Known: clip-score"),
+        (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, clip-score"),
         (["--particles", 0], "`num_particles` to be at least 1"),
         (["--lmbda", "nan"], "`lmbda` to be finite"),
         (["--scheduler", "Nope"], "Unknown scheduler 'Nope'"),

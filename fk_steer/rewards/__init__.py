@@ -1,7 +1,8 @@
 """Rewards: how good an image is for a prompt."""
 
 from .base import GroupReward, Reward, RewardError
-from .composite import Cascade, WeightedSum, ZScoreSum
+from .card import RewardCard
+from .composite import Cascade, Clipped, WeightedSum, ZScoreSum
 from .general_preference import GeneralPreferenceReward
 from .group import GroupedReward
 from .loading import RewardLoadError
@@ -11,11 +12,13 @@ from .registry import available_rewards, load_reward
 
 __all__ = [
     "Cascade",
+    "Clipped",
     "GeneralPreferenceReward",
     "GroupReward",
     "GroupedReward",
     "PairwiseReward",
     "Reward",
+    "RewardCard",
     "RewardError",
     "RewardLoadError",
     "WeightedSum",

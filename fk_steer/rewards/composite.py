@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import GroupReward, Images, RewardFunction, device_of, evaluate, name_of, standardize
+from .base import CompositeReward, GroupReward, Images, RewardFunction, device_of, evaluate, name_of, standardize
 
 
 Z_LMBDA = 2.0
@@ -150,6 +150,37 @@ class Cascade:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """The expensive reward."""
         return self.expensive(images, prompts)
+
+
+class Clipped:
+    """A reward held within bounds, so that particles gain nothing from pushing a flawed scorer beyond the scores that
+    good images get.
+
+    ```py
+    Clipped(clip, high=0.33)
+    ```
+
+    Args:
+        reward: what is clipped; scored image by image, so not a `ZScoreSum`, a `Cascade` or one that compares.
+        low, high: bounds, low < high.
+
+    Raises:
+        ValueError: unless low < high, or for a reward that is not scored image by image.
+    """
+
+    def __init__(self, reward: RewardFunction, low: float = -math.inf, high: float = math.inf) -> None:
+        if not low < high:
+            raise ValueError(f"Expected `low` below `high`, but got {low} and {high}.")
+        compares = getattr(reward, "relative", False)
+        if compares or isinstance(reward, CompositeReward) or hasattr(reward, "at"):
+            raise ValueError(f"Expected a reward that scores image by image, but got {name_of(reward)!r}.")
+        self.reward, self.low, self.high = reward, low, high
+        self.name = f"clip({name_of(reward)}, {low:g}, {high:g})"
+        self.default_lmbda = getattr(reward, "default_lmbda", None)
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """See `Reward`."""
+        return torch.as_tensor(self.reward(images, prompts)).clamp(self.low, self.high)
 
 
 def _check_weights(weights: Mapping[RewardFunction, float]) -> None:

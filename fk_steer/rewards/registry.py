@@ -12,11 +12,16 @@ from .base import RewardFunction
 ENTRY_POINTS = "fk_steer.rewards"
 
 _BUILT_IN = {
+    "aesthetic": "fk_steer.rewards.aesthetic:Aesthetic",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "hps": "fk_steer.rewards.hps:HPS",
+    "image-reward": "fk_steer.rewards.image_reward:ImageReward",
     "llm-grader": "fk_steer.rewards.llm_grader:LLMGrader",
+    "pickscore": "fk_steer.rewards.pickscore:PickScore",
     "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
     "unified-reward": "fk_steer.rewards.unified_reward:UnifiedReward",
     "vqa-chat": "fk_steer.rewards.vqa_chat:VQAChat",
+    "vqa-score": "fk_steer.rewards.vqa_score:VQAScore",
 }
 
 
@@ -40,6 +45,18 @@ def available_rewards() -> dict[str, EntryPoint]:
     return found
 
 
+def reward_factory(name: str) -> Any:
+    """The class or function that makes the rewards of a name.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    rewards = available_rewards()
+    if name not in rewards:
+        raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(sorted(rewards))}.")
+    return rewards[name].load()
+
+
 def load_reward(name: str, **options: Any) -> RewardFunction:
     """Make a reward.
 
@@ -51,10 +68,7 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
         ValueError: for an unknown name, listing the known ones, or an option the reward does not have.
         RewardLoadError: if its weights cannot be loaded.
     """
-    rewards = available_rewards()
-    if name not in rewards:
-        raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(sorted(rewards))}.")
-    factory = rewards[name].load()
+    factory = reward_factory(name)
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [option for option in options if option not in parameters]
