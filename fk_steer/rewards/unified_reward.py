@@ -42,8 +42,8 @@ class UnifiedReward(GroupedReward):
         - 'think': the same with reasoning before the verdict (UnifiedReward-Think, arXiv 2505.03318).
 
     Weights: CodeGoat24/UnifiedReward-qwen-7b, also -qwen-3b and -32b (Qwen2.5-VL), UnifiedReward-7b-v1.5
-    (LLaVA-OneVision; through a server only), and UnifiedReward-Think-qwen-7b for 'think'. MIT licence; the base of the
-    3b has a research licence. See the model cards. The typical ranges here are of the scales, not measured.
+    (LLaVA-OneVision; through a server only), and CodeGoat24/UnifiedReward-Think-qwen-7b for 'think'. MIT licence; the
+    base of the 3b has a research licence. See the model cards. The typical ranges here are of the scales, not measured.
 
     What cannot be read or had is asked again, and then takes the mean of the prompt's other particles (comparisons
     count as ties); see `ChatJudge` and `PairwiseReward`. `counts` says how often.

@@ -1,6 +1,6 @@
 """Train the world's preview decoder: an AutoencoderTiny that does as the autoencoder does, at a fraction of the cost.
 
-    python -m fk_steer.shapes.train_tiny --vae runs/vae/model --out runs/tiny
+    python -m fk_steer.shapes.train_tiny --vae runs/vae/model --out runs/preview
 
 It learns from latents of scenes and, because x0 predictions early in the loop are blends of what the image may become,
 from blends of several scenes' latents with some noise on them.

@@ -34,7 +34,7 @@ def steered(reward, **settings):
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    with steer(pipe, reward, FKSteering(num_particles=3, seed=0, **settings)) as call:
+    with steer(pipe, reward, FKSteering.preset("fk", num_particles=3, seed=0, **settings)) as call:
         return call(PROMPT, num_inference_steps=4, generator=generator, output_type="pt")
 
 

@@ -34,6 +34,7 @@ def runs(tmp_path_factory) -> Path:
     train_clip.main(folder / "clip", steps=250, batch_size=16)
     train_clip.main(folder / "clip2", steps=50, batch_size=8, second=True)
     train_vae.main(folder / "vae", steps=200, batch_size=4)
+    train_tiny.main(folder / "preview", folder / "vae" / "model", steps=150, batch_size=4)
     return folder
 
 
@@ -49,9 +50,8 @@ def test_vae(runs):
 
 
 def test_preview_decoder(runs):
-    train_tiny.main(runs / "tiny", runs / "vae" / "model", steps=150, batch_size=4)
-    assert_falls(runs / "tiny", "decoding", 0.7)
-    tiny = AutoencoderTiny.from_pretrained(runs / "tiny" / "model")
+    assert_falls(runs / "preview", "decoding", 0.7)
+    tiny = AutoencoderTiny.from_pretrained(runs / "preview" / "model")
     assert tiny.decode(torch.randn(2, 4, 8, 8)).sample.shape == (2, 3, 64, 64)
     assert tiny.encode(torch.rand(2, 3, 64, 64)).latents.shape == (2, 4, 8, 8)
 
