@@ -177,6 +177,16 @@ def test_the_floor_does_the_same_work(pipe):
     assert rows == {"denoiser": trace.nfe, "decode": trace.reward_calls, "reward": trace.reward_calls}
 
 
+def test_preview(tmp_path):
+    arguments = ("--steps", 6, "--images", 3, "--prompt", "a photo of a red star", "--prompt", "a photo of two moons")
+    invoke("bench", "preview", *arguments, "--out", tmp_path / "preview.json")
+    rows = json.loads((tmp_path / "preview.json").read_text())["rows"]
+    assert [row["progress"] for row in rows] == [0.25, 0.4, 0.55, 0.7, 0.85, 1.0]
+    assert all(-1.0 <= row["within"] <= 1.0 and row["speed-up"] > 0 for row in rows)
+    # Two prompts apart are told apart by previews too.
+    assert rows[-1]["pooled"] > 0.3
+
+
 def test_speed(tmp_path):
     arguments = ("--steps", 4, "--repeats", 1, "--prompts", 2, "--out", tmp_path / "speed.json")
     assert "overhead" in invoke("bench", "speed", *arguments).output
