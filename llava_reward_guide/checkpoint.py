@@ -126,9 +126,9 @@ def read_checkpoint(
     adapter = Adapter.read(folder / "lora") if (folder / "lora").is_dir() else None
     if adapter is None and not full_finetune:
         raise CheckpointError(
-            f"Expected LoRA weights in '{folder / 'lora'}', but there is no such folder. Some training runs saved heads "
-            f"only; the rewards of such a checkpoint without its adapter are meaningless. Pass `full_finetune=True` if "
-            f"the backbone itself was trained."
+            f"Expected LoRA weights in '{folder / 'lora'}', but there is no such folder. Some training runs saved "
+            f"heads only; the rewards of such a checkpoint without its adapter are meaningless. Pass "
+            f"`full_finetune=True` if the backbone itself was trained."
         )
     projector = {key: value for key, value in weights.items() if key.startswith(tuple(projector_prefixes))}
     others = sorted(weights.keys() - projector.keys() - {key for key in weights if key.endswith(HEAD_NAMES)})

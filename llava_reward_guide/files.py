@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class CheckpointError(OSError):
@@ -26,3 +27,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"Could not read tensors from '{path}': {error}") from error
+
+
+def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str, wanted: str) -> None:
+    """`load_state_dict` with one error for names and shapes.
+
+    Raises:
+        CheckpointError: unless the weights are those of the module, all of them and no others.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & weights.keys())
+        if own[name].shape != weights[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise CheckpointError(
+            f"Expected {wanted} in '{source}', but got: missing {', '.join(missing) or 'nothing'}; unexpected "
+            f"{', '.join(unexpected) or 'nothing'}; shapes {', '.join(shapes) or 'right'}. Load it with the backbone "
+            f"and the settings it was trained with."
+        )
+    module.load_state_dict(dict(weights))
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that can be saved."""
+    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}

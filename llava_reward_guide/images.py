@@ -40,7 +40,9 @@ def load_image(path: str | Path) -> Image.Image:
         raise ImageError(f"Expected an image at '{path}', but there is no such file.") from None
     # Truncated and hostile files raise all of these, by format.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"Expected a readable image at '{path}', but it is corrupt or of no known format: {error}.")
+        raise ImageError(
+            f"Expected a readable image at '{path}', but it is corrupt or of no known format: {error}."
+        ) from None
 
 
 def to_pil(images: Images) -> list[Image.Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .backbones import backbone_class, load_backbone
-from .checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from .checkpoint import OUR_CONFIG, Checkpoint, find_checkpoint, read_checkpoint
 from .config import RewardConfig
 from .files import CheckpointError
-from .lora import Adapter
 
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def load(
         ImportError: if an option needs a package that is not installed.
         ValueError: for an unknown option.
     """
-    several = isinstance(checkpoint, Mapping)
     names = dict(checkpoint) if isinstance(checkpoint, Mapping) else {perspective or "default": checkpoint}
     if not names or (perspective is not None and perspective not in names):
         raise ValueError(f"Unknown perspective {perspective!r}. Known: {', '.join(names)}.")
@@ -117,50 +116,10 @@ def load(
     reward.set_perspective(perspective or next(iter(names)))
     if compile:
         reward.compile()
-    del several
     return reward.eval()
 
 
-def new_perspective(
-    reward: LlavaReward,
-    name: str,
-    config: RewardConfig,
-    rank: int = 128,
-    alpha: float = 256.0,
-    dropout: float = 0.05,
-    targets: tuple[str, ...] | None = None,
-) -> None:
-    """Add an untrained perspective: LoRA on every linear layer of the text model, a projector of its own, a fresh head.
-
-    The defaults are the paper's. B begins at zero and A with the deviation 1/rank, so that the backbone begins as it is.
-
-    Args:
-        targets: last parts of the names of the layers to adapt; None for all linear ones.
-    """
-    from .head import RewardHead
-
-    backbone = reward.backbone
-    published, own = next(iter(backbone.adapter_prefixes.items()))
-    weights = {}
-    for path, module in backbone.text_model.named_modules():
-        linear = isinstance(module, torch.nn.Linear) and path.startswith("layers.") and "lora_" not in path
-        path = path.removesuffix(".base_layer")
-        if linear and (targets is None or path.rpartition(".")[2] in targets):
-            a = torch.randn(rank, module.in_features) / rank
-            weights[published + path] = (a, torch.zeros(module.out_features, rank))
-    head = RewardHead(config, backbone.hidden_size, backbone.config.rms_norm_eps)
-    prefix = backbone.projector_prefixes[0]
-    projector = {prefix + key: value for key, value in reward._base_projector.state_dict().items()}
-    adapter = Adapter(weights, alpha, dropout) if rank else None
-    del own
-    reward.add_perspective(name, Checkpoint(config, head.state_dict(), projector, adapter))
-
-
 def _named_backbone(folder: Path, full_finetune: bool) -> str:
-    import json
-
-    from .checkpoint import OUR_CONFIG
-
     if full_finetune:
         return str(folder)
     if (folder / OUR_CONFIG).is_file():
@@ -181,8 +140,8 @@ def _check_backbone(checkpoint: Checkpoint, model_type: str, hidden_size: int) -
         raise CheckpointError(f"Expected value_head.weight in '{checkpoint.source}', but it is missing.")
     if trained_on != model_type or width != hidden_size:
         raise CheckpointError(
-            f"'{checkpoint.source}' was trained on a backbone of type {trained_on} with hidden size {width}, but this one "
-            f"is {model_type} with {hidden_size}. Pass the right `backbone`."
+            f"'{checkpoint.source}' was trained on a backbone of type {trained_on} with hidden size {width}, but this "
+            f"one is {model_type} with {hidden_size}. Pass the right `backbone`."
         )
 
 

@@ -27,7 +27,7 @@ class Adapter:
     """
 
     weights: dict[str, tuple[Tensor, Tensor]]
-    alpha: float
+    alpha: int
     dropout: float = 0.0
     source: str = "an adapter"
 
@@ -77,7 +77,8 @@ class Adapter:
             if kinds or stray:
                 raise CheckpointError(
                     f"The modules in '{folder}' do not fit the target_modules of its config: no weights for "
-                    f"{', '.join(sorted(kinds)) or 'none'}; weights of unnamed modules: {', '.join(stray[:3]) or 'none'}."
+                    f"{', '.join(sorted(kinds)) or 'none'}; weights of unnamed modules: "
+                    f"{', '.join(stray[:3]) or 'none'}."
                 )
         weights = {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
         return cls(weights, config["lora_alpha"], config.get("lora_dropout", 0.0), str(folder))
@@ -136,7 +137,8 @@ class Adapter:
 def merge(model: nn.Module, adapter: Adapter) -> None:
     """Add an adapter to the weights, in float32, rounded once."""
     for path, (a, b) in adapter.weights.items():
-        weight = model.get_submodule(path).weight.data
+        module: Any = model.get_submodule(path)
+        weight = module.weight.data
         delta = adapter.scaling * (b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32))
         weight.copy_(weight.float() + delta)
 
@@ -151,8 +153,8 @@ def attach(model: Any, name: str, adapter: Adapter) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ImportError(
-            'Keeping LoRA apart from the weights needs peft: pip install "fk-steer[llava]". A single perspective can be '
-            "merged without it (`merge=True`)."
+            'Keeping LoRA apart from the weights needs peft: pip install "fk-steer[llava]". A single perspective can '
+            "be merged without it (`merge=True`)."
         ) from None
     config = LoraConfig(
         r=adapter.rank,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,11 @@ from .backbones import Backbone, BackboneInputs
 from .backbones.base import Row
 from .checkpoint import Checkpoint, write_checkpoint
 from .config import RewardConfig
-from .files import CheckpointError
+from .files import on_cpu
 from .head import RewardHead
 from .images import Images, to_pil
-from .preference import preference_probability, preference_score
-
-
-@dataclass
-class Perspective:
-    """What a reward looks at: its readout, its projector, and whether an adapter of its name lies beside the weights."""
-
-    config: RewardConfig
-    head: RewardHead
-    projector: nn.Module
-    has_adapter: bool
+from .perspective import Perspective, build_perspective
+from .preference import preference_probability
 
 
 class LlavaReward(nn.Module):
@@ -90,35 +80,21 @@ class LlavaReward(nn.Module):
             raise ValueError(f"Expected a name without dots for a perspective, but got {name!r}.")
         if self._merged or (merge and self.perspectives):
             raise ValueError(
-                "A merged adapter cannot share the backbone with other perspectives. Load all of them with `merge=False`."
+                "A merged adapter cannot share the backbone with other perspectives. Load all of them with "
+                "`merge=False`."
             )
-        backbone, weight = self.backbone, self.backbone.text_model.norm.weight
-        config = checkpoint.config
-        if config.add_cross_attention and not backbone.supports_skip_ca:
-            raise CheckpointError(
-                f"'{checkpoint.source}' asks for SkipCA (add_cross_attention: true), which LLaVA-Reward does not have "
-                f"on {type(backbone).__name__}. Use a checkpoint without it, or one of another backbone."
-            )
-        head = RewardHead(config, backbone.hidden_size, backbone.config.rms_norm_eps)
-        _load(head, checkpoint.head, checkpoint.source, f"a head for hidden size {backbone.hidden_size}")
-        projector = self._base_projector
-        if checkpoint.projector:
-            projector = copy.deepcopy(self._base_projector)
-            prefix = next(
-                prefix for prefix in backbone.projector_prefixes if next(iter(checkpoint.projector)).startswith(prefix)
-            )
-            weights = {key.removeprefix(prefix): value for key, value in checkpoint.projector.items()}
-            _load(projector, weights, checkpoint.source, f"the projector of {type(backbone).__name__}")
+        perspective = build_perspective(self.backbone, self._base_projector, checkpoint)
         if checkpoint.adapter is not None:
-            adapter = checkpoint.adapter.renamed(backbone.adapter_prefixes, backbone.model)
+            adapter = checkpoint.adapter.renamed(self.backbone.adapter_prefixes, self.backbone.model)
             if merge:
-                lora.merge(backbone.model, adapter)
+                lora.merge(self.backbone.model, adapter)
             else:
-                lora.attach(backbone.model, name, adapter)
-        self._merged = merge and checkpoint.adapter is not None
-        head.to(weight.device, weight.dtype).train(self.training).requires_grad_(False)
-        has_adapter = checkpoint.adapter is not None and not merge
-        self.perspectives[name] = Perspective(config, head, projector.train(self.training), has_adapter)
+                lora.attach(self.backbone.model, name, adapter)
+                perspective.has_adapter = True
+            self._merged = merge
+        perspective.head.train(self.training)
+        perspective.projector.train(self.training)
+        self.perspectives[name] = perspective
         self.set_perspective(name)
 
     def set_perspective(self, name: str) -> None:
@@ -240,10 +216,6 @@ class LlavaReward(nn.Module):
         b = self.embed(others, prompts if other_prompts is None else other_prompts, **options)
         return preference_probability(a, b, self.config.tau, dtype)
 
-    def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """`preference_score` of rewards from `embed`, divided by the temperature."""
-        return preference_score(a, b) / self.config.tau
-
     def compile(self, **options: Any) -> None:
         """Compile the layers of the text model, one by one: fast to compile, and lengths may vary.
 
@@ -270,8 +242,8 @@ class LlavaReward(nn.Module):
         projector = self.perspectives[self.active].projector
         checkpoint = Checkpoint(
             config=self.config,
-            head=_on_cpu(self.head.state_dict()),
-            projector=_on_cpu({prefix + name: value for name, value in projector.state_dict().items()}),
+            head=on_cpu(self.head.state_dict()),
+            projector=on_cpu({prefix + name: value for name, value in projector.state_dict().items()}),
             adapter=lora.extract(backbone.model, self.active, backbone.adapter_prefixes),
             backbone={
                 "model_type": backbone.model_type,
@@ -285,8 +257,8 @@ class LlavaReward(nn.Module):
         if self.perspectives[name].config.objective == "general-preference":
             raise ValueError(
                 "A general preference model compares images and gives none a number. Use `preference`, or `embed` and "
-                "`preference_score`; to steer, load it as the reward 'llava-reward', which ranks particles against each "
-                "other."
+                "`preference_score`; to steer, load it as the reward 'llava-reward', which ranks the particles of a "
+                "prompt."
             )
         return embedding[:, 0]
 
@@ -315,25 +287,3 @@ class LlavaReward(nn.Module):
                 results[name].append(self(inputs).float())
         back = torch.tensor(order, device=self.device).argsort()
         return {name: torch.cat(parts)[back] for name, parts in results.items()}
-
-
-def _load(module: nn.Module, weights: Mapping[str, Tensor], source: str, wanted: str) -> None:
-    """`load_state_dict` with one error for names and shapes."""
-    own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
-        if own[name].shape != weights[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise CheckpointError(
-            f"Expected {wanted} in '{source}', but got: missing {', '.join(missing) or 'nothing'}; unexpected "
-            f"{', '.join(unexpected) or 'nothing'}; shapes {', '.join(shapes) or 'right'}. Load it with the backbone and "
-            f"the settings it was trained with."
-        )
-    module.load_state_dict(dict(weights))
-
-
-def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}

@@ -13,6 +13,7 @@ ENTRY_POINTS = "fk_steer.rewards"
 
 _BUILT_IN = {
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
     "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
 }
 

@@ -58,8 +58,8 @@ def load_backbone(path: str | Path, revision: str | None = None, **options: Any)
         return kind.from_pretrained(path, revision=revision or "main", **options)
     except OSError as error:
         raise CheckpointError(
-            f"Could not load the backbone from '{path}'. Expected a folder with config.json, tokenizer.json and weights, "
-            f"or the id of such a repository on the hub. ({error})"
+            f"Could not load the backbone from '{path}'. Expected a folder with config.json, tokenizer.json and "
+            f"weights, or the id of such a repository on the hub. ({error})"
         ) from error
 
 

@@ -155,9 +155,7 @@ class Backbone(nn.Module, ABC):
         positions = inputs.attention_mask.cumsum(-1) - 1
         return positions.masked_fill(inputs.attention_mask == 0, 1)
 
-    def prepare(
-        self, images: Sequence[Image], prompts: Sequence[str], num_crops: int | None = None
-    ) -> BackboneInputs:
+    def prepare(self, images: Sequence[Image], prompts: Sequence[str], num_crops: int | None = None) -> BackboneInputs:
         """A batch of RGB images with their prompts, on the CPU."""
         return self.collate([self.prepare_row(image, prompt, num_crops) for image, prompt in zip(images, prompts)])
 

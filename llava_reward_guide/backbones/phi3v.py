@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3Model
 
 from ..images import hd_crops, hd_layout, hd_transform
-from .base import Backbone, BackboneInputs, Row
+from .base import Backbone, BackboneInputs, BackboneOutput, Row
 from .cost import clip_flops
 from .text import TextTokenizer
 
@@ -37,7 +37,7 @@ class Phi3VConfig(Phi3Config):
     model_type = "phi3_v"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {"vision_config": CLIPVisionConfig}
 
-    vision_config: dict | CLIPVisionConfig | None = None
+    vision_config: Any = None
     embd_layer: dict | None = None
     img_processor: dict | None = None
 
@@ -154,7 +154,7 @@ class Phi3VModel(Phi3Model):
         self.rotary_emb = LongRotaryEmbedding(config)
         self.vision_embed_tokens = HDImageEmbedding(config)
         last = config.vision_config.num_hidden_layers - 1
-        self._keys_to_ignore_on_load_unexpected = [
+        self._keys_to_ignore_on_load_unexpected = [  # type: ignore[misc]
             *self._keys_to_ignore_on_load_unexpected,
             rf"img_processor\.vision_model\.encoder\.layers\.{last}\.",
         ]
@@ -179,7 +179,7 @@ class Phi3V(Backbone):
     def __init__(self, model: Phi3VModel, tokenizer: TextTokenizer, num_crops: int = 16) -> None:
         super().__init__(model, tokenizer.id_of("<|endoftext|>"))
         self.tokenizer = tokenizer
-        self.num_crops = num_crops
+        self.num_crops: int = num_crops
         # Newer releases of the tokenizer's own class lose the bare "▁" after a special token.
         user, end = tokenizer.id_of("<|user|>"), tokenizer.id_of("<|endoftext|>")
         tokenizer.expect("<|user|>\n", [user, tokenizer.id_of("\u2581"), tokenizer.id_of("<0x0A>")])
@@ -222,9 +222,15 @@ class Phi3V(Backbone):
         merged = [embedding.merge(views, grid) for views, grid in zip(per_image, inputs.image_sizes)]
         return embedding.img_projection(torch.cat(merged))
 
-    def forward(self, inputs: BackboneInputs, *args: Any, as_coded: bool = False, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        inputs: BackboneInputs,
+        hidden_layer: int | None = None,
+        visual_layer: int | None = None,
+        as_coded: bool = False,
+    ) -> BackboneOutput:
         self.model.rotary_emb.by_padded_length = as_coded
-        return super().forward(inputs, *args, as_coded=as_coded, **kwargs)
+        return super().forward(inputs, hidden_layer, visual_layer, as_coded)
 
     def visual_tokens(
         self, inputs: BackboneInputs, visual: Tensor, embeddings: Tensor, as_coded: bool

@@ -105,7 +105,7 @@ class Qwen25VL(Backbone):
         """One turn of the user in the chat format, without the system's; the end of the turn is read."""
         resized = resize_twice(image, self.pixels)
         grid = (resized.height // 14, resized.width // 14)
-        # The text as a whole is stripped in the original, which changes nothing: it begins and ends with special tokens.
+        # The original strips the whole text, which changes nothing: it begins and ends with special tokens.
         before = self.tokenizer.encode("<|im_start|>user\n<|vision_start|>")
         after = self.tokenizer.encode(f"<|vision_end|>{prompt}<|im_end|>")
         image_id = self.model.config.image_token_id
@@ -142,8 +142,8 @@ class Qwen25VL(Backbone):
             width, height = smart_size(width, height, limits)
         config = self.model.config.vision_config
         rows, columns = height // 14, width // 14
-        patches, tokens = rows * columns, rows * columns // 4
-        size, full = config.hidden_size, len(config.fullatt_block_indexes)
+        patches, tokens, size = rows * columns, rows * columns // 4, config.hidden_size
+        full = sum(index < config.depth for index in config.fullatt_block_indexes)
         window = config.window_size // 14
 
         def spans(length: int) -> list[int]:
