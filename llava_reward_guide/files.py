@@ -26,7 +26,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"Could not read tensors from '{path}': {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"Could not read tensors from '{path}'. Expected safetensors, or a file of torch.save with nothing but "
+            f"tensors. ({reason})"
+        ) from error
 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str, wanted: str) -> None:

@@ -90,7 +90,6 @@ def load(
     options: dict[str, Any] = {
         "dtype": dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
         "attn_implementation": attn_implementation,
-        **({} if num_crops is None else {"num_crops": num_crops}),
         **(backbone_options or {}),
     }
     folders = {name: find_checkpoint(place, revision) for name, place in names.items()}
@@ -114,6 +113,10 @@ def load(
         stored = replace(stored, config=replace(stored.config, as_coded=coded))
         reward.add_perspective(name, stored, merge)
     reward.set_perspective(perspective or next(iter(names)))
+    if num_crops is not None:
+        if loaded.num_crops is None:
+            raise ValueError(f"Expected no `num_crops` for {type(loaded).__name__}, which has no crops to count.")
+        loaded.num_crops = num_crops
     if compile:
         reward.compile()
     return reward.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,10 @@ def attach(model: Any, name: str, adapter: Adapter) -> None:
         lora_dropout=adapter.dropout,
         target_modules=list(adapter.weights),
     )
-    inject_adapter_in_model(config, model, name)
+    with warnings.catch_warnings():
+        # A second adapter is what is wanted.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, model, name)
     for path, (a, b) in adapter.weights.items():
         layer: Any = model.get_submodule(path)
         for half, tensor in ((layer.lora_A, a), (layer.lora_B, b)):

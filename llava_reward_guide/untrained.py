@@ -57,7 +57,7 @@ _CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 _TINY_TEXT = {
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -70,7 +70,7 @@ _TINY_QWEN = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_heads": 2,
-    "out_hidden_size": 48,
+    "out_hidden_size": 64,
 }
 
 SIZES = ("full", "tiny")
@@ -113,7 +113,7 @@ def random_backbone(
     if model_type == "qwen2_5_vl":
         text = {**_QWEN_TEXT, **(_TINY_TEXT if tiny else {})}
         if tiny:
-            text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]}
+            text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]}
         qwen = Qwen2_5_VLConfig(text_config=text, vision_config=_TINY_QWEN if tiny else _QWEN_VISION)
         return Qwen25VL(build(Qwen2_5_VLModel, qwen), _qwen_tokenizer())
     if model_type == "llava_next":

@@ -7,62 +7,21 @@ import shutil
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_checkpoints import GPM, IMAGE, SAFETY, checkpoints, save_backbone
 
 from llava_reward_guide import CheckpointError, ImageError, LlavaReward, RewardConfig, load_image, new_perspective
 from llava_reward_guide.untrained import random_backbone, random_reward
 
 
-GPM = RewardConfig("general-preference", value_head_dim=4, tau=0.2)
-SAFETY = RewardConfig("classification", add_cross_attention=False)
-IMAGE = Image.effect_noise((90, 70), 60).convert("RGB")
-
-
-def save_backbone(folder, model_type="phi3_v"):
-    torch.manual_seed(0)
-    backbone = random_backbone(model_type, "tiny")
-    if model_type == "phi3_v":
-        # As published, with what the reward does not use, under the published prefix.
-        weights = {f"model.{name}": value for name, value in backbone.model.state_dict().items()}
-        weights |= {"lm_head.weight": torch.zeros(4, 4), "model.vision_embed_tokens.wte.weight": torch.zeros(4, 4)}
-        folder.mkdir()
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        backbone.model.config.save_pretrained(folder)
-    else:
-        backbone.model.save_pretrained(folder)
-    backbone.tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+@pytest.fixture(scope="module")
+def root():
+    return checkpoints()[0]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A backbone, and a reward on it with three trained perspectives, saved in both layouts."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    save_backbone(root / "base")
-    reward = LlavaReward(random_backbone("phi3_v", "tiny", num_crops=1))
-    reward.backbone.model.load_state_dict(
-        {key.removeprefix("model."): value for key, value in load_file(root / "base" / "model.safetensors").items()
-         if "lm_head" not in key and "wte" not in key}
-    )  # fmt: skip
-    reward.backbone.model.config.name_or_path = str(root / "base")
-    scores = {}
-    for name, config in (("alignment", RewardConfig()), ("preference", GPM), ("safety", SAFETY)):
-        new_perspective(reward, name, config, rank=2, alpha=4)
-        with torch.no_grad():
-            for parameter in reward.trainable():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-        reward.eval()
-        scores[name] = reward.embed([IMAGE], ["a red cube"])
-        reward.save_pretrained(root / name)
-        reward.save_pretrained(root / f"{name}-published", layout="published")
-    torch.save(scores, root / "scores.pt")
-    return root
-
-
-@pytest.fixture(scope="module")
-def scores(root):
-    return torch.load(root / "scores.pt", weights_only=True)
+def scores():
+    return checkpoints()[1]
 
 
 def load(checkpoint, **options):
@@ -184,16 +143,14 @@ def test_unsafe_pickle(root, broken):
 
 def test_config_and_weights_disagree(root, broken):
     config = (broken / "reward_config.yaml").read_text()
-    (broken / "reward_config.yaml").write_text(
-        config.replace("add_cross_attention: true", "add_cross_attention: false")
-    )
+    (broken / "reward_config.yaml").write_text(config.replace("attention: true", "attention: false"))
     refuses(broken, root / "base", "unexpected W_k.weight")
     (broken / "reward_config.yaml").write_text("general_preference_tau: 0.1\n")
     refuses(broken, root / "base", "Expected value_head_dim, add_cross_attention")
 
 
 def test_wrong_backbone(root, broken, tmp_path):
-    llava = save_backbone(tmp_path / "llava", "llava_next")
+    llava = save_backbone(random_backbone("llava_next", "tiny"), tmp_path / "llava")
     refuses(root / "alignment", llava, "trained on a backbone of type phi3_v .* llava_next")
     refuses(broken, llava, "belongs to another backbone")
     refuses(broken, root / "nowhere", "Could not load the backbone")
@@ -204,7 +161,7 @@ def test_wrong_backbone(root, broken, tmp_path):
     weights = torch.load(broken / "pytorch_model.bin", weights_only=True)
     weights["value_head.weight"] = torch.zeros(1, 7)
     torch.save(weights, broken / "pytorch_model.bin")
-    refuses(broken, root / "base", "hidden size 7, but this one is phi3_v with 48")
+    refuses(broken, root / "base", "hidden size 7, but this one is phi3_v with 64")
 
 
 def test_wrong_tokenizer(root, broken, tmp_path):

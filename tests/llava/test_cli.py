@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from test_checkpoints import root, scores  # noqa: F401
+from tiny_checkpoints import checkpoints
 from typer.testing import CliRunner
 
 from llava_reward_guide import LlavaReward
@@ -22,6 +22,11 @@ def on(folder):
 
 
 @pytest.fixture(scope="module")
+def root():
+    return checkpoints()[0]
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for index, size in enumerate([(80, 80), (120, 60), (60, 120)]):
@@ -31,13 +36,13 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(root, images):  # noqa: F811
+def expected(root, images):
     reward = LlavaReward.from_pretrained(root / "alignment", device="cpu", num_crops=1)
     pictures = [Image.open(images / f"{index}.png") for index in range(3)]
     return reward.score(pictures, ["a red cube"] * 3)
 
 
-def test_score(root, images, expected, tmp_path):  # noqa: F811
+def test_score(root, images, expected, tmp_path):
     files = [images / "0.png", images / "corrupt.png", images / "2.png"]
     result = invoke("score", *files, *on(root / "alignment"), "-p", "a red cube", "--out", tmp_path / "scores.json")
     # The corrupt one is reported, the others are scored.
@@ -53,7 +58,7 @@ def test_score(root, images, expected, tmp_path):  # noqa: F811
     assert f"{expected[0].item():.4f}" in result.output
 
 
-def test_compare(root, images, expected):  # noqa: F811
+def test_compare(root, images, expected):
     result = invoke("compare", images / "0.png", images / "1.png", *on(root / "alignment"), "-p", "a red cube")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -67,7 +72,7 @@ def test_compare(root, images, expected):  # noqa: F811
     assert "corrupt.png" in result.output
 
 
-def test_evaluate_pairs(root, images, expected, tmp_path):  # noqa: F811
+def test_evaluate_pairs(root, images, expected, tmp_path):
     rate = {"prompt_id": 0, "c_rate": 2, "r_rate": 1}
     items = [
         {"prompt": "a red cube", "chosen_path": "0.png", "reject_path": "1.png", **rate},
@@ -85,7 +90,7 @@ def test_evaluate_pairs(root, images, expected, tmp_path):  # noqa: F811
     assert (found["summary"]["items"], found["summary"]["errors"]) == (3, 1)
 
 
-def test_evaluate_labels(root, images):  # noqa: F811
+def test_evaluate_labels(root, images):
     items = [{"path": f"{index}.png", "label": index % 2, "prompt": ""} for index in range(3)]
     (images / "labels.json").write_text(json.dumps(items))
     objective = ("--objective", "classification")
@@ -97,7 +102,7 @@ def test_evaluate_labels(root, images):  # noqa: F811
     assert "Expected pairs" in result.output
 
 
-def test_bad_data(root, images, tmp_path):  # noqa: F811
+def test_bad_data(root, images, tmp_path):
     (tmp_path / "bad.json").write_text('[{"prompt": "x", "chosen_path": "a"}]')
     (tmp_path / "no.json").write_text("{")
     for name, message in (("bad.json", "reject_path"), ("no.json", "could not parse"), ("none.json", "no such file")):
@@ -109,7 +114,7 @@ def test_bad_data(root, images, tmp_path):  # noqa: F811
     assert "one prompt, or one for each of 2" in result.output
 
 
-def test_bench_and_crops(root, images):  # noqa: F811
+def test_bench_and_crops(root, images):
     result = invoke("bench", "--size", "tiny", "--num-crops", 1, "--batch-size", 1, "--side", 64)
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["rows"]) == 1

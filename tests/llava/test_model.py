@@ -113,10 +113,8 @@ def test_only_the_end_is_computed():
 def test_no_visual_tokens_no_attention():
     head = RewardHead(RewardConfig(), 8, 1e-5)
     hidden = torch.randn(2, 1, 8)
-    expected = head.ca_layernorm(hidden)
-    assert torch.equal(
-        head.skip_connection(hidden, torch.zeros(2, 0, 8), torch.zeros(2, 0, dtype=torch.bool)), expected
-    )
+    expected, nothing = head.ca_layernorm(hidden), torch.zeros(2, 0, 8)
+    assert torch.equal(head.skip_connection(hidden, nothing, nothing[..., 0].bool()), expected)
     unseen = torch.tensor([[False, False], [True, False]])
     visual = torch.randn(2, 2, 8) * unseen[..., None]
     assert torch.equal(head.skip_connection(hidden, visual, unseen)[0], expected[0])
@@ -252,7 +250,8 @@ def test_trains(model_type):
             reward.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         reward.train()
         a, b = reward(inputs)
-        -torch.nn.functional.logsigmoid((a - b) / 0.1).sum().backward()
+        loss = -torch.nn.functional.logsigmoid((a - b) / 0.1).sum()
+        loss.backward()
         gradients.append([parameter.grad.clone() for parameter in parameters])
         reward.zero_grad()
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_checkpoints import root, scores  # noqa: F401
+from tiny_checkpoints import checkpoints
 
 from fk_steer import FKSteering, load_reward
 from fk_steer.rewards import Cascade, RewardLoadError
@@ -14,6 +14,11 @@ from llava_reward_guide import preference_probability
 
 
 PROMPT = "a photo of a red star and a blue circle"
+
+
+@pytest.fixture(scope="module")
+def root():
+    return checkpoints()[0]
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +39,12 @@ def steered(pipe, reward, **settings):
     )
 
 
-def test_steers(pipe, root):  # noqa: F811
+def test_steers(pipe, root):
     reward = load_reward("llava-reward", path=str(root / "alignment"), num_crops=1, device="cpu")
     assert isinstance(reward, LLaVAReward)
     assert (reward.name, reward.default_lmbda) == ("llava-reward", 60.0)
     output = steered(pipe, reward)
-    assert output.trace.steering["lmbda"] == 60.0
+    assert output.trace.events[0].lmbda == [60.0]
     assert len(output.trace.events) > 1
     assert output.trace.events[0].rewards is not None
     # The rewards reported are those of the very images returned, best first.
@@ -47,16 +52,16 @@ def test_steers(pipe, root):  # noqa: F811
     assert (output.rewards[0].diff() <= 0).all()
 
 
-def test_cascade_of_crops(pipe, root):  # noqa: F811
+def test_cascade_of_crops(pipe, root):
     reward = load_reward("llava-reward", path=str(root / "alignment"), num_crops=2, device="cpu")
     cheap = reward.view(num_crops=1)
     assert cheap.model is reward.model
     output = steered(pipe, Cascade(cheap, reward, switch=0.6))
-    assert output.trace.calls["llava-reward at 1 crops"] > 0
-    assert output.trace.calls["llava-reward"] > 0
+    assert output.trace.reward_calls_by_part["llava-reward at 1 crops"] > 0
+    assert output.trace.reward_calls_by_part["llava-reward"] > 0
 
 
-def test_general_preference(pipe, root):  # noqa: F811
+def test_general_preference(pipe, root):
     reward = load_reward("llava-reward", path=str(root / "preference"), num_crops=1, device="cpu")
     assert isinstance(reward, LLaVAPreference)
     images = torch.rand(4, 3, 64, 64)
@@ -76,7 +81,7 @@ def test_general_preference(pipe, root):  # noqa: F811
     assert ((output.rewards >= 0) & (output.rewards <= 1)).all()
 
 
-def test_perspectives_and_offload(root, scores):  # noqa: F811
+def test_perspectives_and_offload(root):
     paths = {"alignment": str(root / "alignment"), "safety": str(root / "safety")}
     reward = load_reward("llava-reward", path=paths, num_crops=1, device="cpu", offload=True)
     safety = reward.view(perspective="safety")
