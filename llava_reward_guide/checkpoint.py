@@ -12,7 +12,7 @@ What `llava_reward.json` says and `reward_config.yaml` does not: classification,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .backbones import Backbone
 from .config import RewardConfig
 from .files import CheckpointError, read_tensors
 from .lora import Adapter
@@ -87,7 +88,7 @@ def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
 
 def read_checkpoint(
     folder: Path,
-    projector_prefixes: Iterable[str],
+    base: type[Backbone],
     objective: str | None = None,
     config: RewardConfig | None = None,
     full_finetune: bool = False,
@@ -96,7 +97,7 @@ def read_checkpoint(
 
     Args:
         folder: of the checkpoint.
-        projector_prefixes: of the names of the backbone's projector.
+        base: class of the backbone it will be loaded on.
         objective: overrides what the file says; published files do not tell classification from Bradley-Terry.
         config: in place of the file's, which may then be missing.
         full_finetune: the backbone itself was trained, so no lora/ is expected.
@@ -113,6 +114,11 @@ def read_checkpoint(
         if (folder / "projector.safetensors").is_file():
             weights.update(load_file(folder / "projector.safetensors"))
         backbone = stored["backbone"]
+        if backbone["model_type"] != base.model_type:
+            raise CheckpointError(
+                f"'{folder}' was trained on a backbone of type {backbone['model_type']}, but this one is "
+                f"{base.model_type}. Pass the right `backbone`."
+            )
         known = {item.name for item in fields(RewardConfig)}
         if unknown := set(stored["config"]) - known:
             raise CheckpointError(f"Unknown settings in '{folder / OUR_CONFIG}': {', '.join(sorted(unknown))}.")
@@ -130,7 +136,7 @@ def read_checkpoint(
             f"heads only; the rewards of such a checkpoint without its adapter are meaningless. Pass "
             f"`full_finetune=True` if the backbone itself was trained."
         )
-    projector = {key: value for key, value in weights.items() if key.startswith(tuple(projector_prefixes))}
+    projector = {key: value for key, value in weights.items() if key.startswith(base.projector_prefixes)}
     others = sorted(weights.keys() - projector.keys() - {key for key in weights if key.endswith(HEAD_NAMES)})
     if others and not full_finetune:
         raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .backbones import backbone_class, load_backbone
+from .backbones import backbone_class, backbone_of, load_backbone
 from .checkpoint import OUR_CONFIG, Checkpoint, find_checkpoint, read_checkpoint
 from .config import RewardConfig
 from .files import CheckpointError
@@ -94,6 +94,9 @@ def load(
     }
     folders = {name: find_checkpoint(place, revision) for name, place in names.items()}
     path = str(backbone or _named_backbone(next(iter(folders.values())), full_finetune))
+    # Before gigabytes of backbone: most of what can be wrong shows in the small files.
+    base = backbone_of(path, options.get("revision"))
+    stored = {name: read_checkpoint(folder, base, objective, config, full_finetune) for name, folder in folders.items()}
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize, options["dtype"])
         options.setdefault("device_map", {"": device})
@@ -101,17 +104,14 @@ def load(
     if quantize is None and "device_map" not in options:
         loaded.to(device)
     reward = kind(loaded.requires_grad_(False), batch_size)
-    for name, folder in folders.items():
-        stored = read_checkpoint(folder, loaded.projector_prefixes, objective, config, full_finetune)
-        _check_backbone(stored, loaded.model_type, loaded.hidden_size)
-        if as_coded is None:
-            coded = stored.config.as_coded or (
-                loaded.model_type == "qwen2_5_vl" and stored.config.add_cross_attention and not stored.backbone
-            )
-        else:
-            coded = as_coded
-        stored = replace(stored, config=replace(stored.config, as_coded=coded))
-        reward.add_perspective(name, stored, merge)
+    for name, checkpoint_of in stored.items():
+        _check_width(checkpoint_of, loaded.hidden_size)
+        coded = as_coded
+        if coded is None:
+            published_qwen = loaded.model_type == "qwen2_5_vl" and not checkpoint_of.backbone
+            coded = checkpoint_of.config.as_coded or (published_qwen and checkpoint_of.config.add_cross_attention)
+        head_config = replace(checkpoint_of.config, as_coded=coded)
+        reward.add_perspective(name, replace(checkpoint_of, config=head_config), merge)
     reward.set_perspective(perspective or next(iter(names)))
     if num_crops is not None:
         if loaded.num_crops is None:
@@ -135,16 +135,14 @@ def _named_backbone(folder: Path, full_finetune: bool) -> str:
     return backbone_class(model_type).default_id
 
 
-def _check_backbone(checkpoint: Checkpoint, model_type: str, hidden_size: int) -> None:
-    """A head for another width, or a projector under another name, tells the wrong backbone at once."""
-    trained_on = checkpoint.backbone.get("model_type", model_type)
-    width = next((value.shape[1] for key, value in checkpoint.head.items() if key == "value_head.weight"), None)
-    if width is None:
-        raise CheckpointError(f"Expected value_head.weight in '{checkpoint.source}', but it is missing.")
-    if trained_on != model_type or width != hidden_size:
+def _check_width(checkpoint: Checkpoint, hidden_size: int) -> None:
+    """A head for another width tells the wrong size of backbone at once."""
+    weight = checkpoint.head.get("value_head.weight")
+    if weight is None or weight.shape[1] != hidden_size:
+        found = "none" if weight is None else f"one for {weight.shape[1]}"
         raise CheckpointError(
-            f"'{checkpoint.source}' was trained on a backbone of type {trained_on} with hidden size {width}, but this "
-            f"one is {model_type} with {hidden_size}. Pass the right `backbone`."
+            f"Expected a value head for hidden size {hidden_size} in '{checkpoint.source}', but found {found}. Pass "
+            f"the backbone it was trained on."
         )
 
 

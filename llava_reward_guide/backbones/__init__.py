@@ -45,22 +45,38 @@ def backbone_class(model_type: str) -> type[Backbone]:
     return found
 
 
+def backbone_of(path: str | Path, revision: str | None = None) -> type[Backbone]:
+    """The class for the model in a folder or hub repository, by its config.json.
+
+    Raises:
+        CheckpointError: if there is none.
+        ValueError: for a model of another type.
+    """
+    try:
+        return backbone_class(read_config(str(path), revision).get("model_type", ""))
+    except OSError as error:
+        raise _not_loaded(path, error) from error
+
+
 def load_backbone(path: str | Path, revision: str | None = None, **options: Any) -> Backbone:
-    """A backbone from a folder or hub id.
+    """A backbone from a folder or hub id; `options` are those of `from_pretrained` in `transformers`.
 
     Raises:
         CheckpointError: if it cannot be loaded.
         ValueError: for a model of another type.
     """
-    path = str(path)
+    kind = backbone_of(path, revision)
     try:
-        kind = backbone_class(read_config(path, revision).get("model_type", ""))
-        return kind.from_pretrained(path, revision=revision or "main", **options)
+        return kind.from_pretrained(str(path), revision=revision or "main", **options)
     except OSError as error:
-        raise CheckpointError(
-            f"Could not load the backbone from '{path}'. Expected a folder with config.json, tokenizer.json and "
-            f"weights, or the id of such a repository on the hub. ({error})"
-        ) from error
+        raise _not_loaded(path, error) from error
+
+
+def _not_loaded(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"Could not load the backbone from '{path}'. Expected a folder with config.json, tokenizer.json and weights, "
+        f"or the id of such a repository on the hub. ({error})"
+    )
 
 
 __all__ = [
@@ -69,6 +85,7 @@ __all__ = [
     "BackboneOutput",
     "Row",
     "backbone_class",
+    "backbone_of",
     "load_backbone",
     "register",
 ]

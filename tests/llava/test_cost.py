@@ -37,15 +37,15 @@ def test_full_size():
 
 def test_measure_and_agreement():
     reward = random_reward("phi3_v", "tiny")
-    rows = measure(reward, (2, 1), (1, 2), 64, 64)
-    assert [(row.num_crops, row.batch_size) for row in rows] == [(2, 1), (2, 2), (1, 1), (1, 2)]
+    rows = measure(reward, (4, 1), (1, 2), 64, 64)
+    assert [(row.num_crops, row.batch_size) for row in rows] == [(4, 1), (4, 2), (1, 1), (1, 2)]
     assert all(row.images_per_second > 0 for row in rows)
     assert rows[0].tflop_per_image == rows[1].tflop_per_image > rows[2].tflop_per_image
     assert weight_bytes(reward) == 4 * sum(parameter.numel() for parameter in reward.parameters())
 
     images = [Image.effect_noise((64, 64), 20 * k).convert("RGB") for k in range(1, 5)]
-    rows = crops_agreement(reward, images, ["x"] * 4, (1, 2))
-    assert [row.num_crops for row in rows] == [2, 1]
+    rows = crops_agreement(reward, images, ["x"] * 4, (1, 4))
+    assert [row.num_crops for row in rows] == [4, 1]
     assert (rows[0].kendall_tau, rows[0].same_best) == (1.0, True)
     assert -1 <= rows[1].kendall_tau <= 1
     with pytest.raises(ValueError, match="at least 2 images"):
