@@ -61,22 +61,23 @@ def shapes(
     with one_line_errors():
         setup = _setup(model, reward, per_task, steps, guidance)
         steerings = [_sized(name, setup["steps"], num_particles=particles, lmbda=lmbda) for name in preset]
-        named = {f"{_preset(name)}-{settings.num_particles}": settings for name, settings in zip(preset, steerings)}
+        named = {
+            f"{_preset(name)}, k = {settings.num_particles}": settings for name, settings in zip(preset, steerings)
+        }
         records = _measure(named, setup, out, seeds, batch_size, processes)
         first = next(iter(records.values()))
         _write_table(
             out / "table",
-            {
-                "{}, k = {}".format(*name.rsplit("-", 1)): summarize(some, None if some is first else first)
-                for name, some in records.items()
-            },
+            {name: summarize(some, None if some is first else first) for name, some in records.items()},
         )
 
 
 @app.command()
 def compute(
     out: Annotated[Path, typer.Option(help="Folder for images, records, tables and plots.")],
-    preset: Annotated[list[str] | None, typer.Option(help="Presets. [default: all]")] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help="PRESET, at every budget, or PRESET@BUDGET. [default: all presets]")
+    ] = None,
     budget: Annotated[list[float] | None, typer.Option(help="In trajectories. [default: 1, 2, 4, 8, 16]")] = None,
     model: Model = "shapes",
     reward: Guide = "clip-score",
@@ -87,7 +88,8 @@ def compute(
     batch_size: BatchSize = 8,
     processes: Processes = 1,
 ) -> None:
-    """Presets side by side at equal denoiser compute, from the same initial noise."""
+    """Presets side by side at equal denoiser compute, from the same initial noise. Runs are shared with `bench shapes`
+    in the same folder."""
     from fk_steer.config import PRESETS
     from fk_steer.files import write_atomically
     from fk_steer.report import figure_png
@@ -98,11 +100,10 @@ def compute(
     with one_line_errors():
         setup = _setup(model, reward, per_task, steps, guidance)
         budgets = sorted(budget or (1.0, 2.0, 4.0, 8.0, 16.0))
-        named = {
-            f"{name}@{size:g}": _sized(f"{name}@{size:g}", setup["steps"])
-            for size in budgets
-            for name in preset or PRESETS
-        }
+        presets = preset or list(PRESETS)
+        names = [f"{name}@{size:g}" for size in budgets for name in presets if "@" not in name]
+        names += [name for name in presets if "@" in name]
+        named = {name: _sized(name, setup["steps"]) for name in names}
         records = _measure(named, setup, out, seeds, batch_size, processes)
         rows = {name: summarize(some) for name, some in records.items()}
         _write_table(out / "table", rows)
@@ -111,44 +112,184 @@ def compute(
 
 
 @app.command()
-def speed(
-    out: Annotated[Path, typer.Option(help="JSON file for the seconds and ratios.")],
+def ablation(
+    out: Annotated[Path, typer.Option(help="Folder for images, records and tables.")],
     model: Model = "shapes",
-    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "fk",
+    reward: Guide = "clip-score",
+    seeds: Seeds = 3,
+    per_task: PerTask = 40,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 8,
+    processes: Processes = 1,
+) -> None:
+    """From the published settings to ours, one change at a time, each compared with the settings before it."""
+    from .ablation import steps as changes
+    from .shapes import differences, summarize
+
+    with one_line_errors():
+        setup = _setup(model, reward, per_task, steps, guidance)
+        chain = changes()
+        records = _measure({step.name: step.settings for step in chain}, setup, out, seeds, batch_size, processes)
+        rows = {}
+        for step in chain:
+            rows[step.name] = summarize(records[step.name])
+            if step.before is not None:
+                gains = differences(records[step.name], records[step.before])
+                rows[step.name] |= {f"{measure} - before": value for measure, value in gains.items()}
+        _write_table(out / "ablation", rows)
+
+
+@app.command()
+def speed(
+    out: Annotated[Path, typer.Option(help="JSON file for seconds, ratios and peak memory.")],
+    model: Model = "shapes",
+    full_size: Annotated[
+        str | None, typer.Option(help="'sd21' or 'sdxl': an architecture of published size instead of a bundled model.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
+    ] = False,
+    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "adaptive",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
     steps: Steps = None,
+    size: Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
 ) -> None:
-    """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's."""
+    """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's; peak
+    memory by number of particles."""
     with one_line_errors():
-        setup = _setup(model, "clip-score", 1, steps, None)
+        from fk_steer.loading import quiet_libraries
+
+        quiet_libraries()
         from fk_steer.files import write_json
-        from fk_steer.loading import load_guide, load_pipeline, set_scheduler
-        from fk_steer.rewards.base import lmbda_for
-        from fk_steer.shapes.captions import evaluation_prompts
 
-        from .speed import measure
+        from .speed import machine, measure, subject
 
-        steering = _sized(preset, setup["steps"])
-        pipe = load_pipeline(model)
-        pipe.set_progress_bar_config(disable=True)
-        set_scheduler(pipe, None, steering)
-        guide = load_guide("clip-score", "cpu", path=model)
-        measured = measure(
-            pipe,
-            guide,
-            steering,
-            [line["prompt"] for line in evaluation_prompts()[:prompts]],
-            lmbda=lmbda_for(guide, steering.lmbda) or 0.0,
-            repeats=repeats,
-            num_inference_steps=setup["steps"],
-            guidance_scale=setup["guidance"],
-        )
-        write_json(out, {**setup, "preset": preset, "prompts": prompts, **measured})
+        if (full_size is not None) != random_weights:
+            raise ValueError("Expected --full-size and --random-weights together, or neither.")
+        pipe, guide, call = subject(model, full_size, device, steps, size)
+        steering = _sized(preset, call["num_inference_steps"])
+        measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, **call)
+        setup = {"model": full_size or model, "preset": preset, "prompts": prompts, **call, "machine": machine(device)}
+        write_json(out, {**setup, **measured})
         for name in ("overhead", "bookkeeping", "speed-up"):
             console.print(f"{name}: {measured[name]:.3f}", highlight=False)
         for way, value in measured["reward"].items():
             console.print(f"reward, {way}: {value:.4f}", highlight=False)
+        for way, peaks in measured["peak bytes"].items():
+            sizes = ", ".join(f"{peak / 2**20:.1f} MiB with {number}" for number, peak in peaks.items())
+            console.print(f"peak memory, {way}: {sizes}", highlight=False)
+
+
+@app.command()
+def preview(
+    out: Annotated[Path, typer.Option(help="JSON file for the table.")],
+    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one.")] = "shapes",
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of an AutoencoderTiny, for example madebyollin/taesd. [default: bundled]"),
+    ] = None,
+    reward: Guide = "clip-score",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="[default: 24 of the bundled world's held-out prompts]")
+    ] = None,
+    images: Annotated[int, typer.Option(min=2, help="Per prompt.")] = 8,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Rank correlation of rewards of previews with those of the full autoencoder's images, along the loop."""
+    from fk_steer.loading import load_guide, load_pipeline, quiet_libraries
+
+    with one_line_errors():
+        quiet_libraries()
+        from fk_steer.files import write_json
+        from fk_steer.loading import load_preview
+        from fk_steer.rewards.loading import default_device
+        from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+        from fk_steer.shapes.captions import evaluation_prompts
+
+        from .preview import agreement
+
+        bundled, target = model in BUNDLED, default_device(device)
+        pipe = load_pipeline(model, device=target)
+        pipe.set_progress_bar_config(disable=True)
+        options = {"path": model} if bundled and reward == "clip-score" else {}
+        call: dict[str, Any] = {
+            "num_inference_steps": steps or (NUM_INFERENCE_STEPS if bundled else 50),
+            "guidance_scale": guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
+        }
+        rows = agreement(
+            pipe,
+            load_guide(reward, target, **options),
+            load_preview(decoder or model, pipe),
+            prompt or [line["prompt"] for line in evaluation_prompts(4)],
+            images=images,
+            **call,
+        )
+        write_json(
+            out, {"model": model, "decoder": decoder or model, "reward": reward, "images": images, **call, "rows": rows}
+        )
+        shown = Table(*rows[0], box=None)
+        for row in rows:
+            shown.add_row(*(f"{value:.2f}" for value in row.values()))
+        console.print(shown)
+
+
+@app.command()
+def rewards(
+    out: Annotated[Path, typer.Option(help="Folder for the table.")],
+    reward: Annotated[
+        list[str] | None, typer.Option(help="One of those in the table. [default: all; on a CPU the small ones]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 16; on a CPU 4]")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 512,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 3,
+    dtype: Annotated[str | None, typer.Option(help="[default: float16; on a CPU float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Images per second of rewards at full size with random weights, a batch against one by one, and peak memory."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from fk_steer.files import write_json
+    from fk_steer.rewards.loading import default_device
+
+    from .rewards import FULL_SIZE, SMALL, measure
+
+    with one_line_errors():
+        target = default_device(device)
+        on_cpu = target.type == "cpu"
+        names = reward or (SMALL if on_cpu else list(FULL_SIZE))
+        for name in names:
+            if name not in FULL_SIZE:
+                raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(FULL_SIZE)}.")
+        settings: dict[str, Any] = {
+            "device": str(target),
+            "dtype": dtype or ("float32" if on_cpu else "float16"),
+            "batch_size": batch_size or (4 if on_cpu else 16),
+            "size": size,
+            "repeats": repeats,
+        }
+        measured = {}
+        table = Table("reward", "parameters", "batched /s", "one by one /s", "ratio", "peak memory", box=None)
+        for name in names:
+            # A process each, for memory to be its own.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(measure, name, **settings).result()
+            measured[name] = row
+            write_json(out / "rewards.json", {"settings": settings, "rewards": measured})
+            table.add_row(
+                name,
+                f"{row['parameters'] / 1e6:.0f}M",
+                f"{row['batched']:.3g}",
+                f"{row['one by one']:.3g}",
+                f"{row['ratio']:.2f}",
+                f"{row['peak memory'] / 2**30:.2f} GiB",
+            )
+        console.print(table)
 
 
 def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
@@ -172,31 +313,31 @@ def _setup(model: str, reward: str, per_task: int, steps: int | None, guidance: 
 def _measure(
     steerings: dict[str, FKSteering], setup: dict[str, Any], out: Path, seeds: int, batch_size: int, processes: int
 ) -> dict[str, list[Record]]:
-    """Records of each run, over all seeds; a folder of the run's name in `out` keeps them."""
+    """Records of each run, over all seeds; a folder named by preset and number of particles in `out` keeps them."""
     from fk_steer.files import check_settings, record_settings
 
     from .shapes import Job, run_all
 
-    jobs = []
-    for name, steering in steerings.items():
-        settings = {**setup, "steering": steering.to_dict()}
-        check_settings(out / name, settings)
-        record_settings(out / name, settings)
-        jobs += [
-            Job(steering=steering, seed=seed, out=out / name, batch_size=batch_size, **setup) for seed in range(seeds)
-        ]
+    folders = {name: out / f"{_preset(name)}-{steering.num_particles}" for name, steering in steerings.items()}
+    # Names may share a folder.
+    jobs: dict[tuple[Path, int], Job] = {}
+    for name, folder in folders.items():
+        settings = {**setup, "steering": steerings[name].to_dict()}
+        check_settings(folder, settings)
+        record_settings(folder, settings)
+        for seed in range(seeds):
+            jobs[folder, seed] = Job(steering=steerings[name], seed=seed, out=folder, batch_size=batch_size, **setup)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("prompts", total=len(jobs) * 6 * setup["per_task"])
-        results = run_all(jobs, processes, lambda done: bar.advance(task, done))
-    records: dict[str, list[Record]] = {}
-    for job, some in zip(jobs, results):
-        records.setdefault(job.out.name, []).extend(some)
-    return records
+        results = dict(zip(jobs, run_all(list(jobs.values()), processes, lambda done: bar.advance(task, done))))
+    return {
+        name: [record for seed in range(seeds) for record in results[folder, seed]] for name, folder in folders.items()
+    }
 
 
 def _preset(name: str) -> str:
-    return re.split("[:@]", name)[0]
+    return re.split("[:@,]", name)[0]
 
 
 def _sized(name: str, num_steps: int, **overrides: Any) -> FKSteering:

@@ -11,10 +11,14 @@ Three ways to the same images are timed in turn, several times over, in one proc
 from __future__ import annotations
 
 import dataclasses
+import platform
+import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +27,54 @@ from torch import Tensor
 from fk_steer.config import FKSteering
 from fk_steer.diffusion import steer
 from fk_steer.diffusion.schedulers import intercept, predict_x0
-from fk_steer.rewards.base import RewardFunction
+from fk_steer.loading import load_guide, load_pipeline, set_scheduler
+from fk_steer.rewards.base import RewardFunction, lmbda_for
+from fk_steer.rewards.loading import default_device
+from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from fk_steer.shapes.captions import evaluation_prompts
+
+from .full_size import random_clip, random_pipeline
+from .memory import by_particles
+
+
+def subject(
+    model: str, full_size: str | None, device: torch.device | str | None, steps: int | None, size: int | None
+) -> tuple[Any, RewardFunction, dict[str, Any]]:
+    """What is measured: a pipeline, its guide and the arguments of a call.
+
+    Args:
+        model: name of a bundled pipeline.
+        full_size: 'sd21' or 'sdxl' for an architecture of published size with random bfloat16 weights instead, guided
+            by a CLIP of ViT-L/14's size.
+        steps: None for the bundled models' own number.
+        size: height and width in pixels; None for the model's own.
+
+    Raises:
+        ValueError: for an unknown model.
+    """
+    call: dict[str, Any] = {"num_inference_steps": steps or NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    if size is not None:
+        call |= {"height": size, "width": size}
+    target = default_device(device)
+    if full_size is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            guide = load_guide("clip-score", target, path=random_clip(folder), dtype=torch.bfloat16)
+        return random_pipeline(full_size, target), guide, call
+    if model not in BUNDLED:
+        raise ValueError(f"Unknown bundled model {model!r}. Known: {', '.join(BUNDLED)}.")
+    pipe = load_pipeline(model, dtype="float32", device=target)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, load_guide("clip-score", target, path=model), call
+
+
+def machine(device: torch.device | str | None) -> str:
+    """Name of the processor or GPU and its share in use."""
+    target = default_device(device)
+    if target.type == "cuda":
+        return torch.cuda.get_device_name(target)
+    info = Path("/proc/cpuinfo")  # Linux alone
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else []
+    return f"{(names or [platform.processor()])[0]}, threads: {torch.get_num_threads()}"
 
 
 @dataclasses.dataclass
@@ -105,37 +156,45 @@ def measure(
     pipe: Any,
     reward: RewardFunction,
     steering: FKSteering,
-    prompts: list[str],
     *,
-    lmbda: float,
+    prompts: int = 8,
     repeats: int = 5,
     **call: Any,
 ) -> dict[str, Any]:
-    """Seconds of the three ways, in turn, `repeats` times after a warm-up.
+    """Seconds of the three ways, in turn, `repeats` times after a warm-up; peak memory of the steered call.
 
     Args:
-        lmbda: strength of the tilt.
+        prompts: prompts per steered call.
         **call: of the pipeline.
 
     Returns:
         Seconds of each repeat by way, the median ratios 'overhead' (steered / floor) and 'speed-up' (straight-through /
-        steered), 'bookkeeping' (the steered call's share outside denoiser, decoder and reward, by its own clock), and
-        the mean reward of the best images of the steered and the straight-through runs.
+        steered), 'bookkeeping' (the steered call's share outside denoiser, decoder and reward, by its own clock), the
+        mean 'reward' of the best images of the steered and the straight-through runs, and 'peak bytes' by number of
+        particles.
     """
+    set_scheduler(pipe, None, steering)
+    texts = [line["prompt"] for line in evaluation_prompts()[:prompts]]
+    lmbda = lmbda_for(reward, steering.lmbda) or 0.0
+    # What records a reward's calls does not have its default.
     steering = dataclasses.replace(steering, lmbda=lmbda)
-    recording = record(pipe, reward, steering, prompts, **call)
+    recording = record(pipe, reward, steering, texts, **call)
+
+    def now() -> float:
+        if pipe._execution_device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     seconds: dict[str, list[float]] = {"steered": [], "floor": [], "straight-through": []}
     shares, rewards = [], {"steered": 0.0, "straight-through": 0.0}
     for repeat in range(repeats + 1):
-        started = time.perf_counter()
-        output = _call(steer(pipe, reward, steering), prompts, call)
-        middle = time.perf_counter()
+        started = now()
+        output = _call(steer(pipe, reward, steering), texts, call)
+        middle = now()
         recording.replay()
-        late = time.perf_counter()
-        best = [
-            straight_through(pipe, reward, steering, prompt, lmbda, seed, **call) for seed, prompt in enumerate(prompts)
-        ]
-        ended = time.perf_counter()
+        late = now()
+        best = [straight_through(pipe, reward, steering, text, lmbda, seed, **call) for seed, text in enumerate(texts)]
+        ended = now()
         if repeat:
             for way, spent in zip(seconds, (middle - started, late - middle, ended - late)):
                 seconds[way].append(spent)
@@ -145,7 +204,13 @@ def measure(
         "overhead": statistics.median(a / b for a, b in zip(seconds["steered"], seconds["floor"])),
         "speed-up": statistics.median(a / b for a, b in zip(seconds["straight-through"], seconds["steered"])),
     }
-    return {"seconds": seconds, **ratios, "bookkeeping": statistics.median(shares), "reward": rewards}
+    return {
+        "seconds": seconds,
+        **ratios,
+        "bookkeeping": statistics.median(shares),
+        "reward": rewards,
+        "peak bytes": by_particles(pipe, reward, steering, texts[0], **call),
+    }
 
 
 def _call(steered: Any, prompts: list[str], call: dict[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from .benchmarks.cli import app as benchmarks
 from .console import console, one_line_errors
+from .rewards_cli import app as rewards
+from .rewards_cli import reward_options, score
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(benchmarks, name="bench")
+app.add_typer(rewards, name="rewards")
+app.command()(score)
 
 
 class PipelineKind(str, Enum):
@@ -51,7 +54,7 @@ def generate(
     reward_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "fk",
+    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "adaptive",
     particles: Annotated[int | None, typer.Option(help="Particles per prompt. [default: the preset's]")] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
     scheduler: Annotated[
@@ -90,7 +93,7 @@ def generate(
 
     with one_line_errors():
         bundled = model in BUNDLED
-        options = _options(reward_option or [])
+        options = reward_options(reward_option or [], reward, [reward])
         if bundled and reward == "clip-score":
             options = {"path": model, **options}
         settings = {
@@ -118,22 +121,6 @@ def generate(
 
 
 @app.command()
-def rewards() -> None:
-    """List the rewards that can be steered by."""
-    from .loading import quiet_libraries
-    from .rewards import available_rewards
-
-    with one_line_errors():
-        quiet_libraries()
-        table = Table("name", "what it is", "options", box=None, padding=(0, 2))
-        for name, entry_point in sorted(available_rewards().items()):
-            factory = entry_point.load()
-            summary = (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
-            table.add_row(name, summary, ", ".join(inspect.signature(factory).parameters))
-        console.print(table)
-
-
-@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Print all settings of one preset as JSON.")] = None,
 ) -> None:
@@ -141,14 +128,14 @@ def presets(
     from .loading import quiet_libraries
 
     quiet_libraries()
-    from .config import PRESETS, FKSteering
+    from .config import DEFAULT_PRESET, PRESETS, FKSteering
 
     with one_line_errors():
         if name is not None:
             console.print_json(json.dumps(FKSteering.preset(name).to_dict()))
             return
-        default = _flat(PRESETS["fk"].settings.to_dict())
-        table = Table("name", "what it is", "settings that differ from 'fk'", box=None, padding=(0, 2))
+        default = _flat(PRESETS[DEFAULT_PRESET].settings.to_dict())
+        table = Table("name", "what it is", f"settings that differ from '{DEFAULT_PRESET}'", box=None, padding=(0, 2))
         for key, preset in PRESETS.items():
             settings = _flat(preset.settings.to_dict())
             differences = [f"{field} {value}" for field, value in settings.items() if value != default.get(field)]
@@ -238,10 +225,3 @@ def _steering(preset: str, particles: int | None, lmbda: float | None, batch_siz
     overrides: dict[str, Any] = {"num_particles": particles, "lmbda": lmbda}
     overrides |= {f"{part}_batch_size": batch_size for part in ("reward", "decode", "denoise")}
     return FKSteering.preset(preset, **{name: value for name, value in overrides.items() if value is not None})
-
-
-def _options(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)

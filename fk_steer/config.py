@@ -20,15 +20,16 @@ def _known(kind: str, name: Any, known: Mapping[str, Any]) -> None:
 @dataclass(frozen=True)
 class FKSteering:
     """Settings of Feynman-Kac steering (Singhal et al., arXiv 2501.06848). Validates itself; the defaults are the
-    preset `fk`.
+    preset `adaptive`.
 
     Attributes:
         num_particles: K, particles per image, at least 1. The loop's cost grows with it unless `schedule` prunes.
-        lmbda: strength of the tilt exp(lambda r), finite and at least 0. None takes the reward's `default_lmbda`.
+        lmbda: strength of the tilt exp(lambda r), finite and at least 0. None takes the reward's `default_lmbda`;
+            with the tempering 'target-ess' it is an upper limit, and None is no limit.
         potential: how rewards along the way are turned into weights: 'difference', 'max', 'sum' or 'current'.
         resampler: 'ssp', 'systematic', 'stratified', 'residual', 'multinomial' or 'top-k'.
         tempering: lambda along the way: a name ('constant', 'rising', 'geometric', 'target-ess') or an instance with
-            settings of its own. With 'target-ess' and `lmbda=None`, lambda follows from the weights alone.
+            settings of its own.
         schedule: when x0 predictions are scored, how many particles live on and when noise is injected. A plain
             sequence stands for `Schedule(at=...)`.
         ess_threshold: resample a prompt's particles when their effective sample size is at most this fraction of their
@@ -49,8 +50,11 @@ class FKSteering:
         standardize: weigh z-scores of the rewards within each prompt instead of the rewards.
         target_reward: a prompt whose best x0 prediction reaches this reward goes on with that particle alone; the
             denoiser rows that saves are reported. None never stops.
+        rollover: spend those rows on running prompts that have not reached `target_reward` again, from other noise,
+            those nearest to it first; the better images are kept.
         preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
-            path of one, for example 'madebyollin/taesd' for SD and 'madebyollin/taesdxl' for SDXL.
+            path of one, for example 'madebyollin/taesd' for SD, 'madebyollin/taesdxl' for SDXL and 'shapes' for the
+            bundled models.
         preview_until: progress in [0, 1] of the loop up to which the preview decoder is used.
         reward_batch_size, decode_batch_size, denoise_batch_size: images per reward call, latents per VAE call and rows
             per denoiser call (a particle is two rows under classifier-free guidance). None is everything at once; set
@@ -65,9 +69,9 @@ class FKSteering:
     lmbda: float | None = None
     potential: str = "difference"
     resampler: str = "ssp"
-    tempering: Tempering | str = field(default_factory=Rising)
-    schedule: Schedule = field(default_factory=lambda: Schedule(at=(0.25, 0.4, 0.55, 0.7, 0.85)))
-    ess_threshold: float = 0.5
+    tempering: Tempering | str = field(default_factory=TargetESS)
+    schedule: Schedule = field(default_factory=lambda: Schedule(at=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9)))
+    ess_threshold: float = 1.0
     floor: float | None = None
     exact_terminal: bool = True
     resample_after_noise: bool = False
@@ -75,6 +79,7 @@ class FKSteering:
     elite: bool = False
     standardize: bool = False
     target_reward: float | None = None
+    rollover: bool = False
     preview_decoder: Any = None
     preview_until: float = 1.0
     reward_batch_size: int | None = None
@@ -98,6 +103,8 @@ class FKSteering:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"Expected `{name}` to be between 0.0 and 1.0, but got {value}.")
+        if self.rollover and self.target_reward is None:
+            raise ValueError("`rollover` spends what prompts save by reaching `target_reward`, which is not set.")
         if self.floor is not None and self.potential != "max":
             raise ValueError(f"`floor` is only used by the potential 'max', but the potential is '{self.potential}'.")
         for name in ("reward_batch_size", "decode_batch_size", "denoise_batch_size"):
@@ -171,9 +178,15 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "fk": Preset(
-        "Our default: SSP on an ESS trigger, weights carried, rising lambda, nothing scored in the first quarter.",
+    "adaptive": Preset(
+        "Our default: at six events from 40% of the loop on, SSP with a lambda that leaves half of the effective "
+        "sample size. Needs no lambda.",
         FKSteering(),
+    ),
+    "fk": Preset(
+        "For a lambda of one's own: SSP when the ESS falls below half, weights carried in between, lambda rising to "
+        "its value, nothing scored in the first quarter.",
+        FKSteering(tempering=Rising(), schedule=Schedule(at=(0.25, 0.4, 0.55, 0.7, 0.85)), ess_threshold=0.5),
     ),
     "fk-paper": Preset(
         "The published settings and the reference's choices: DDIM eta 1, max potential with floor 0, multinomial "
@@ -183,7 +196,6 @@ PRESETS: dict[str, Preset] = {
             resampler="multinomial",
             tempering=Constant(),
             schedule=Schedule(at=(0.21, 0.41, 0.61, 0.81)),
-            ess_threshold=1.0,
             floor=0.0,
             exact_terminal=False,
             resample_after_noise=True,
@@ -195,7 +207,6 @@ PRESETS: dict[str, Preset] = {
             potential="max",
             tempering=Rising(end=2.0),
             schedule=Schedule(at=(0.2, 0.4, 0.6, 0.8)),
-            ess_threshold=1.0,
         ),
     ),
     "das": Preset(
@@ -204,11 +215,8 @@ PRESETS: dict[str, Preset] = {
         FKSteering(
             tempering=Geometric(),
             schedule=Schedule(at=tuple(step / 20 for step in range(1, 20))),
+            ess_threshold=0.5,
         ),
-    ),
-    "target-ess": Preset(
-        "The default with lambda solved for an effective sample size of one half: needs no lambda.",
-        FKSteering(tempering=TargetESS(0.5), ess_threshold=1.0),
     ),
     "psp": Preset(
         "Prune seeds on a deterministic sampler (arXiv 2607.21591): the better half goes on at 25% and again at 50% of "
@@ -217,7 +225,6 @@ PRESETS: dict[str, Preset] = {
             num_particles=8,
             potential="current",
             resampler="top-k",
-            tempering=Constant(),
             schedule=Schedule(at=(0.25, 0.5), alive=(0.5, 0.25)),
             eta=0.0,
         ),
@@ -227,9 +234,7 @@ PRESETS: dict[str, Preset] = {
         FKSteering(
             potential="current",
             resampler="argmax",
-            tempering=Constant(),
             schedule=Schedule(at=tuple(step / 20 for step in range(1, 20))),
-            ess_threshold=1.0,
         ),
     ),
     "hybrid": Preset(
@@ -239,7 +244,6 @@ PRESETS: dict[str, Preset] = {
             num_particles=8,
             potential="current",
             resampler="top-k",
-            tempering=Constant(),
             schedule=Schedule(at=(0.25, 0.5, 0.75), alive=(0.375, 0.5, 0.125), noise=(0.5, 0.75)),
             elite=True,
         ),
@@ -249,3 +253,5 @@ PRESETS: dict[str, Preset] = {
         FKSteering(schedule=Schedule(), eta=0.0),
     ),
 }
+
+DEFAULT_PRESET = "adaptive"

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .shapes import resolve
+from .shapes import BUNDLED_PREVIEWS, resolve
 
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+
     from .config import FKSteering
     from .rewards.base import RewardFunction
 
@@ -50,6 +52,19 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
     return classes[kind].from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+
+
+def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
+    """A preview decoder for a pipeline, on its device.
+
+    Args:
+        name: hub id or folder of an `AutoencoderTiny`, or the name of a bundled pipeline.
+        pipe: the pipeline.
+    """
+    from diffusers import AutoencoderTiny
+
+    tiny = AutoencoderTiny.from_pretrained(resolve(name, BUNDLED_PREVIEWS))
+    return tiny.to(pipe._execution_device, pipe.vae.dtype)
 
 
 def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardFunction:

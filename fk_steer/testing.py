@@ -227,6 +227,7 @@ def save_clip(folder: str | Path) -> str:
             num_attention_heads=4,
             image_size=32,
             patch_size=8,
+            projection_dim=DIM,
         ).to_dict(),
         projection_dim=DIM,
     )

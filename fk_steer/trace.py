@@ -84,12 +84,14 @@ class Trace:
         num_steps: of the denoising loop.
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
-            do not give one (truncation selection, standardised rewards, or no exact terminal weight).
+            do not give one (truncation selection, standardised or pairwise rewards, no exact terminal weight).
         nfe: rows the denoiser was run on.
-        nfe_saved: rows it was not run on because prompts had reached the reward asked for.
+        nfe_saved: rows it was not run on because prompts had reached the reward asked for, less those rolled over.
         denoiser_calls: calls those rows were spread over.
         reward_calls: images scored, once for each part of a composite reward.
         reward_calls_by_part: the same by name of the part.
+        retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
+            is not in the counts above.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
     """
 
@@ -104,6 +106,7 @@ class Trace:
     denoiser_calls: int = 0
     reward_calls: int = 0
     reward_calls_by_part: dict[str, int] = field(default_factory=dict)
+    retries: list[tuple[list[int], Trace]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +117,9 @@ class Trace:
     def from_dict(cls, values: dict[str, Any]) -> Trace:
         """Inverse of `to_dict`."""
         events = [TraceEvent(**_lenient(event)) for event in values["events"]]
-        return cls(**{**values, "events": events, "log_normalizer": _lenient(values["log_normalizer"])})
+        retries = [(populations, cls.from_dict(trace)) for populations, trace in values["retries"]]
+        lenient = {"log_normalizer": _lenient(values["log_normalizer"])}
+        return cls(**{**values, "events": events, "retries": retries, **lenient})
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON, at once or not at all."""

@@ -12,6 +12,6 @@ class FKStableDiffusionXLPipeline(SteeringMixin, StableDiffusionXLPipeline):
     pipe = FKStableDiffusionXLPipeline.from_pretrained(
         "stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16"
     )
-    out = pipe.to("cuda")("a photo of three bicycles", reward=load_reward("clip-score"), steering="fk")
+    out = pipe.to("cuda")("a photo of three bicycles", reward=load_reward("clip-score"), steering="adaptive")
     ```
     """

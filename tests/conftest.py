@@ -15,6 +15,16 @@ def golden_root() -> Path:
     return Path(os.environ.get("FK_STEER_GOLDEN", Path(__file__).parent / "golden"))
 
 
+def golden_folders(prefix: str) -> list[Path]:
+    """The folders of golden outputs whose name begins with `prefix`: the small copies that ship with the tests, and
+    those in FK_STEER_GOLDEN or shared/golden beside the repository, if there are any."""
+    roots = (
+        REPOSITORY / "tests" / "golden",
+        Path(os.environ.get("FK_STEER_GOLDEN", REPOSITORY.parent / "shared/golden")),
+    )
+    return sorted(folder for root in roots if root.is_dir() for folder in root.glob(f"{prefix}*") if folder.is_dir())
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     # Tiny models on busy machines: several OpenMP threads are slower than one by an order of magnitude.

@@ -129,8 +129,8 @@ def test_batch_size(models, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "nope"], "Unknown preset 'nope'. Known: fk, "),
-        (["--reward", "nope"], "Unknown reward 'nope'. Known: clip-score"),
+        (["--preset", "nope"], "Unknown preset 'nope'. Known: adaptive, "),
+        (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, clip-score"),
         (["--particles", 0], "`num_particles` to be at least 1"),
         (["--lmbda", "nan"], "`lmbda` to be finite"),
         (["--scheduler", "Nope"], "Unknown scheduler 'Nope'"),

@@ -7,11 +7,12 @@ import math
 import pytest
 
 from fk_steer import PRESETS, FKSteering, Schedule
+from fk_steer.config import DEFAULT_PRESET
 from fk_steer.smc import Constant, Rising, TargetESS
 
 
-def test_defaults_are_the_fk_preset():
-    assert FKSteering() == FKSteering.preset("fk")
+def test_defaults_are_the_default_preset():
+    assert FKSteering() == FKSteering.preset(DEFAULT_PRESET)
 
 
 def test_published_settings():
@@ -68,7 +69,7 @@ def test_bad_settings(arguments, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="Unknown preset 'fkd'. Known: fk, fk-paper"):
+    with pytest.raises(ValueError, match="Unknown preset 'fkd'. Known: adaptive, fk, fk-paper"):
         FKSteering.preset("fkd")
 
 

@@ -41,6 +41,11 @@ def particle_generators(
     return rows, resampling
 
 
+def fresh_generators(generators: list[torch.Generator]) -> list[torch.Generator]:
+    """One new generator for each, seeded from it."""
+    return [torch.Generator().manual_seed(_draw_seed(generator)) for generator in generators]
+
+
 def _draw_seed(generator: torch.Generator | None) -> int:
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import FKSteering
+from ..config import DEFAULT_PRESET, FKSteering
 from ..rewards.base import RewardFunction
 from .steering import steer
 
@@ -40,7 +40,7 @@ class SteeringMixin:
                 if steering is not None or reward_prompt is not None:
                     raise ValueError("`steering` and `reward_prompt` need a `reward` to steer by.")
                 return stock(self, *args, **kwargs)
-            steered = steer(self, reward, "fk" if steering is None else steering)
+            steered = steer(self, reward, DEFAULT_PRESET if steering is None else steering)
             return steered(*args, reward_prompt=reward_prompt, **kwargs)
 
         call.__doc__ = f"{_DOCUMENTATION}\n{inspect.getdoc(stock) or ''}"
@@ -63,7 +63,7 @@ _DOCUMENTATION = """Generate images, steered by a reward if one is given.
 
 Steering arguments (the others are the stock pipeline's, below):
     reward: a `Reward`, or a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,). None runs the stock pipeline.
-    steering: an `FKSteering` or the name of a preset; defaults to 'fk'.
+    steering: an `FKSteering` or the name of a preset; defaults to 'adaptive'.
     reward_prompt: what the reward reads in place of `prompt`, one text or one per prompt.
 
 With a reward the result is a `SteeredOutput`: per prompt all particles that were alive at the end, best first, with

@@ -8,14 +8,14 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from ..config import FKSteering
-from ..rewards.base import RewardFunction, combine, name_of, parts_of, reward_at, standardize
+from ..loading import load_preview
+from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
 from .decode import LatentDecoder
@@ -32,6 +32,16 @@ from .schedulers import (
     predict_x0,
 )
 from .scoring import Scorer
+
+
+class Result(NamedTuple):
+    """What a run gives: images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k); best
+    first in each population."""
+
+    images: Any
+    others: list[Any]
+    rewards: Tensor
+    log_weights: Tensor
 
 
 class Run:
@@ -57,18 +67,19 @@ class Run:
         self.output_type = arguments.pop("output_type", "pil")
         self.eta = arguments.pop("eta", steering.eta)
         generator = arguments.pop("generator", None)
-        per_prompt = arguments.pop("num_images_per_prompt", None) or 1
+        self.per_prompt = arguments.pop("num_images_per_prompt", None) or 1
         self.arguments = arguments
 
         num_prompts = _number_of_prompts(arguments)
-        self.prompts = [p for p in _reward_prompts(arguments, reward_prompt, num_prompts) for _ in range(per_prompt)]
-        self.rows_per_prompt = per_prompt * steering.num_particles
+        texts = _reward_prompts(arguments, reward_prompt, num_prompts)
+        self.prompts = [text for text in texts for _ in range(self.per_prompt)]
+        self.rows_per_prompt = self.per_prompt * steering.num_particles
         self.rows = Rows(len(self.prompts), steering.num_particles)
         latents = arguments.get("latents")
         if latents is not None and len(latents) != self.rows.total:
             raise ValueError(f"Expected `latents` for {self.rows.total} particles, but got {len(latents)}.")
-        self.generators, resampling = particle_generators(
-            generator, steering.seed, num_prompts, per_prompt, steering.num_particles
+        self.generators, self.resampling = particle_generators(
+            generator, steering.seed, num_prompts, self.per_prompt, steering.num_particles
         )
         self.population = Population(
             len(self.prompts),
@@ -80,12 +91,15 @@ class Run:
             ess_threshold=steering.ess_threshold,
             floor=steering.floor,
             exact_terminal=steering.exact_terminal,
-            generator=resampling,
+            generator=self.resampling,
         )
         self.standardize = steering.standardize or getattr(reward, "standardize", False)
         self.decoder = self.preview = LatentDecoder(pipe, size=_image_size(pipe, arguments))
         if steering.preview_decoder is not None:
-            self.preview = LatentDecoder(pipe, _preview_vae(steering.preview_decoder, pipe), self.decoder.size)
+            preview = steering.preview_decoder
+            preview = load_preview(preview, pipe) if isinstance(preview, str) else preview
+            preview.to(pipe._execution_device, pipe.vae.dtype)
+            self.preview = LatentDecoder(pipe, preview, self.decoder.size)
         self.clock = Stopwatch(pipe._execution_device)
         self.scorer = Scorer(self.clock, steering.decode_batch_size, steering.reward_batch_size)
         self.trace = Trace(list(self.prompts), name_of(reward), steering.to_dict())
@@ -95,12 +109,8 @@ class Run:
         self.elite: Tensor | None = None
         """(P,) slots of the particles that go on without noise."""
 
-    def __call__(self) -> tuple[Any, list[Any], Tensor, Tensor]:
-        """Run the pipeline.
-
-        Returns:
-            Images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k), best first.
-        """
+    def __call__(self) -> Result:
+        """Run the pipeline."""
         started = time.perf_counter()
         denoiser = self.pipe.unet if getattr(self.pipe, "unet", None) is not None else self.pipe.transformer
         parameters = list(inspect.signature(getattr(denoiser, "_orig_mod", denoiser).forward).parameters)
@@ -286,13 +296,23 @@ class Run:
         position, inverse = self.rows.distinct_live()
         prompts = [self.prompt_of(row) for row in self.rows.live[position].tolist()]
         scores = self.scorer.of_latents(parts_of(reward), latents[position.to(latents.device)], decoder, prompts, where)
-        return self.combined(reward, {name: score[inverse] for name, score in scores.items()})
+        return self.combined(reward, scores, inverse, where)
 
-    def combined(self, reward: RewardFunction, scores: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """From scores (L,) of the live rows to rewards (P, K) of the particles, and the scores likewise."""
-        members = self.rows.positions()[self.rows.of(self.population.slots)]
-        scores = {name: score[members] for name, score in scores.items()}
-        return combine(reward, scores), scores
+    def combined(
+        self, reward: RewardFunction, scores: dict[str, Any], scored: Tensor, where: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """From scores of distinct images to rewards (P, K) of the particles, and the scores likewise.
+
+        Args:
+            scored: (L,) which of the images each live row is.
+        """
+        members = scored[self.rows.positions()[self.rows.of(self.population.slots)]]
+        with self.clock("reward"):
+            by_particle = {
+                name: particle_scores(part, scores[name], members, self.prompts, where)
+                for name, part in parts_of(reward).items()
+            }
+        return combine(reward, by_particle), by_particle
 
     def prompt_of(self, row: int) -> str:
         return self.prompts[row // self.steering.num_particles]
@@ -312,7 +332,7 @@ class Run:
             )
         )
 
-    def finish(self, images: Any, *others: Any) -> tuple[Any, list[Any], Tensor, Tensor]:
+    def finish(self, images: Any, *others: Any) -> Result:
         """Weigh and sort the final images."""
         reward, where = reward_at(self.reward, 1.0), "for the final images"
         if self.output_type == "latent":
@@ -321,7 +341,7 @@ class Run:
         else:
             prompts = [self.prompt_of(row) for row in self.rows.live.tolist()]
             live_scores = self.scorer.of_images(parts_of(reward), images.float(), prompts, where)
-            rewards, scores = self.combined(reward, live_scores)
+            rewards, scores = self.combined(reward, live_scores, torch.arange(len(prompts)), where)
         event = self.population.finish(standardize(rewards) if self.standardize else rewards)
         self.record(event, rewards, scores, step=self.trace.num_steps, progress=1.0, timestep=None)
 
@@ -337,10 +357,13 @@ class Run:
 
         estimates = self.population.log_normalizer
         biased = RESAMPLERS[self.steering.resampler] in BIASED or self.elite is not None or self.stopped.any()
-        if biased or self.standardize or not self.steering.exact_terminal:
+        relative = any(getattr(part, "relative", False) for part in parts_of(reward).values())
+        if biased or relative or self.standardize or not self.steering.exact_terminal:
             estimates = torch.full_like(estimates, torch.nan)
         self.trace.log_normalizer = estimates.tolist()
-        return images, sorted_others, rewards.gather(1, order).float(), event.log_weights.gather(1, order).float()
+        return Result(
+            images, sorted_others, rewards.gather(1, order).float(), event.log_weights.gather(1, order).float()
+        )
 
 
 def _twin(scheduler: Any) -> Any:
@@ -386,9 +409,3 @@ def _image_size(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int] | None:
         return None
     default *= pipe.vae_scale_factor
     return arguments.get("height") or default, arguments.get("width") or default
-
-
-def _preview_vae(preview: Any, pipe: Any) -> Any:
-    if isinstance(preview, str):
-        preview = AutoencoderTiny.from_pretrained(preview)
-    return preview.to(pipe._execution_device, pipe.vae.dtype)

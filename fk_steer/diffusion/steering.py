@@ -16,10 +16,11 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..config import FKSteering
+from ..config import DEFAULT_PRESET, FKSteering
 from ..rewards.base import RewardFunction, lmbda_for, name_of
 from ..smc import TargetESS
 from ..trace import Trace
+from .rollover import roll_over
 from .run import Run
 from .schedulers import parametrisation
 
@@ -45,7 +46,9 @@ class SteeredOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None = None
 
 
-def steer(pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = "fk") -> SteeredPipeline:
+def steer(
+    pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = DEFAULT_PRESET
+) -> SteeredPipeline:
     """Steer a text-to-image pipeline towards high reward.
 
     ```py
@@ -72,7 +75,9 @@ def steer(pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering 
 class SteeredPipeline:
     """What `steer` returns: call it as you would call the pipeline."""
 
-    def __init__(self, pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = "fk") -> None:
+    def __init__(
+        self, pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = DEFAULT_PRESET
+    ) -> None:
         self.pipe = pipe
         self.reward = reward
         self.steering = FKSteering.preset(steering) if isinstance(steering, str) else steering
@@ -82,7 +87,7 @@ class SteeredPipeline:
         elif self.lmbda is None:
             raise ValueError(
                 f"Reward '{name_of(reward)}' has no `default_lmbda`. Set `lmbda` in the steering settings, or use the "
-                "preset 'target-ess', which needs none."
+                "preset 'adaptive', which needs none."
             )
         if self.steering.schedule.at:
             parametrisation(pipe.scheduler)
@@ -116,8 +121,15 @@ class SteeredPipeline:
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
         return_dict = arguments.pop("return_dict", True)
-        run = Run(self.pipe, self.reward, self.steering, self.lmbda, arguments, reward_prompt)
-        images, others, rewards, log_weights = run()
+
+        def prepare(arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None) -> Run:
+            return Run(self.pipe, self.reward, self.steering, self.lmbda, arguments, reward_prompt)
+
+        run = prepare(arguments, reward_prompt)
+        result = run()
+        if self.steering.rollover:
+            result = roll_over(run, result, prepare)
+        images, others, rewards, log_weights = result
         if not return_dict:
             return (images, *others, rewards, log_weights, run.trace)
         return SteeredOutput(images, rewards, log_weights, run.trace, *others[:1])

@@ -45,7 +45,7 @@ class Reward(Protocol):
 RewardFunction = Reward | Callable[[Any, Sequence[str]], Any]
 
 
-def name_of(reward: RewardFunction) -> str:
+def name_of(reward: RewardFunction | Callable[..., Any]) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 
@@ -77,6 +77,43 @@ class CompositeReward(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupReward(Protocol):
+    """A reward of a particle that depends on the other particles of its prompt. It works in two steps, so that images
+    may come in blocks of any size: `encode` takes from each image alone what is needed of it, and `reward_groups` sees
+    all of a prompt. `fk_steer.rewards.group.GroupedReward` adds `__call__`.
+
+    Attributes:
+        name, default_lmbda: as for any `Reward`.
+        relative: whether rewards say only how a particle compares with those beside it, so that they mean nothing
+            outside the population, and no normalising constant can be estimated from them.
+    """
+
+    name: str
+    default_lmbda: float | None
+    relative: bool
+
+    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
+        """What `reward_groups` needs of each image, one entry per image. Called on blocks of images."""
+        ...
+
+    def reward_groups(
+        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> Sequence[Tensor]:
+        """The rewards of all particles of all prompts.
+
+        Args:
+            encodings: D results of `encode`, of distinct images.
+            members: for each of P groups (K_p,) indices into `encodings`, one per particle; copies of a particle share
+                one.
+            prompts: P texts.
+
+        Returns:
+            (K_p,) rewards for each group.
+        """
+        ...
+
+
 def parts_of(reward: RewardFunction | CompositeReward) -> dict[str, RewardFunction]:
     """Name -> reward to score images with: the parts of a composite, or the reward itself."""
     if isinstance(reward, CompositeReward):
@@ -90,6 +127,29 @@ def combine(reward: RewardFunction | CompositeReward, scores: Mapping[str, Tenso
         return reward.combine(scores)
     (score,) = scores.values()
     return score
+
+
+def particle_scores(part: RewardFunction, scores: Any, members: Tensor, prompts: Sequence[str], where: str) -> Tensor:
+    """Scores (P, K), float64, of particles from what `Scorer` found for distinct images.
+
+    Args:
+        scores: rewards (D,), or D encodings if the part is a `GroupReward`.
+        members: (P, K) which of the D each particle is.
+        prompts: P texts.
+        where: for messages.
+
+    Raises:
+        RewardError: if a group reward returns NaN or anything but one number per particle.
+    """
+    if not isinstance(part, GroupReward):
+        return scores[members]
+    groups = part.reward_groups(scores, list(members), prompts)
+    return torch.stack(
+        [
+            _checked(part, rewards, [prompt] * members.shape[1], where)
+            for rewards, prompt in zip(groups, prompts, strict=True)
+        ]
+    )
 
 
 def reward_at(reward: Any, progress: float) -> Any:
@@ -120,7 +180,11 @@ def evaluate(reward: RewardFunction, images: Images, prompts: Sequence[str], whe
     Raises:
         RewardError: if the reward returns NaN or anything but one number per image. +-inf is allowed.
     """
-    rewards = torch.as_tensor(reward(images, prompts)).detach().to("cpu", torch.float64)
+    return _checked(reward, reward(images, prompts), prompts, where)
+
+
+def _checked(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str) -> Tensor:
+    rewards = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if rewards.shape != (len(prompts),):
         raise RewardError(
             f"Reward '{name_of(reward)}' returned shape {tuple(rewards.shape)} {where}, but one number per image was "

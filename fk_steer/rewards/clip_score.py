@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..shapes import BUNDLED_CLIPS, resolve
-from .base import Images, device_of
-from .images import clip_pixels
-from .loading import default_device, load_pretrained
+from .card import RewardCard
+from .clip import CLIPReward
+from .loading import load_pretrained
+from .local import check_variant, default_dtype
 
 
-VARIANTS: dict[str, tuple[str, str, float]] = {
-    # name -> (hub id, prefix of the prompt, default lambda)
-    "cosine": ("openai/clip-vit-large-patch14", "", 20.0),
-    "hessel": ("openai/clip-vit-base-patch32", "A photo depicts ", 8.0),
-}
+FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
 
 
-class CLIPScore:
+class CLIPScore(CLIPReward):
     """Cosine similarity between an image and its prompt under CLIP.
 
     Variants:
         - 'cosine': the raw cosine of ViT-L/14, as steering papers and ImageReward's code use it; typically 0.15 to
-          0.35.
+          0.35. Weights openai/clip-vit-large-patch14.
         - 'hessel': 2.5 * max(cosine, 0) of ViT-B/32 on "A photo depicts {prompt}" (Hessel et al., arXiv 2104.08718);
-          typically 0.5 to 0.9.
+          typically 0.5 to 0.9. Weights openai/clip-vit-base-patch32.
 
     Images are scaled to the model's input as Pillow does and centre-cropped, prompts are cut at 77 tokens, and prompt
-    embeddings are kept for the prompts of the last calls. Weights: MIT licence.
+    embeddings are kept for the prompts of the last calls. Files: config.json, model.safetensors and the tokenizer's;
+    licence MIT; commits as pinned on the card.
 
     Args:
         variant: 'cosine' or 'hessel'.
@@ -39,6 +38,7 @@ class CLIPScore:
         revision: of a hub id.
         device: None for a CUDA device if there is one.
         dtype: None for float16 on CUDA devices, as the original, and float32 elsewhere.
+        compile: run the models through `torch.compile`.
 
     Raises:
         ValueError: for an unknown variant.
@@ -46,6 +46,27 @@ class CLIPScore:
     """
 
     name = "clip-score"
+    card = RewardCard(
+        summary="Cosine similarity between an image and its prompt under CLIP.",
+        paper="arXiv 2103.00020; 'hessel' arXiv 2104.08718",
+        licence="MIT",
+        variants={
+            "cosine": RewardCard(
+                summary="The raw cosine of ViT-L/14.",
+                hub_id="openai/clip-vit-large-patch14",
+                files=FILES,
+                revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
+                typical_range=(0.15, 0.35),
+            ),
+            "hessel": RewardCard(
+                summary='2.5 * max(cosine, 0) of ViT-B/32 on "A photo depicts {prompt}".',
+                hub_id="openai/clip-vit-base-patch32",
+                files=FILES,
+                revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+                typical_range=(0.5, 0.9),
+            ),
+        },
+    )
 
     def __init__(
         self,
@@ -53,50 +74,28 @@ class CLIPScore:
         path: str | None = None,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        compile: bool = False,
     ) -> None:
         from transformers import CLIPModel, CLIPTokenizer
 
-        if variant not in VARIANTS:
-            raise ValueError(f"Unknown variant {variant!r} of {self.name}. Known: {', '.join(VARIANTS)}.")
-        default_path, self._prefix, self.default_lmbda = VARIANTS[variant]
-        self.variant = variant
-        self.device = default_device(device)
-        self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        path = resolve(path or default_path, BUNDLED_CLIPS)
-        self.model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=self.dtype)
-        self.model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = load_pretrained(CLIPTokenizer, path, self.name, revision=revision)
-        self._text_features: dict[str, Tensor] = {}
+        check_variant(variant, self.card, self.name)
+        card = self.card.variant(variant)
+        path, revision = card.source(resolve(path, BUNDLED_CLIPS) if path else None, revision)
+        dtype = default_dtype(device, dtype, self.original_dtype)
+        model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
+        tokenizer = load_pretrained(CLIPTokenizer, path, self.name, revision=revision)
+        self._assemble(model, tokenizer, variant=variant, device=device, dtype=dtype, compile=compile)
 
-    @torch.no_grad()
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
-        pixels = clip_pixels(images, self.model.config.vision_config.image_size, self.device, self.dtype)
-        image_features = _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
-        cosine = (image_features * self._encode(prompts)).sum(1)
-        scores = 2.5 * cosine.clamp(min=0) if self.variant == "hessel" else cosine
-        return scores.to(device_of(images, self.device))
+    def _assemble(self, *modules: Any, **settings: Any) -> None:
+        super()._assemble(*modules, **settings)
+        self.default_lmbda = 20.0 if self.variant == "cosine" else 8.0
 
-    def _encode(self, prompts: Sequence[str]) -> Tensor:
-        """Unit text features (B, D)."""
-        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._text_features))
-        if new:
-            if len(self._text_features) > 4096:
-                self._text_features.clear()
-                return self._encode(prompts)
-            tokens = self.tokenizer(
-                [self._prefix + prompt for prompt in new],
-                padding="max_length",
-                truncation=True,
-                max_length=self.model.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            ).to(self.device)
-            features = _unit(self.model.get_text_features(**tokens).pooler_output)
-            self._text_features.update(zip(new, features))
-        return torch.stack([self._text_features[prompt] for prompt in prompts])
+    def clean(self, prompt: str) -> str:
+        """The text that is tokenised for a prompt."""
+        return f"A photo depicts {prompt}" if self.variant == "hessel" else prompt
 
-
-def _unit(features: Tensor) -> Tensor:
-    features = features.float()
-    return features / features.norm(dim=-1, keepdim=True)
+    def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The scores (B,)."""
+        cosine = super().rate(inputs, prompts)
+        return 2.5 * cosine.clamp(min=0) if self.variant == "hessel" else cosine

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Images, RewardFunction, device_of, name_of, standardize
+from .base import CompositeReward, GroupReward, Images, RewardFunction, device_of, evaluate, name_of, standardize
 
 
 Z_LMBDA = 2.0
@@ -21,6 +22,8 @@ class WeightedSum:
     ```py
     WeightedSum({clip: 1.0, aesthetic: 0.05})
     ```
+
+    The rewards may be group rewards: steering then shows them all particles of a prompt.
 
     Args:
         weights: reward -> weight, finite.
@@ -48,6 +51,34 @@ class WeightedSum:
         for reward, weight in self.weights.items():
             total = total + weight * torch.as_tensor(reward(images, prompts)).to(device, torch.float32)
         return total
+
+    @property
+    def relative(self) -> bool:
+        """See `GroupReward`."""
+        return any(getattr(reward, "relative", False) for reward in self.weights)
+
+    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
+        """For each image what its parts need: rewards, or encodings of group rewards."""
+        parts = [
+            reward.encode(images, prompts)
+            if isinstance(reward, GroupReward)
+            else evaluate(reward, images, prompts, f"in '{self.name}'").unbind()
+            for reward in self.weights
+        ]
+        return list(zip(*parts, strict=True))
+
+    def reward_groups(
+        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> Sequence[Tensor]:
+        """See `GroupReward`."""
+        totals = [torch.zeros(len(group), dtype=torch.float64) for group in members]
+        for (reward, weight), part in zip(self.weights.items(), zip(*encodings)):
+            if isinstance(reward, GroupReward):
+                groups = reward.reward_groups(part, members, prompts)
+            else:
+                groups = [torch.stack(part)[group] for group in members]
+            totals = [total + weight * values for total, values in zip(totals, groups)]
+        return totals
 
 
 class ZScoreSum:
@@ -119,6 +150,37 @@ class Cascade:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """The expensive reward."""
         return self.expensive(images, prompts)
+
+
+class Clipped:
+    """A reward held within bounds, so that particles gain nothing from pushing a flawed scorer beyond the scores that
+    good images get.
+
+    ```py
+    Clipped(clip, high=0.33)
+    ```
+
+    Args:
+        reward: what is clipped; scored image by image, so not a `ZScoreSum`, a `Cascade` or one that compares.
+        low, high: bounds, low < high.
+
+    Raises:
+        ValueError: unless low < high, or for a reward that is not scored image by image.
+    """
+
+    def __init__(self, reward: RewardFunction, low: float = -math.inf, high: float = math.inf) -> None:
+        if not low < high:
+            raise ValueError(f"Expected `low` below `high`, but got {low} and {high}.")
+        compares = getattr(reward, "relative", False)
+        if compares or isinstance(reward, CompositeReward) or hasattr(reward, "at"):
+            raise ValueError(f"Expected a reward that scores image by image, but got {name_of(reward)!r}.")
+        self.reward, self.low, self.high = reward, low, high
+        self.name = f"clip({name_of(reward)}, {low:g}, {high:g})"
+        self.default_lmbda = getattr(reward, "default_lmbda", None)
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """See `Reward`."""
+        return torch.as_tensor(self.reward(images, prompts)).clamp(self.low, self.high)
 
 
 def _check_weights(weights: Mapping[RewardFunction, float]) -> None:

@@ -2,7 +2,8 @@
 
 Scorers were trained and published with Pillow's resampling, which antialiases and rounds to 8 bits after each of its
 two passes; torch's does neither. `resize` repeats Pillow's arithmetic on tensors of any device, pixel for pixel, so
-that steering scores the very image that would have been saved, without leaving the device.
+that steering scores the very image that would have been saved, without leaving the device. Float images go through the
+same steps with the same kernels but nothing is rounded, which makes them differentiable.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL.Image import Image
+import torch.nn.functional as F
+from PIL.Image import Image, Resampling
 from torch import Tensor
 
 
@@ -37,19 +39,37 @@ def to_uint8(images: Tensor | Sequence[Image], device: torch.device | str) -> li
     return [torch.from_numpy(array).permute(2, 0, 1).to(device) for array in arrays]
 
 
+def to_pixels(
+    images: Tensor | Sequence[Image], device: torch.device | str, exact: bool = True
+) -> list[Tensor] | Tensor:
+    """Images to prepare for a model: 8-bit as by `to_uint8`, or if not `exact` as the floats in [0, 1] they are."""
+    return images.to(device) if isinstance(images, Tensor) and not exact else to_uint8(images, device)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1]: 8-bit ones as float32, floats as they are."""
+    return pixels if pixels.is_floating_point() else pixels.float() / 255
+
+
 def resize(images: Tensor, size: tuple[int, int], resample: str = "bicubic") -> Tensor:
-    """`PIL.Image.resize` on tensors: equal to Pillow 13, bit for bit.
+    """`PIL.Image.resize` on tensors: for 8-bit images equal to Pillow 13, bit for bit; for float images the same
+    without rounding, differentiable.
 
     Args:
-        images: (..., H, W) uint8.
+        images: (..., H, W) uint8, or (B, C, H, W) float in [0, 1].
         size: (height, width) wanted.
         resample: 'bicubic' or 'bilinear'.
 
     Returns:
-        (..., height, width) uint8.
+        (..., height, width) of the same dtype.
     """
     height, width = size
     rows, columns = images.shape[-2:]
+    if images.is_floating_point():
+        if size == (rows, columns):
+            return images
+        # With antialias, and only then, torch's kernels and their support are Pillow's.
+        return F.interpolate(images, size, mode=resample, antialias=True).clamp(0, 1)
     # The order of the two passes shows in the rounding. Pillow 13 begins with the rows where that saves enough work;
     # earlier releases nearly always began with the columns.
     rows_first = height < rows and 2 * (columns - width) < rows - height
@@ -77,21 +97,51 @@ def center_crop(images: Tensor, side: int) -> Tensor:
     return images[..., top : top + side, left : left + side]
 
 
-def clip_pixels(images: Tensor | Sequence[Image], side: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def clip_pixels(
+    images: Tensor | Sequence[Image],
+    side: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    exact: bool = True,
+    convert_last: bool = False,
+) -> Tensor:
     """OpenAI CLIP's preprocessing: shortest side to `side` (bicubic), centre crop, normalisation.
 
     Args:
         images: (B, 3, H, W) float in [0, 1], or B PIL images.
+        exact: round as Pillow does; False keeps float images differentiable.
+        convert_last: resize and crop PIL images in their own mode and make them RGB after, as torchvision pipelines do
+            in which the conversion comes last. It shows where there is transparency or a palette.
 
     Returns:
         (B, 3, side, side) of `dtype` on `device`.
     """
-    pixels = _batched(to_uint8(images, device), lambda image: center_crop(resize_shortest_side(image, side), side))
-    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
-    return ((pixels.float() / 255 - mean) / std).to(dtype)
+    if convert_last and not isinstance(images, Tensor):
+        images = [_crop_in_mode(image, side) for image in images]
+    pixels = batched(
+        to_pixels(images, device, exact), lambda image: center_crop(resize_shortest_side(image, side), side)
+    )
+    return normalize(to_float(pixels)).to(dtype)
 
 
-def _batched(images: list[Tensor] | Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+def normalize(pixels: Tensor) -> Tensor:
+    """(..., 3, H, W) in [0, 1] by CLIP's means and standard deviations."""
+    mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
+    return (pixels - mean) / std
+
+
+def _crop_in_mode(image: Image, side: int) -> Image:
+    if image.mode not in ("RGBA", "LA", "P", "PA", "1"):
+        return image
+    width, height = image.size
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    left, top = (round((length - side) / 2) for length in size)
+    # Pillow takes the nearest pixel for palettes, whatever is asked for.
+    return image.resize(size, Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def batched(images: list[Tensor] | Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """`transform` of a batch (B, C, H, W), or of images (C, H, W) of several sizes, which come out of one size."""
     return transform(images) if isinstance(images, Tensor) else torch.stack([transform(image) for image in images])
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .base import Images, device_of
+from .card import RewardCard
+from .general_preference import GeneralPreferenceReward
 from .loading import RewardLoadError
 
 
@@ -17,15 +19,27 @@ if TYPE_CHECKING:
     from llava_reward_guide import LlavaReward
 
 DEFAULT_CHECKPOINT = "smz8599/LLaVA-Reward/alignment/llavareward_phi_alignment"
-WIN_LMBDA = 6.0
-"""A lambda that suits win probabilities: among clear winners they spread evenly over [0, 1]."""
+CARD = RewardCard(
+    summary="What a multimodal LLM, fine-tuned on preferences with one adapter per perspective, makes of the image.",
+    paper="arXiv 2507.21391",
+    hub_id="smz8599/LLaVA-Reward",
+    files=(
+        "alignment/llavareward_phi_alignment/reward_config.yaml",
+        "alignment/llavareward_phi_alignment/pytorch_model.bin",
+        "alignment/llavareward_phi_alignment/lora/adapter_config.json",
+        "alignment/llavareward_phi_alignment/lora/adapter_model.bin",
+    ),
+    licence="Apache-2.0 (code); the backbone's own: MIT for Phi-3.5-vision",
+    typical_range=(-0.1, 0.4),
+)
 
 
 class LLaVAReward:
     """A LLaVA-Reward (arXiv 2507.21391): a multimodal LLM with an adapter per perspective.
 
     Rewards of the published checkpoints lie within a few tenths of zero; the paper steers with lambda 60. Images are
-    taken through 8-bit pixels as a saved image would be, so rewards are not differentiable in them.
+    taken through 8-bit pixels as a saved image would be, so rewards are not differentiable in them. Weights:
+    smz8599/LLaVA-Reward on the hub, for the backbones Phi-3.5-vision, Qwen2.5-VL-7B and LLaVA-v1.6-vicuna-13b.
 
     ```py
     reward = load_reward("llava-reward", path="alignment-checkpoint", backbone="microsoft/Phi-3.5-vision-instruct")
@@ -39,6 +53,7 @@ class LLaVAReward:
         offload: keep the model in host memory but during calls. For a card that cannot hold it beside the pipeline.
     """
 
+    card = CARD
     name = "llava-reward"
     default_lmbda: float | None = 60.0
 
@@ -89,55 +104,6 @@ class LLaVAReward:
         return self.embed(images, prompts)[:, 0].to(device_of(images, self.device))
 
 
-class LLaVAPreference(LLaVAReward):
-    """A general preference LLaVA-Reward: the mean probability that an image wins against the others of its prompt.
-
-    An image has no reward of its own: a call is over images that compete, each prompt's with one another. One pass
-    through the backbone per image; the comparisons are inner products. Scored in blocks, an engine that knows rewards
-    of groups calls `encode` on each block and `reward_groups` on all; called directly, the images of the call compete.
-    """
-
-    default_lmbda = WIN_LMBDA
-    relative = True
-
-    def encode(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, dim), float64 on the CPU."""
-        return self.embed(images, prompts).to("cpu", torch.float64)
-
-    def reward_groups(
-        self, encodings: Sequence[Tensor], members: Sequence[Tensor], prompts: Sequence[str]
-    ) -> list[Tensor]:
-        """Win probabilities (K_p,) of each group.
-
-        Args:
-            encodings: one of `encode` per distinct image.
-            members: (K_p,) indices into them for each prompt.
-        """
-        stacked = torch.stack(list(encodings))
-        return [self._wins(stacked[group]) for group in members]
-
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
-        groups: dict[str, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(index)
-        members = [torch.tensor(indices) for indices in groups.values()]
-        wins = self.reward_groups(list(self.encode(images, prompts)), members, list(groups))
-        rewards = torch.empty(len(prompts))
-        rewards[torch.cat(members)] = torch.cat(wins).float()
-        return rewards.to(device_of(images, self.device))
-
-    def _wins(self, embeddings: Tensor) -> Tensor:
-        if len(embeddings) < 2:
-            return torch.full((len(embeddings),), 0.5, dtype=torch.float64)
-        tau = self.model.perspectives[self.perspective].config.tau
-        from llava_reward_guide import preference_probability
-
-        probabilities = preference_probability(embeddings[:, None], embeddings[None], tau, torch.float64)
-        # The diagonal is a tie with oneself.
-        return (probabilities.sum(1) - 0.5) / (len(embeddings) - 1)
-
-
 def load_llava_reward(
     path: str | Mapping[str, str] = DEFAULT_CHECKPOINT,
     backbone: str | None = None,
@@ -154,11 +120,14 @@ def load_llava_reward(
     revision: str | None = None,
     as_coded: bool | None = None,
     full_finetune: bool = False,
-) -> LLaVAReward:
-    """A LLaVA-Reward; a general preference checkpoint gives a `LLaVAPreference`.
+    statistic: str = "win-probability",
+) -> LLaVAReward | GeneralPreferenceReward:
+    """A LLaVA-Reward. A general preference checkpoint, which gives an image no reward of its own, becomes a reward that
+    compares the particles of a prompt with one another.
 
     Args:
         path: folder of a checkpoint, 'owner/repository[/folder]' on the hub, or several of them by perspective.
+        statistic: of a general preference checkpoint, see `GeneralPreferenceReward`.
         offload: keep the model in host memory but during calls.
         **others: of `llava_reward_guide.loading.load`.
 
@@ -189,5 +158,10 @@ def load_llava_reward(
         model = LlavaReward.from_pretrained(path, **options)
     except CheckpointError as error:
         raise RewardLoadError(str(error)) from error
-    kind = LLaVAPreference if model.config.objective == "general-preference" else LLaVAReward
-    return kind(model, num_crops=num_crops, offload=offload)
+    reward = LLaVAReward(model, num_crops=num_crops, offload=offload)
+    if model.config.objective != "general-preference":
+        return reward
+    return GeneralPreferenceReward(reward.embed, model.config.tau, statistic, name=reward.name)
+
+
+load_llava_reward.card = CARD  # type: ignore[attr-defined]

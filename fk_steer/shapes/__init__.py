@@ -20,6 +20,9 @@ BUNDLED_CLIPS = {"shapes": "guide", "shapes-xl": "guide", "shapes-held-out": "ju
 """Name of a bundled CLIP -> its folder in `WEIGHTS`. One guides either pipeline; the other, smaller and trained from
 another seed, judges what the first has guided."""
 
+BUNDLED_PREVIEWS = dict.fromkeys(BUNDLED, "preview")
+"""Name of a bundled pipeline -> the folder of its preview decoder. Both have the same latents."""
+
 NUM_INFERENCE_STEPS = 25
 GUIDANCE_SCALE = 3.0
 

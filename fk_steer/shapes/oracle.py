@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..geneval import Verdict, evaluate
 from ..rewards.base import Images, device_of
+from ..rewards.card import RewardCard
 from ..rewards.images import to_uint8
 from .captions import parse
 from .detector import detect
@@ -25,6 +26,11 @@ class ShapesOracle:
     """
 
     name = "shapes-oracle"
+    card = RewardCard(
+        summary="How far an image of the bundled world does what its prompt says, by exact detection: no guide, but "
+        "the ceiling.",
+        typical_range=(0.0, 1.0),
+    )
     default_lmbda = 20.0
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:

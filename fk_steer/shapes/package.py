@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from diffusers import AutoencoderTiny
 from transformers import CLIPModel, CLIPTokenizer
 
 from ..console import console
@@ -18,13 +19,14 @@ from .models import save_half
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Folder with the runs guide, judge, sd and sdxl.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs guide, judge, preview, sd, sdxl.")],
     out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
 ) -> None:
-    """Copy the pipelines and both CLIPs out of the folders of their training runs, and print their sizes."""
+    """Copy the models out of the folders of their training runs, and print their sizes."""
     for name in ("guide", "judge"):
         save_half(CLIPModel.from_pretrained(runs / name / "model"), out / name)
         CLIPTokenizer.from_pretrained(runs / name / "model").save_pretrained(out / name)
+    save_half(AutoencoderTiny.from_pretrained(runs / "preview" / "model"), out / "preview")
     for name in ("sd", "sdxl"):
         shutil.copytree(runs / name / "pipeline", out / name, dirs_exist_ok=True)
     for folder in sorted(out.iterdir()):

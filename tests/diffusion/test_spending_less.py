@@ -8,6 +8,7 @@ import torch
 from fk_steer import FKSteering, Schedule, steer
 from fk_steer.rewards import Cascade, ZScoreSum
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd, sdxl
+from fk_steer.trace import Trace
 
 
 CALL = {**SIZE, "num_inference_steps": 8, "output_type": "pt"}
@@ -66,6 +67,68 @@ class TestEarlyStop:
         )
         assert torch.equal(free.images, bound.images)
         assert bound.trace.nfe_saved == 0
+
+
+class TestRollover:
+    @staticmethod
+    def reward(images, prompts):
+        """Whatever the image, the first prompt has reached 0.9."""
+        return torch.tensor([float(prompt == PROMPTS[0]) for prompt in prompts]) + redness(images, prompts) / 100
+
+    STEERING = FKSteering(lmbda=2.0, schedule=(0.25, 0.5), target_reward=0.9)
+
+    def run(self, prompts, rollover, output_type="pt", **call):
+        settings = FKSteering(**{**vars(self.STEERING), "rollover": rollover})
+        generators = row_generators(*range(len(prompts)))
+        return steer(sd(), self.reward, settings)(
+            prompts,
+            generator=generators,
+            negative_prompt=["blur"] * len(prompts),
+            **{**CALL, "output_type": output_type, **call},
+        )
+
+    def test_savings_of_one_prompt_give_another_further_tries(self):
+        prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+        plain, rolled = self.run(prompts, False), self.run(prompts, True)
+        ((populations, retry),) = rolled.trace.retries
+        assert populations == [2]
+        assert retry.prompts == [PROMPTS[1]]
+        assert rolled.trace.nfe == plain.trace.nfe
+        assert rolled.trace.nfe_saved == plain.trace.nfe_saved - retry.nfe
+        # 6 of 8 steps of 3 particles are saved twice, the rerun costs 8 steps of 4.
+        assert retry.nfe == 2 * 4 * 8
+        assert torch.equal(rolled.images[:8], plain.images[:8])
+        tried = max(retry.events[-1].rewards[0])
+        assert rolled.rewards[2, 0].item() == pytest.approx(max(plain.rewards[2, 0].item(), tried), abs=1e-6)
+        torch.testing.assert_close(
+            rolled.rewards.flatten(), self.reward(rolled.images, [p for p in prompts for _ in range(4)])
+        )
+
+    def test_new_tries_start_from_other_noise_and_the_same_each_time(self):
+        prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+        first, again = (self.run(prompts, True) for _ in range(2))
+        assert torch.equal(first.images, again.images)
+        old, new = first.trace.events[-1].rewards[2], first.trace.retries[0][1].events[-1].rewards[0]
+        assert not set(old) & set(new)
+
+    @pytest.mark.parametrize("output_type", ["pil", "np", "latent"])
+    def test_any_output_type(self, output_type):
+        output = self.run([PROMPTS[0], PROMPTS[0], PROMPTS[1]], True, output_type)
+        assert len(output.images) == 12
+        assert len(output.trace.retries) == 1
+
+    def test_without_savings_there_are_none(self):
+        output = self.run([PROMPTS[1]], True)
+        assert output.trace.retries == []
+
+    def test_survives_json(self, tmp_path):
+        output = self.run([PROMPTS[0], PROMPTS[0], PROMPTS[1]], True)
+        output.trace.save(tmp_path / "trace.json")
+        assert Trace.load(tmp_path / "trace.json").to_dict() == output.trace.to_dict()
+
+    def test_needs_a_target(self):
+        with pytest.raises(ValueError, match="target_reward"):
+            FKSteering(rollover=True)
 
 
 class TestElite:

@@ -560,7 +560,7 @@ class TestBadInput:
     def test_no_lambda(self):
         with pytest.raises(ValueError, match="'redness' has no `default_lmbda`"):
             steer(sd(), redness, "fk")
-        output = steer(sd(), redness, "target-ess")(PROMPTS, **self.CALL)
+        output = steer(sd(), redness, "adaptive")(PROMPTS, **self.CALL)
         assert all(value > 0 for value in output.trace.events[0].lmbda)
 
     def test_target_ess_ignores_the_rewards_scale(self):
@@ -579,7 +579,7 @@ class TestBadInput:
             steer(sd(), redness, FKSteering(lmbda=1.0, schedule=(7,)))(PROMPTS, **self.CALL)
 
     def test_unknown_preset(self):
-        with pytest.raises(ValueError, match="Unknown preset 'best'. Known: fk, "):
+        with pytest.raises(ValueError, match="Unknown preset 'best'. Known: adaptive, "):
             steer(sd(), redness, "best")
 
     def test_unsupported_scheduler_is_refused_at_once(self):

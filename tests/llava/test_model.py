@@ -247,7 +247,7 @@ def test_trains(model_type):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            reward.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+            reward.backbone.model.activation_checkpointing_enable({"use_reentrant": False})
         reward.train()
         a, b = reward(inputs)
         loss = -torch.nn.functional.logsigmoid((a - b) / 0.1).sum()

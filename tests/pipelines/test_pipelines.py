@@ -109,7 +109,7 @@ def test_preset_names_and_the_default():
 
     default, named = (
         pipe(PROMPTS[0], reward=Reward(), generator=row_generators(0), **steering, **CALL)
-        for steering in ({}, {"steering": "fk"})
+        for steering in ({}, {"steering": "adaptive"})
     )
     assert torch.equal(default.images, named.images)
     assert len(pipe(PROMPTS[0], reward=Reward(), steering="psp", **CALL).images) == 2
@@ -130,7 +130,7 @@ def test_with_clip_score(tmp_path):
     reward = load_reward("clip-score", path=save_clip(tmp_path))
     pipe = FKStableDiffusionPipeline.from_pipe(sd())
     pipe.set_progress_bar_config(disable=True)
-    output = pipe(PROMPTS, reward=reward, steering=FKSteering(num_particles=3), **CALL)
+    output = pipe(PROMPTS, reward=reward, steering=FKSteering.preset("fk", num_particles=3), **CALL)
     assert output.trace.reward == "clip-score"
     assert output.trace.events[-1].lmbda == [20.0, 20.0]
     torch.testing.assert_close(

@@ -62,6 +62,29 @@ def test_resize_equals_pillow_at_random_sizes():
         assert np.array_equal(resize(tensor(array), (height, width)).permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize("smooth", [False, True], ids=["noise", "smooth"])
+@pytest.mark.parametrize("resample", FILTERS)
+@pytest.mark.parametrize(("size", "wanted"), [((300, 400), (224, 298)), ((64, 64), (224, 224)), ((97, 61), (140, 40))])
+def test_float_images_are_resized_alike_but_not_rounded(size, wanted, resample, smooth):
+    """Pillow rounds after each of its two passes, by half a level, and the second adds up the first's roundings with
+    weights whose absolute values sum to less than 1.6. In the middle of the range, where nothing is clipped.
+    """
+    array = 96 + picture(*size, smooth=smooth) // 4
+    floats = resize(tensor(array)[None] / 255, wanted, resample)
+    eight_bits = resize(tensor(array)[None], wanted, resample)
+    assert (floats * 255 - eight_bits).abs().max() < 0.5 * 1.6 + 0.5
+    assert (floats * 255 - eight_bits).abs().mean() < 0.5
+
+
+def test_float_images_stay_in_range():
+    """Bicubic resizing overshoots at edges; Pillow clips."""
+    edge = torch.zeros(1, 3, 8, 8)
+    edge[..., 4:] = 1.0
+    resized = resize(edge, (24, 24))
+    assert resized.min() == 0.0
+    assert resized.max() == 1.0
+
+
 def test_batches():
     arrays = [picture(40, 50, seed) for seed in range(3)]
     batch = resize(torch.stack([tensor(array) for array in arrays]), (20, 30))

@@ -74,7 +74,7 @@ def test_unet(unets):
     pipe.set_progress_bar_config(disable=True)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     assert pipe.scheduler.config.prediction_type == "v_prediction"
-    output = steer(pipe, lambda images, prompts: images.mean((1, 2, 3)), "target-ess")("a photo of a red star")
+    output = steer(pipe, lambda images, prompts: images.mean((1, 2, 3)), "adaptive")("a photo of a red star")
     assert output.images[0].size == (64, 64)
 
 

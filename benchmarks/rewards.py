@@ -1,0 +1,234 @@
+"""Speed and memory of rewards at full size, with random weights: nothing is downloaded."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fk_steer.rewards.loading import empty
+
+
+PROMPTS = [
+    "a photo of a brown oven and a purple train",
+    "a photo of three hearts",
+    "an oil painting of a fox that reads a newspaper in a crowded tram at night",
+    "two dogs left of a bicycle",
+]
+
+
+class WordTokenizer:
+    """A stand-in: one token a word, which is about what real ones make of such prompts."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def __call__(self, text: str | list[str], max_length: int | None = None, **_: Any) -> Any:
+        from transformers import BatchEncoding
+
+        if isinstance(text, str):
+            return BatchEncoding({"input_ids": self._ids(text)})
+        rows = [self._ids(line) for line in text]
+        length = max_length or max(map(len, rows))
+        ids = [(row + [0] * length)[:length] for row in rows]
+        mask = [([1] * len(row) + [0] * length)[:length] for row in rows]
+        return BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
+
+    def _ids(self, text: str) -> list[int]:
+        # The last one is end-of-text, the largest id, which is where CLIP looks.
+        words = [1 + zlib.crc32(word.encode()) % (self.vocab_size // 2) for word in text.split()]
+        return [*words, self.vocab_size - 1]
+
+
+def randomize(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> Any:
+    """`make()` on a device, with weights that keep activations finite."""
+    module = empty(make).to(dtype)
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.to_empty(device=device)
+    # `to_empty` loses what buffers hold.
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.fill_(1.0) if "norm" in name and parameter.ndim == 1 else parameter.normal_(0.0, 0.02)
+    return module
+
+
+def clip_score(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-L/14."""
+    from transformers import CLIPModel
+
+    from fk_steer.rewards.clip_score import CLIPScore
+
+    model = randomize(lambda: CLIPModel(_vit_l_14()), device, dtype)
+    return CLIPScore.from_modules(model, WordTokenizer(49408), device=device, dtype=dtype)
+
+
+def aesthetic(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-L/14's image model and the predictor."""
+    from transformers import CLIPVisionModelWithProjection
+
+    from fk_steer.rewards.aesthetic import Aesthetic, AestheticModel
+    from fk_steer.rewards.blip import Score
+
+    vision = _vit_l_14().vision_config
+    model = randomize(lambda: AestheticModel(CLIPVisionModelWithProjection(vision), Score(768)), device, dtype)
+    return Aesthetic.from_modules(model, device=device, dtype=dtype)
+
+
+def image_reward(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-L/16 and BERT-base."""
+    from fk_steer.rewards.blip import ImageRewardModel, text_config, vision_config
+    from fk_steer.rewards.image_reward import ImageReward
+    from fk_steer.testing_checkpoints import MED_CONFIG
+
+    vision = vision_config({})
+    text = text_config(MED_CONFIG, vision.hidden_size)
+    model = randomize(lambda: ImageRewardModel(vision, text), device, dtype)
+    return ImageReward.from_modules(model, WordTokenizer(30524), device=device, dtype=dtype)
+
+
+def pickscore(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-H/14."""
+    from fk_steer.rewards.pickscore import PickScore
+
+    return PickScore.from_modules(_vit_h_14(device, dtype), WordTokenizer(49408), device=device, dtype=dtype)
+
+
+def hps(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-H/14."""
+    from fk_steer.rewards.hps import HPS
+
+    return HPS.from_modules(_vit_h_14(device, dtype), WordTokenizer(49408), device=device, dtype=dtype)
+
+
+def clip_flant5_xl(device: torch.device, dtype: torch.dtype) -> Any:
+    """VQAScore's 3B."""
+    from fk_steer.testing_checkpoints import FLAN_T5_XL
+
+    return _clip_flant5(FLAN_T5_XL, device, dtype)
+
+
+def clip_flant5_xxl(device: torch.device, dtype: torch.dtype) -> Any:
+    """VQAScore's 11B."""
+    from fk_steer.testing_checkpoints import FLAN_T5_XXL
+
+    return _clip_flant5(FLAN_T5_XXL, device, dtype)
+
+
+def bundled_clip(device: torch.device, dtype: torch.dtype) -> Any:
+    """The bundled world's CLIP, with its trained weights."""
+    from fk_steer.rewards.clip_score import CLIPScore
+
+    return CLIPScore(path="shapes", device=device, dtype=dtype)
+
+
+FULL_SIZE: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
+    "shapes": bundled_clip,
+    "clip-score": clip_score,
+    "aesthetic": aesthetic,
+    "image-reward": image_reward,
+    "pickscore": pickscore,
+    "hps": hps,
+    "vqa-score:clip-flant5-xl": clip_flant5_xl,
+    "vqa-score:clip-flant5-xxl": clip_flant5_xxl,
+}
+"""Name -> function of device and dtype that makes the reward. A new reward needs one entry."""
+
+SMALL = ["shapes", "clip-score", "aesthetic", "image-reward"]
+"""Those that a laptop takes: less than 2 GB in float32."""
+
+
+def measure(name: str, device: str, dtype: str, batch_size: int, size: int, repeats: int) -> dict[str, float]:
+    """Images per second of one reward, a batch at once and one by one, taken in turn, and memory.
+
+    Prompts have been seen before, as at all steering events but the first. Meant to be the only call in its process:
+    a CPU's peak is that of the process.
+
+    Returns:
+        'batched' and 'one by one': images per second, the median over repeats; 'ratio' of the two, the median over
+        repeats; 'parameters'; 'peak memory' in bytes: allocated on a CUDA device, else of the process beyond what it
+        took before the reward was made.
+    """
+    target = torch.device(device)
+    before = _peak(target)
+    reward = FULL_SIZE[name](target, getattr(torch, dtype))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size, 3, size, size, generator=generator).to(target)
+    prompts = (PROMPTS * batch_size)[:batch_size]
+
+    def batched() -> None:
+        reward(images, prompts)
+
+    def one_by_one() -> None:
+        for index in range(batch_size):
+            reward(images[index : index + 1], prompts[index : index + 1])
+
+    seconds: dict[str, list[float]] = {"batched": [], "one by one": []}
+    for repeat in range(repeats + 1):
+        for way, run in (("batched", batched), ("one by one", one_by_one)):
+            _synchronize(target)
+            start = time.perf_counter()
+            run()
+            _synchronize(target)
+            # The first round warms up.
+            if repeat:
+                seconds[way].append(time.perf_counter() - start)
+    ratios = [slow / fast for slow, fast in zip(seconds["one by one"], seconds["batched"])]
+    return {
+        **{way: batch_size / statistics.median(some) for way, some in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "parameters": sum(parameter.numel() for parameter in reward.model.parameters()),
+        "peak memory": _peak(target) - before,
+    }
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _vit_l_14() -> Any:
+    """OpenAI's, as config.json of openai/clip-vit-large-patch14 has it."""
+    from transformers import CLIPConfig
+
+    from fk_steer.rewards.clip_flant5 import VIT_L_14_336
+
+    vision = {**VIT_L_14_336, "image_size": 224, "projection_dim": 768}
+    text = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "eos_token_id": 2,
+    }
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=768)
+
+
+def _vit_h_14(device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import CLIPModel
+
+    from fk_steer.rewards.open_clip import VIT_H_14, clip_config
+
+    return randomize(lambda: CLIPModel(clip_config(VIT_H_14)), device, dtype)
+
+
+def _clip_flant5(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    from fk_steer.rewards.clip_flant5 import ClipFlanT5
+    from fk_steer.rewards.vqa_score import VQAScore
+
+    model = randomize(lambda: ClipFlanT5(config), device, dtype)
+    return VQAScore.from_modules(model, WordTokenizer(32128), device=device, dtype=dtype)

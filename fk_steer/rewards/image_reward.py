@@ -1,0 +1,133 @@
+"""ImageReward: BLIP with a score on top, trained on people's ratings of generated images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Images
+from .blip import ImageRewardModel, text_config, to_transformers, vision_config
+from .card import RewardCard
+from .images import clip_pixels
+from .loading import RewardLoadError, assign_weights, empty, fetch, load_pretrained, read_weights
+from .local import LocalReward, PromptCache, default_dtype
+
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the model's outputs on its training data; ImageReward/ImageReward.py of the original."""
+
+MAX_LENGTH = 35
+"""Tokens of a prompt; the rest is cut off."""
+
+TOKENIZER = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
+
+
+class ImageReward(LocalReward):
+    """ImageReward v1.0: general human preference (Xu et al., arXiv 2304.05977); typically -2.3 to 2.0, mean 0 and
+    standard deviation 1 over its training data.
+
+    The prompt, cut at 35 tokens, attends to the image in every layer of BLIP's text model. Weights: THUDM/ImageReward
+    (ImageReward.pt, med_config.json), commit as pinned on the card, licence Apache-2.0; tokenizer
+    google-bert/bert-base-uncased.
+
+    Args:
+        path: folder or hub id of ImageReward.pt and med_config.json. A folder may hold vit_config.json for a vision
+            model other than ViT-L/16, and has to hold vocab.txt unless `tokenizer` is given.
+        tokenizer: hub id or folder of BERT's tokenizer.
+        revision: of a hub id given as `path`.
+        device: None for a CUDA device if there is one.
+        dtype: None for float32, as the original.
+        compile: run the model through `torch.compile`.
+
+    Raises:
+        RewardLoadError: if the weights cannot be loaded.
+    """
+
+    name = "image-reward"
+    card = RewardCard(
+        summary="General human preference, by a BLIP trained on people's ratings of generated images.",
+        paper="arXiv 2304.05977",
+        hub_id="THUDM/ImageReward",
+        files=("ImageReward.pt", "med_config.json"),
+        revision="5736be03b2652728fb87788c9797b0570450ab72",
+        licence="Apache-2.0",
+        typical_range=(-2.3, 2.0),
+    )
+    default_lmbda = 10.0
+    model: ImageRewardModel
+
+    def __init__(
+        self,
+        path: str | None = None,
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        compile: bool = False,
+    ) -> None:
+        if tokenizer is None:
+            tokenizer = path if path and (Path(path) / "vocab.txt").exists() else TOKENIZER[0]
+        source, revision = self.card.source(path, revision)
+        file, med_file = (fetch(source, name, self.name, revision) for name in self.card.files)
+        vit_file = file.parent / "vit_config.json"
+        vit = json.loads(vit_file.read_text()) if vit_file.exists() else {}
+        vision = vision_config(vit)
+        text = text_config(_read_json(med_file), vision.hidden_size)
+        model = empty(lambda: ImageRewardModel(vision, text))
+        dtype = default_dtype(device, dtype, torch.float32)
+        weights = to_transformers(read_weights(file, self.name))
+        assign_weights(model, weights, file, self.name, dtype=dtype)
+        self._assemble(model, load_tokenizer(tokenizer), variant="", device=device, dtype=dtype, compile=compile)
+
+    def _assemble(
+        self,
+        *modules: Any,
+        variant: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | str | None,
+        compile: bool,
+    ) -> None:
+        model, self.tokenizer = modules
+        dtype = default_dtype(device, dtype, torch.float32)
+        self._set_up(model, device, dtype, [model] if compile else [])
+        self._tokens = PromptCache(self._tokenize)
+
+    def preprocess(self, images: Images, exact: bool = True) -> Tensor:
+        """(B, 3, side, side), normalised. PIL images become RGB last, as in the original."""
+        side = self.model.vision.config.image_size
+        return clip_pixels(images, side, self.device, self.dtype, exact, convert_last=True)
+
+    def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The rewards (B,)."""
+        input_ids, attention_mask = torch.stack(self._tokens(prompts), 1)
+        return (self.model(inputs, input_ids, attention_mask) - MEAN) / STD
+
+    def _tokenize(self, prompts: list[str]) -> Iterable[Tensor]:
+        """(2, length) for each prompt: ids and mask."""
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+        )
+        return torch.stack([tokens["input_ids"], tokens["attention_mask"]], 1).to(self.device)
+
+
+def load_tokenizer(path: str) -> Any:
+    """BERT's, with the two tokens that BLIP adds. The first token of a prompt stays [CLS]."""
+    from transformers import BertTokenizer
+
+    revision = TOKENIZER[1] if path == TOKENIZER[0] else None
+    tokenizer = load_pretrained(BertTokenizer, path, ImageReward.name, revision=revision)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    return tokenizer
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise RewardLoadError(f"Expected {file} to be a JSON file, ImageReward's med_config.json. ({error})") from error

@@ -1,0 +1,83 @@
+"""PickScore: a CLIP trained on which of two images people picked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .card import RewardCard
+from .clip import CLIPReward
+from .loading import load_pretrained
+from .local import default_dtype
+
+
+TOKENIZER = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
+"""Hub id and commit of the tokenizer of ViT-H/14, the same for HPSv2."""
+
+
+class PickScore(CLIPReward):
+    """PickScore v1: how likely people are to pick an image for a prompt (Kirstain et al., arXiv 2305.01569).
+
+    exp(logit scale) * cosine of a ViT-H/14 finetuned on Pick-a-Pic; typically 18 to 24. The probability that one image
+    is picked over others of the same prompt is the softmax of their scores. Some papers print the score divided by 100.
+
+    Weights: yuvalkirstain/PickScore_v1 (config.json, model.safetensors), commit as pinned on the card; licence MIT for
+    the code, none stated for the weights. Tokenizer: laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+
+    Args:
+        path: hub id or folder of the `CLIPModel`; a folder has to hold the tokenizer too unless `tokenizer` is given.
+        tokenizer: hub id or folder of the tokenizer.
+        revision: of a hub id given as `path`.
+        device: None for a CUDA device if there is one.
+        dtype: None for float32, as the original.
+        compile: run the models through `torch.compile`.
+
+    Raises:
+        RewardLoadError: if the weights cannot be loaded.
+    """
+
+    name = "pickscore"
+    card = RewardCard(
+        summary="How likely people are to pick an image for a prompt, by a CLIP finetuned on Pick-a-Pic.",
+        paper="arXiv 2305.01569",
+        hub_id="yuvalkirstain/PickScore_v1",
+        files=("config.json", "model.safetensors"),
+        revision="a4e4367c6dfa7288a00c550414478f865b875800",
+        licence="MIT (code); not stated for the weights",
+        typical_range=(18.0, 24.0),
+    )
+    default_lmbda = 2.0
+    original_dtype = torch.float32
+
+    def __init__(
+        self,
+        path: str | None = None,
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        compile: bool = False,
+    ) -> None:
+        from transformers import CLIPModel
+
+        tokenizer = tokenizer or path or TOKENIZER[0]
+        path, revision = self.card.source(path, revision)
+        dtype = default_dtype(device, dtype, self.original_dtype)
+        model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
+        self._assemble(
+            model, load_tokenizer(tokenizer, self.name), variant="", device=device, dtype=dtype, compile=compile
+        )
+
+    def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The scores (B,)."""
+        return self.model.logit_scale.exp() * super().rate(inputs, prompts)
+
+
+def load_tokenizer(path: str, reward: str) -> Any:
+    """CLIP's tokenizer, at the pinned commit if it is that of ViT-H/14."""
+    from transformers import CLIPTokenizer
+
+    return load_pretrained(CLIPTokenizer, path, reward, revision=TOKENIZER[1] if path == TOKENIZER[0] else None)

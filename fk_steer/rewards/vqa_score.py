@@ -1,0 +1,158 @@
+"""VQAScore: the probability that a visual question answering model says the image shows the prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .base import Images
+from .card import RewardCard
+from .clip_flant5 import ClipFlanT5, to_transformers
+from .loading import assign_weights, empty, fetch, load_pretrained, read_sharded
+from .local import LocalReward, PromptCache, check_variant, default_dtype
+from .qwen_vqa import QwenVQA
+
+
+TOKENIZER = ("google/flan-t5-xxl", "ae7c9136adc7555eeccc78cdd960dfd60fb346ce")
+T5_FILES = ("config.json", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+QWEN_FILES = ("config.json", "generation_config.json", "model-*.safetensors", "tokenizer.json")
+
+
+class VQAScore(LocalReward):
+    """Probability of "Yes" to "Does this figure show <prompt>?" (Lin et al., arXiv 2404.01291); 0 to 1.
+
+    Variants, commits as pinned on the card:
+        - 'clip-flant5-xxl' (11B, the paper's) and 'clip-flant5-xl' (3B): zhiqiulin/clip-flant5-xxl and
+          zhiqiulin/clip-flant5-xl, licence Apache-2.0; tokenizer google/flan-t5-xxl.
+        - 'qwen2.5-vl-7b' and 'qwen2.5-vl-3b': Qwen/Qwen2.5-VL-7B-Instruct, licence Apache-2.0, and
+          Qwen/Qwen2.5-VL-3B-Instruct, Qwen research licence.
+
+    What 'probability' means differs between the published code and the formula of the paper:
+        - 'published': for CLIP-FlanT5 the root of P("Yes") P(end of text | "Yes"); for Qwen2.5-VL P("Yes") after the
+          repetition penalty of its generation settings, which lowers it because the question contains the word.
+        - 'plain': P("Yes").
+
+    Args:
+        variant: one of the above.
+        probability: 'published' or 'plain'.
+        path: folder or hub id of the weights; a folder has to hold the tokenizer too unless `tokenizer` is given.
+        tokenizer: hub id or folder.
+        revision: of a hub id given as `path`.
+        device: None for a CUDA device if there is one.
+        dtype: None for bfloat16 on CUDA devices, as the original, and float32 elsewhere.
+        compile: run the models through `torch.compile`.
+
+    Raises:
+        ValueError: for an unknown variant or probability.
+        RewardLoadError: if the weights cannot be loaded.
+    """
+
+    name = "vqa-score"
+    card = RewardCard(
+        summary='Probability that a model answers "Yes" when asked whether the image shows the prompt.',
+        paper="arXiv 2404.01291",
+        typical_range=(0.0, 1.0),
+        licence="Apache-2.0",
+        variants={
+            "clip-flant5-xxl": RewardCard(
+                summary="The published model, 11B parameters.", hub_id="zhiqiulin/clip-flant5-xxl", files=T5_FILES
+            ),
+            "clip-flant5-xl": RewardCard(
+                summary="Its smaller sibling, 3B parameters.",
+                hub_id="zhiqiulin/clip-flant5-xl",
+                files=T5_FILES,
+                revision="2cee5afb3386792d9b21066a89232687dfce2c62",
+            ),
+            "qwen2.5-vl-7b": RewardCard(
+                summary="Qwen2.5-VL, 7B parameters.",
+                hub_id="Qwen/Qwen2.5-VL-7B-Instruct",
+                files=QWEN_FILES,
+                revision="cc594898137f460bfe9f0759e9844b3ce807cfb5",
+            ),
+            "qwen2.5-vl-3b": RewardCard(
+                summary="Qwen2.5-VL, 3B parameters.",
+                hub_id="Qwen/Qwen2.5-VL-3B-Instruct",
+                files=QWEN_FILES,
+                revision="66285546d2b821cf421d4f5eb2576359d3770cd3",
+                licence="Qwen research licence, not for commercial use",
+            ),
+        },
+    )
+    default_lmbda = 10.0
+    model: ClipFlanT5 | QwenVQA
+    probability: str = "published"
+
+    def __init__(
+        self,
+        variant: str = "clip-flant5-xxl",
+        probability: Literal["published", "plain"] = "published",
+        path: str | None = None,
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        compile: bool = False,
+    ) -> None:
+        check_variant(variant, self.card, self.name)
+        if probability not in ("published", "plain"):
+            raise ValueError(f"Expected `probability` to be 'published' or 'plain', but got {probability!r}.")
+        self.probability = probability
+        dtype = default_dtype(device, dtype, torch.bfloat16)
+        source, revision = self.card.variant(variant).source(path, revision)
+        load = _load_qwen if variant.startswith("qwen") else _load_clip_flant5
+        model, words = load(source, tokenizer, revision, dtype, hub=path is None)
+        self._assemble(model, words, variant=variant, device=device, dtype=dtype, compile=compile)
+
+    def _assemble(
+        self,
+        *modules: Any,
+        variant: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | str | None,
+        compile: bool,
+    ) -> None:
+        model, self.tokenizer = modules
+        self.variant = variant
+        dtype = default_dtype(device, dtype, torch.bfloat16)
+        self._set_up(model, device, dtype, model.compiled if compile else [])
+        self._tokens = PromptCache(lambda prompts: [model.tokenize(self.tokenizer, prompt) for prompt in prompts])
+
+    def preprocess(self, images: Images, exact: bool = True) -> Any:
+        """What the model takes, see `ClipFlanT5.preprocess` and `QwenVQA.preprocess`."""
+        return self.model.preprocess(images, exact, self.device, self.dtype)
+
+    def rate(self, inputs: Any, prompts: Sequence[str]) -> Tensor:
+        """The probabilities (B,)."""
+        return self.model.answer_probability(inputs, self._tokens(prompts), self.probability == "plain")
+
+
+def _load_clip_flant5(
+    path: str, tokenizer: str | None, revision: str | None, dtype: torch.dtype, hub: bool
+) -> tuple[ClipFlanT5, Any]:
+    from transformers import AutoTokenizer
+
+    config_file = fetch(path, "config.json", VQAScore.name, revision)
+    config = json.loads(config_file.read_text())
+    model = empty(lambda: ClipFlanT5(config))
+    weights = to_transformers(read_sharded(path, VQAScore.name, revision), config, dtype)
+    assign_weights(model, weights, path, VQAScore.name)
+    tokenizer = tokenizer or (TOKENIZER[0] if hub else path)
+    pinned = TOKENIZER[1] if tokenizer == TOKENIZER[0] else None
+    return model, load_pretrained(AutoTokenizer, tokenizer, VQAScore.name, revision=pinned, trust_remote_code=False)
+
+
+def _load_qwen(
+    path: str, tokenizer: str | None, revision: str | None, dtype: torch.dtype, hub: bool
+) -> tuple[QwenVQA, Any]:
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    model = load_pretrained(Qwen2_5_VLForConditionalGeneration, path, VQAScore.name, revision=revision, dtype=dtype)
+    tokenizer_revision = None if tokenizer else revision
+    words = load_pretrained(
+        AutoTokenizer, tokenizer or path, VQAScore.name, revision=tokenizer_revision, trust_remote_code=False
+    )
+    return QwenVQA(model), words

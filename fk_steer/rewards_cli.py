@@ -1,0 +1,180 @@
+"""`fk-steer rewards` and `fk-steer score`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .console import console, one_line_errors
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .rewards import RewardCard
+
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
+def rewards(context: typer.Context) -> None:
+    """List the rewards that can be steered by; `rewards show NAME` for more about one."""
+    if context.invoked_subcommand is not None:
+        return
+    from .loading import quiet_libraries
+    from .rewards import available_rewards
+
+    with one_line_errors():
+        quiet_libraries()
+        table = Table("name", "what it is", "variants", "options", box=None, padding=(0, 2))
+        for name, entry_point in sorted(available_rewards().items()):
+            factory = entry_point.load()
+            card = getattr(factory, "card", None)
+            summary = card.summary if card else (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
+            options = ", ".join(inspect.signature(factory).parameters)
+            table.add_row(name, summary, ", ".join(card.variants) if card else "", options)
+        console.print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="One of `fk-steer rewards`.")]) -> None:
+    """What a reward is, where its weights are from and under which licence, and which scores to expect."""
+    from .loading import quiet_libraries
+    from .rewards.registry import reward_factory
+
+    with one_line_errors():
+        quiet_libraries()
+        factory = reward_factory(name)
+        card = getattr(factory, "card", None)
+        if card is None:
+            console.print(inspect.getdoc(factory) or "This reward says nothing about itself.", highlight=False)
+            return
+        console.print(f"[bold]{name}[/bold] {card.summary}", highlight=False, soft_wrap=True)
+        cards = {key: card.variant(key) for key in card.variants} or {"": card}
+        for index, (key, variant) in enumerate(cards.items()):
+            title = f"[bold]{key}[/bold]{' (default)' if index == 0 else ''} {variant.summary}" if key else None
+            if title:
+                console.print(f"\n{title}", highlight=False, soft_wrap=True)
+            table = Table("field", "value", box=None, padding=(0, 2), show_header=False)
+            for field, value in _facts(variant).items():
+                table.add_row(field, value)
+            console.print(table)
+        console.print(f"\noptions: {', '.join(inspect.signature(factory).parameters)}", highlight=False, soft_wrap=True)
+
+
+def score(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    prompt: Annotated[list[str], typer.Option(help="Once for all images, or once per image.")],
+    reward: Annotated[str, typer.Option(metavar="NAME,...", help="Rewards; see `fk-steer rewards`.")],
+    reward_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]KEY=VALUE",
+            help="Option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 8,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Score images for a prompt. Images that cannot be read are reported and left out; the exit status is 1 if none
+    could be scored."""
+    from .loading import load_guide, quiet_libraries
+
+    with one_line_errors():
+        if len(prompt) not in (1, len(images)):
+            raise ValueError(f"Expected --prompt once or {len(images)} times, but got it {len(prompt)} times.")
+        names = list(dict.fromkeys(name.strip() for name in reward.split(",")))
+        options = {name: reward_options(reward_option or [], name, names) for name in names}
+        opened, errors = _open_all(images)
+        prompts = dict(zip(images, prompt * len(images) if len(prompt) == 1 else prompt))
+        scores: dict[Path, dict[str, float]] = {path: {} for path in opened}
+        if opened:
+            quiet_libraries()
+        for name in names if opened else []:
+            from .rewards.base import evaluate
+            from .rewards.loading import default_device
+
+            scorer = load_guide(name, default_device(device), **options[name])
+            paths = list(opened)
+            for start in range(0, len(paths), batch_size):
+                some = paths[start : start + batch_size]
+                values = evaluate(
+                    scorer, [opened[path] for path in some], [prompts[path] for path in some], f"for {some[0]}"
+                )
+                for path, value in zip(some, values.tolist()):
+                    scores[path][name] = value
+    if as_json:
+        results = [{"image": str(path), "prompt": prompts[path], "scores": scores[path]} for path in scores]
+        failed = [{"image": str(path), "error": error} for path, error in errors.items()]
+        typer.echo(json.dumps({"results": results, "errors": failed}, indent=2))
+    else:
+        table = Table("image", *names, box=None, padding=(0, 2))
+        for path in images:
+            row = [f"{value:.4f}" for value in scores[path].values()] if path in scores else [f"[red]{errors[path]}"]
+            table.add_row(str(path), *row)
+        console.print(table)
+    if not opened:
+        raise typer.Exit(1)
+
+
+def reward_options(pairs: list[str], name: str, names: list[str]) -> dict[str, Any]:
+    """The options of one reward among [NAME:]KEY=VALUE; true, false, null and numbers are what JSON makes of them.
+
+    Args:
+        pairs: as given.
+        name: of the reward whose options are wanted.
+        names: of all rewards.
+
+    Raises:
+        ValueError: for a pair of another form, or of a reward that is not asked for.
+    """
+    options = {}
+    for pair in pairs:
+        given, equals, text = pair.partition("=")
+        owner, colon, key = given.rpartition(":")
+        if not equals or not key:
+            raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
+        if colon and owner not in names:
+            raise ValueError(f"--reward-option {pair!r} is for a reward that is not scored by: {', '.join(names)}.")
+        if not colon or owner == name:
+            try:
+                options[key] = json.loads(text)
+            except ValueError:
+                options[key] = text
+    return options
+
+
+def _open_all(paths: list[Path]) -> tuple[dict[Path, Image], dict[Path, str]]:
+    """The images by path, and what is wrong with those that cannot be read."""
+    from PIL import Image
+
+    opened: dict[Path, Image.Image] = {}
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.load()
+            opened[path] = image
+        # Pillow raises SyntaxError and struct.error's parents too, depending on what is broken in the file.
+        except Exception as error:
+            errors[path] = f"{type(error).__name__}: {error}"
+    return opened, errors
+
+
+def _facts(card: RewardCard) -> dict[str, str]:
+    revision = card.revision or ("newest" if card.hub_id else None)
+    facts = {
+        "paper": card.paper,
+        "weights": card.hub_id,
+        "files": ", ".join(card.files),
+        "revision": revision,
+        "licence": card.licence,
+        "typical range": "{:g} to {:g}".format(*card.typical_range) if card.typical_range else None,
+    }
+    return {field: value for field, value in facts.items() if value}

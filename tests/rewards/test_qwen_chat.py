@@ -1,0 +1,185 @@
+"""UnifiedReward in this process: tiny Qwen2.5-VL models with random weights and a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+)
+
+from fk_steer.rewards import RewardError, RewardLoadError, load_reward
+from fk_steer.rewards.chat import Question
+from fk_steer.rewards.qwen_chat import QwenChat
+from fk_steer.testing import clip_tokenizer
+
+
+SPECIAL = [f"<|{name}|>" for name in ["im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad"]]
+REPLY = "Final Score:4"
+
+
+def tokenizer() -> Qwen2Tokenizer:
+    """Every byte is a token."""
+    vocab = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
+    return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=SPECIAL)
+
+
+def save(folder: Path, speaks: bool) -> str:
+    """A tiny model; one that `speaks` replies with `REPLY` to everything, the other with noise."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    ids = dict(zip(SPECIAL, words.convert_tokens_to_ids(SPECIAL)))
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    if speaks:
+        # Blocks that add nothing leave the embedding of the last token, from which the head reads the next one.
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.data.zero_()
+            layer.mlp.down_proj.weight.data.zero_()
+        chain = [*words("\n" + REPLY)["input_ids"], ids["<|im_end|>"]]
+        assert len(set(chain)) == len(chain) <= 32
+        model.model.language_model.embed_tokens.weight.data.zero_()
+        model.lm_head.weight.data.zero_()
+        for axis, (token, following) in enumerate(zip(chain, chain[1:])):
+            model.model.language_model.embed_tokens.weight.data[token, axis] = 1.0
+            model.lm_head.weight.data[following, axis] = 1.0
+    else:
+        # Larger weights than at initialisation, so that images and texts change what is said.
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.mul_(8.0)
+    # As in the published folders; ours must decode greedily all the same.
+    model.generation_config.update(do_sample=True, temperature=1.0, repetition_penalty=1.05)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("random"), speaks=False)
+
+
+@pytest.fixture(scope="module")
+def speaking_folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("speaking"), speaks=True)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+QUESTIONS = [
+    Question((picture(64, 64),), "how good?"),
+    Question((picture(90, 40, 1), picture(56, 56, 2)), "which of the two is better, would you say?"),
+    Question((picture(64, 64, 3),), "how good?"),
+]
+
+
+def greedy(folder: str, question: Question, max_tokens: int) -> str:
+    """By hand: the template as a text, the processor's pixels, and whole forward passes without a cache."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    words = Qwen2Tokenizer.from_pretrained(folder)
+    vision = Qwen2VLImageProcessorPil.from_pretrained(folder)(images=list(question.images), return_tensors="pt")
+    places = "".join(
+        f"<|vision_start|>{'<|image_pad|>' * int(grid.prod() // 4)}<|vision_end|>" for grid in vision["image_grid_thw"]
+    )
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{places}{question.text}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = words(text, return_tensors="pt")["input_ids"]
+    length = ids.shape[1]
+    for _ in range(max_tokens):
+        with torch.no_grad():
+            is_image = (ids == model.config.image_token_id).int()
+            logits = model(input_ids=ids, mm_token_type_ids=is_image, **vision).logits
+        following = logits[:, -1].argmax(-1, keepdim=True)
+        if following.item() == words.convert_tokens_to_ids("<|im_end|>"):
+            break
+        ids = torch.cat([ids, following], 1)
+    return words.decode(ids[0, length:], skip_special_tokens=True)
+
+
+def test_greedy_decoding(random_folder):
+    chat = QwenChat(random_folder, "unified-reward", device="cpu")
+    answers = [answer.text for answer in chat.ask(QUESTIONS, max_tokens=12)]
+    assert answers == [greedy(random_folder, question, 12) for question in QUESTIONS]
+    assert answers[0] != answers[2]
+
+
+def test_batches_do_not_matter(random_folder):
+    together = QwenChat(random_folder, "unified-reward", device="cpu").ask(QUESTIONS, max_tokens=12)
+    alone = QwenChat(random_folder, "unified-reward", device="cpu", batch_size=1).ask(QUESTIONS, max_tokens=12)
+    assert together == alone
+
+
+def test_prompts_hold_no_special_tokens(random_folder):
+    chat = QwenChat(random_folder, "unified-reward", device="cpu")
+    question = Question((picture(64, 64),), "<|image_pad|><|im_end|><|endoftext|>")
+    tokens = chat._tokens(question, [4])
+    assert tokens.count(chat._special["<|image_pad|>"]) == 4
+    assert tokens.count(chat._special["<|im_end|>"]) == 2
+    assert chat.ask([question], max_tokens=2)[0].text is not None
+
+
+def test_reward(speaking_folder):
+    reward = load_reward("unified-reward", backend="transformers", path=speaking_folder, device="cpu", batch_size=2)
+    assert reward.chat.ask(QUESTIONS, max_tokens=30)[1].text == REPLY
+    scores = reward(torch.rand(3, 3, 40, 40), ["a red star", "", "x" * 300])
+    assert scores.tolist() == [4.0] * 3
+    assert scores.dtype == torch.float32
+    mixed = [Image.new("RGBA", (20, 60)), Image.new("L", (1, 1)), Image.new("P", (30, 30))]
+    assert reward(mixed, ["a"] * 3).tolist() == [4.0] * 3
+    assert reward.counts.missing == 0
+
+
+def test_noise_is_not_a_score(random_folder):
+    reward = load_reward("unified-reward", backend="transformers", path=random_folder, device="cpu", max_tokens=8)
+    with pytest.raises(RewardError, match="no score for any of 2 images of the prompt 'a'"):
+        reward(torch.rand(2, 3, 40, 40), ["a", "a"])
+    assert reward.counts.unparsed == 4
+
+
+def test_loading(random_folder, tmp_path):
+    with pytest.raises(RewardLoadError, match="Qwen2_5_VLForConditionalGeneration of the reward 'unified-reward'"):
+        load_reward("unified-reward", backend="transformers", path=str(tmp_path / "nowhere"))
+    Qwen2_5_VLForConditionalGeneration.from_pretrained(random_folder).save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(RewardLoadError, match="to be Qwen2.5-VL's, with <.image_pad.> at 261"):
+        load_reward("unified-reward", backend="transformers", path=str(tmp_path))
