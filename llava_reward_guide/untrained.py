@@ -3,9 +3,11 @@ which need no download."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import LlavaNextConfig, LlavaNextModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
@@ -154,6 +156,21 @@ def random_reward(
     config = config or RewardConfig(add_cross_attention=reward.backbone.supports_skip_ca)
     new_perspective(reward, "default", config, rank=0)
     return reward.eval()
+
+
+def save_backbone(backbone: Backbone, folder: str | Path) -> str:
+    """Save a backbone with its tokenizer where `load_backbone` finds it, under the published names."""
+    if backbone.model_type == "phi3_v":
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        weights = {f"model.{name}": value for name, value in backbone.model.state_dict().items()}
+        # Published, and of no use to the reward.
+        weights["lm_head.weight"] = torch.zeros(1, backbone.hidden_size)
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        backbone.model.config.save_pretrained(folder)
+    else:
+        backbone.model.save_pretrained(folder)
+    backbone.tokenizer.save(str(Path(folder) / "tokenizer.json"))
+    return str(folder)
 
 
 def new_perspective(

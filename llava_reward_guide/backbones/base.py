@@ -12,6 +12,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from .text import TextTokenizer
+
 
 @dataclass(frozen=True)
 class Row:
@@ -90,6 +92,7 @@ class Backbone(nn.Module, ABC):
         adapter_prefixes: prefix in a LoRA file -> prefix in `model`.
         supports_skip_ca: whether the released code has SkipCA for it.
         model: the `transformers` model.
+        tokenizer: of its text.
         pad_token_id: fills `input_ids` on the left.
         num_crops: most crops an image is cut into; None where the backbone has no such choice.
     """
@@ -101,6 +104,7 @@ class Backbone(nn.Module, ABC):
     adapter_prefixes: ClassVar[dict[str, str]]
     supports_skip_ca: ClassVar[bool] = True
     num_crops: int | None = None
+    tokenizer: TextTokenizer
 
     def __init__(self, model: Any, pad_token_id: int) -> None:
         super().__init__()

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import GPM, IMAGE, SAFETY, checkpoints, save_backbone
+from tiny_checkpoints import GPM, IMAGE, SAFETY, checkpoints
 
 from llava_reward_guide import CheckpointError, ImageError, LlavaReward, RewardConfig, load_image, new_perspective
-from llava_reward_guide.untrained import random_backbone, random_reward
+from llava_reward_guide.untrained import random_backbone, random_reward, save_backbone
 
 
 @pytest.fixture(scope="module")

@@ -8,30 +8,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from llava_reward_guide import LlavaReward, RewardConfig, new_perspective
-from llava_reward_guide.backbones import Backbone
-from llava_reward_guide.untrained import random_backbone
+from llava_reward_guide.untrained import random_backbone, save_backbone
 
 
 GPM = RewardConfig("general-preference", value_head_dim=4, tau=0.2)
 SAFETY = RewardConfig("classification", add_cross_attention=False)
 IMAGE = Image.effect_noise((90, 70), 60).convert("RGB")
-
-
-def save_backbone(backbone: Backbone, folder: Path) -> Path:
-    if backbone.model_type == "phi3_v":
-        # As published, with what the reward does not use, under the published prefix.
-        weights = {f"model.{name}": value for name, value in backbone.model.state_dict().items()}
-        weights |= {"lm_head.weight": torch.zeros(4, 4), "model.vision_embed_tokens.wte.weight": torch.zeros(4, 4)}
-        folder.mkdir()
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        backbone.model.config.save_pretrained(folder)
-    else:
-        backbone.model.save_pretrained(folder)
-    backbone.tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 _folders: list[tempfile.TemporaryDirectory] = []
@@ -44,7 +28,7 @@ def checkpoints() -> tuple[Path, dict[str, torch.Tensor]]:
     root = Path(_folders[-1].name)
     torch.manual_seed(0)
     backbone = random_backbone("phi3_v", "tiny", num_crops=1)
-    backbone.model.config.name_or_path = str(save_backbone(backbone, root / "base"))
+    backbone.model.config.name_or_path = save_backbone(backbone, root / "base")
     reward = LlavaReward(backbone)
     scores = {}
     for name, config in (("alignment", RewardConfig()), ("preference", GPM), ("safety", SAFETY)):
