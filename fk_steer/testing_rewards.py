@@ -204,9 +204,6 @@ def save_llava_reward(folder: Path) -> dict[str, Any]:
     path = save_backbone(backbone, folder / "backbone")
     reward = LlavaReward(backbone)
     new_perspective(reward, "default", RewardConfig(), rank=2, alpha=4)
-    with torch.no_grad():
-        for parameter in reward.trainable():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
     reward.save_pretrained(folder / "checkpoint")
     return {"path": str(folder / "checkpoint"), "backbone": path, "num_crops": 1}
 

@@ -44,7 +44,6 @@ def test_steers(pipe, root):
     assert isinstance(reward, LLaVAReward)
     assert (reward.name, reward.default_lmbda) == ("llava-reward", 60.0)
     output = steered(pipe, reward)
-    assert output.trace.events[-1].lmbda == [60.0]
     assert len(output.trace.events) > 1
     assert output.trace.events[0].rewards is not None
     # The rewards reported are those of the very images returned, best first.
