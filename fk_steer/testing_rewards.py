@@ -193,11 +193,27 @@ VISION = {
     "patch_size": 8,
 }
 
+
+def save_llava_reward(folder: Path) -> dict[str, Any]:
+    """On a Phi-3.5-vision, which sees one crop of an image beside the whole of it."""
+    from llava_reward_guide import LlavaReward, RewardConfig, new_perspective
+    from llava_reward_guide.untrained import random_backbone, save_backbone
+
+    torch.manual_seed(0)
+    backbone = random_backbone("phi3_v", "tiny")
+    path = save_backbone(backbone, folder / "backbone")
+    reward = LlavaReward(backbone)
+    new_perspective(reward, "default", RewardConfig(), rank=2, alpha=4)
+    reward.save_pretrained(folder / "checkpoint")
+    return {"path": str(folder / "checkpoint"), "backbone": path, "num_crops": 1}
+
+
 TINY_REWARDS: dict[str, TinyReward] = {
     "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
     "clip-score": TinyReward(_save_clip),
     "clip-score:hessel": TinyReward(_save_clip),
     "hps": TinyReward(save_hps),
+    "llava-reward": TinyReward(save_llava_reward),
     "hps:v2": TinyReward(save_hps),
     "image-reward": TinyReward(save_image_reward),
     "pickscore": TinyReward(_save_clip),

@@ -16,6 +16,7 @@ _BUILT_IN = {
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
     "hps": "fk_steer.rewards.hps:HPS",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",
+    "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
     "llm-grader": "fk_steer.rewards.llm_grader:LLMGrader",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
     "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",

@@ -22,7 +22,8 @@ from fk_steer.testing_rewards import TINY_REWARDS, TinyReward, tiny_reward
 for label in ("unified-reward", "llm-grader", "vqa-chat"):
     TINY_REWARDS[label] = TinyReward(chat_options(label), uses_prompt=False)
 
-LOCAL = [key for key in TINY_REWARDS if issubclass(reward_factory(key.split(":")[0]), LocalReward)]
+FACTORIES = {key: reward_factory(key.split(":")[0]) for key in TINY_REWARDS}
+LOCAL = [key for key, factory in FACTORIES.items() if isinstance(factory, type) and issubclass(factory, LocalReward)]
 
 
 def pictures(n: int = 4, height: int = 40, width: int = 56) -> torch.Tensor:

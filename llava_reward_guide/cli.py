@@ -1,0 +1,257 @@
+"""The command line, `llava-reward` or `python -m llava_reward_guide`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from .model import LlavaReward
+
+app = typer.Typer(
+    help="LLaVA-Reward: how good an image is for a prompt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+class Objective(str, Enum):
+    bradley_terry = "bradley-terry"
+    general_preference = "general-preference"
+    classification = "classification"
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", "-c", help="Folder of a checkpoint, or owner/repository[/folder] on the hub.")
+]
+BackboneOption = Annotated[str | None, typer.Option(help="Folder or hub id. [default: the checkpoint's]")]
+ObjectiveOption = Annotated[
+    Objective | None, typer.Option(help="What it was trained for. [default: what the checkpoint says]")
+]
+NumCrops = Annotated[
+    int | None, typer.Option(min=1, help="Most crops of an image on Phi-3.5-vision; fewer cost less. [default: 16]")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in a pass.")]
+DeviceOption = Annotated[str | None, typer.Option(help="[default: cuda if there is one]")]
+DTypeOption = Annotated[DType | None, typer.Option(help="[default: bfloat16 on CUDA devices, else float32]")]
+Attention = Annotated[str, typer.Option(help="'sdpa', 'flash_attention_2' or 'eager'.")]
+Quantize = Annotated[str | None, typer.Option(help="'8bit' or '4bit'.")]
+AsCoded = Annotated[
+    bool | None, typer.Option(help="Treat padding as the released code does. [default: where a checkpoint needs it]")
+]
+FullFinetune = Annotated[bool, typer.Option(help="The backbone itself was trained; expect no lora/.")]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Errors that users can do something about, without a traceback."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(1) from None
+
+
+def _load(checkpoint: str, objective: Objective | None, dtype: DType | None, **options: Any) -> LlavaReward:
+    import torch
+    import transformers
+
+    from .model import LlavaReward
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return LlavaReward.from_pretrained(
+        checkpoint,
+        objective=None if objective is None else objective.value,
+        dtype=None if dtype is None else getattr(torch, dtype.value),
+        **options,
+    )
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    checkpoint: Checkpoint,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each.")],
+    out: Annotated[Path | None, typer.Option(help="Write JSON here instead of a table to the terminal.")] = None,
+    backbone: BackboneOption = None,
+    objective: ObjectiveOption = None,
+    num_crops: NumCrops = None,
+    batch_size: BatchSize = 4,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: Attention = "sdpa",
+    quantize: Quantize = None,
+    as_coded: AsCoded = None,
+    full_finetune: FullFinetune = False,
+) -> None:
+    """Rewards of images. Those that cannot be read are reported, and the others scored."""
+    from .scoring import failed, pair_files, score_files
+
+    with _one_line_errors():
+        files = pair_files(images, prompt)
+        reward = _load(
+            checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
+            attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
+        )  # fmt: skip
+        results = score_files(reward, files)
+    if out is not None:
+        _write(out, [asdict(result) for result in results])
+    else:
+        for result in results:
+            if result.reward is not None:
+                typer.echo(f"{' '.join(f'{value:.4f}' for value in result.reward)}\t{result.path}")
+    _report(failed(results))
+
+
+@app.command()
+def compare(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    other: Annotated[Path, typer.Argument(help="The other one.")],
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Of both.")],
+    other_prompt: Annotated[str | None, typer.Option(help="Of the other image, if it differs.")] = None,
+    backbone: BackboneOption = None,
+    objective: ObjectiveOption = None,
+    num_crops: NumCrops = None,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: Attention = "sdpa",
+    quantize: Quantize = None,
+    as_coded: AsCoded = None,
+    full_finetune: FullFinetune = False,
+) -> None:
+    """Probability that an image is preferred to another, as JSON."""
+    from .images import load_image
+    from .preference import preference_probability
+
+    with _one_line_errors():
+        pictures = [load_image(path) for path in (image, other)]
+        reward = _load(
+            checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, device=device,
+            attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
+        )  # fmt: skip
+        rewards = reward.embed(pictures, [prompt, prompt if other_prompt is None else other_prompt]).cpu()
+        probability = preference_probability(rewards[0], rewards[1], reward.config.tau)
+    result = {"probability": probability.item(), "reward": rewards[0].tolist(), "other_reward": rewards[1].tolist()}
+    typer.echo(json.dumps(result))
+
+
+@app.command()
+def evaluate_json(
+    data: Annotated[Path, typer.Argument(help="JSON of pairs or of labelled images, as published.")],
+    checkpoint: Checkpoint,
+    out: Annotated[Path | None, typer.Option(help="Write items with their scores, and the summary, here.")] = None,
+    image_folder: Annotated[
+        Path | None, typer.Option(help="What paths are relative to. [default: the folder of the file]")
+    ] = None,
+    backbone: BackboneOption = None,
+    objective: ObjectiveOption = None,
+    num_crops: NumCrops = None,
+    batch_size: BatchSize = 4,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: Attention = "sdpa",
+    quantize: Quantize = None,
+    as_coded: AsCoded = None,
+    full_finetune: FullFinetune = False,
+) -> None:
+    """Accuracy on a file of pairs ({prompt, chosen_path, reject_path}) or labelled images ({prompt, path, label})."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .scoring import evaluate, read_evaluation
+
+    with _one_line_errors():
+        items = read_evaluation(data)
+        reward = _load(
+            checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
+            attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
+        )  # fmt: skip
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("images", total=None)
+            folder = data.parent if image_folder is None else image_folder
+            result = evaluate(reward, items, folder, progress=lambda count: bar.advance(task, count))
+    if out is not None:
+        _write(out, asdict(result))
+    typer.echo(json.dumps(result.summary, indent=2))
+    _report([item["error"] for item in result.items if "error" in item])
+
+
+@app.command()
+def crops(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Two image files or more.")],
+    checkpoint: Checkpoint,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each.")],
+    num_crops: Annotated[list[int], typer.Option(help="Numbers to compare.")] = [16, 9, 4, 1],  # noqa: B006
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+) -> None:
+    """What fewer crops cost, and how their ranking of images agrees with that of the most; as JSON."""
+    from .cost import crops_agreement
+    from .images import load_image
+    from .scoring import pair_files
+
+    with _one_line_errors():
+        files = pair_files(images, prompt)
+        pictures = [load_image(path) for path, _ in files]
+        reward = _load(checkpoint, None, dtype, backbone=backbone, device=device)
+        rows = crops_agreement(reward, pictures, [text for _, text in files], num_crops)
+    typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+
+
+@app.command()
+def bench(
+    backbone: Annotated[str, typer.Option(help="'phi3_v', 'qwen2_5_vl' or 'llava_next'.")] = "phi3_v",
+    size: Annotated[str, typer.Option(help="'full', or 'tiny' for a model of toy size.")] = "full",
+    num_crops: Annotated[list[int], typer.Option(help="Most crops of an image.")] = [16, 9, 4, 1],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help="Images in a pass.")] = [1, 4],  # noqa: B006
+    side: Annotated[int, typer.Option(help="Of the square images, in pixels.")] = 1024,
+    device: Annotated[str, typer.Option()] = "cpu",
+    dtype: Annotated[DType, typer.Option()] = DType.float32,
+    attn_implementation: Attention = "sdpa",
+) -> None:
+    """TFLOP per image and images per second of a model with random weights, which needs no download; as JSON."""
+    import torch
+
+    from .cost import measure, weight_bytes
+    from .untrained import random_reward
+
+    with _one_line_errors():
+        reward = random_reward(
+            backbone, size, device=device, dtype=getattr(torch, dtype.value), attn_implementation=attn_implementation
+        )
+        rows = measure(reward, num_crops, batch_size, side, side)
+    result: dict[str, Any] = {"weights_gib": weight_bytes(reward) / 2**30, "rows": [asdict(row) for row in rows]}
+    if device.startswith("cuda"):
+        result["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    typer.echo(json.dumps(result, indent=2))
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _report(errors: list[str]) -> None:
+    """Say what could not be scored; then the exit code is 2."""
+    for error in errors:
+        typer.secho(error, err=True, fg=typer.colors.RED)
+    if errors:
+        raise typer.Exit(2)

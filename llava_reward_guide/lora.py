@@ -1,0 +1,218 @@
+"""LoRA adapters: reading, merging into the weights, or keeping them apart to be switched (through peft)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .files import CheckpointError, read_tensors
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: W + scaling * B A for each of its modules.
+
+    Attributes:
+        weights: name of the module in the file -> (A (r, in), B (out, r)).
+        alpha: scaling is alpha / r.
+        dropout: on the input of A, in training.
+        source: where it was read, for messages.
+    """
+
+    weights: dict[str, tuple[Tensor, Tensor]]
+    alpha: int
+    dropout: float = 0.0
+    source: str = "an adapter"
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.weights.values()))[0].shape[0]
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    @classmethod
+    def read(cls, folder: Path) -> Adapter:
+        """Read adapter_config.json and adapter_model.safetensors or .bin, with or without peft's prefix.
+
+        Raises:
+            CheckpointError: if a file is missing, the two disagree, or it is not plain LoRA.
+        """
+        path = folder / "adapter_config.json"
+        if not path.is_file():
+            raise CheckpointError(f"Expected '{path}', but it is missing.")
+        config = json.loads(path.read_text())
+        for name in ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
+            if config.get(name):
+                raise CheckpointError(f"Expected plain LoRA in '{folder}', but its config sets {name}.")
+        tensors = _read_either(folder)
+        halves: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            module, _, rest = key.removeprefix("base_model.model.").partition(".lora_")
+            if rest[:1] not in ("A", "B"):
+                raise CheckpointError(f"Expected names that end in lora_A or lora_B in '{folder}', but found {key!r}.")
+            halves.setdefault(module, {})[rest[0]] = tensor
+        for module, pair in halves.items():
+            if len(pair) < 2:
+                raise CheckpointError(f"Expected lora_A and lora_B for '{module}' in '{folder}', but one is missing.")
+            if pair["A"].shape[0] != config["r"] or pair["B"].shape[1] != config["r"]:
+                raise CheckpointError(
+                    f"Expected LoRA of rank {config['r']}, as '{path}' says, but '{module}' has "
+                    f"A {tuple(pair['A'].shape)} and B {tuple(pair['B'].shape)}."
+                )
+        targets = config.get("target_modules") or []
+        if not isinstance(targets, str):
+            found = {target for target in targets if any(_matches(module, target) for module in halves)}
+            stray = [module for module in halves if not any(_matches(module, target) for target in targets)]
+            # The list may name layers that a smaller model does not have, but no kind of module may be missing.
+            kinds = {target.rpartition(".")[2] for target in targets} - {target.rpartition(".")[2] for target in found}
+            if kinds or stray:
+                raise CheckpointError(
+                    f"The modules in '{folder}' do not fit the target_modules of its config: no weights for "
+                    f"{', '.join(sorted(kinds)) or 'none'}; weights of unnamed modules: "
+                    f"{', '.join(stray[:3]) or 'none'}."
+                )
+        weights = {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+        return cls(weights, config["lora_alpha"], config.get("lora_dropout", 0.0), str(folder))
+
+    def write(self, folder: Path, safetensors: bool) -> None:
+        """Write both files, under the published names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "bias": "none",
+            "init_lora_weights": "gaussian",
+            "target_modules": sorted({module.rpartition(".")[2] for module in self.weights}),
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tensors = {
+            f"{module}.lora_{half}.weight": tensor.detach().cpu().contiguous()
+            for module, pair in self.weights.items()
+            for half, tensor in zip("AB", pair)
+        }
+        if safetensors:
+            save_file(tensors, folder / "adapter_model.safetensors")
+        else:
+            torch.save(tensors, folder / "adapter_model.bin")
+
+    def renamed(self, prefixes: Mapping[str, str], model: nn.Module) -> Adapter:
+        """With the names that the modules have in `model`.
+
+        Raises:
+            CheckpointError: if a module is not there or has another shape.
+        """
+        weights = {}
+        for name, (a, b) in self.weights.items():
+            # The longest prefix that fits: newer releases save 'model.language_model.' where older ones had 'model.'.
+            prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+            path = name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
+            try:
+                module = model.get_submodule(path)
+            except AttributeError:
+                raise CheckpointError(
+                    f"The adapter in '{self.source}' has weights for '{name}', which {type(model).__name__} has not. "
+                    f"Load it with the backbone it was trained on."
+                ) from None
+            shape = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+            if (b.shape[0], a.shape[1]) != shape:
+                raise CheckpointError(
+                    f"The adapter in '{self.source}' adapts '{name}' as {(b.shape[0], a.shape[1])}, but that of "
+                    f"{type(model).__name__} is {shape}. Load it with the backbone it was trained on."
+                )
+            weights[path] = (a, b)
+        return Adapter(weights, self.alpha, self.dropout, self.source)
+
+
+def merge(model: nn.Module, adapter: Adapter) -> None:
+    """Add an adapter to the weights, in float32, rounded once."""
+    for path, (a, b) in adapter.weights.items():
+        module: Any = model.get_submodule(path)
+        weight = module.weight.data
+        delta = adapter.scaling * (b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32))
+        weight.copy_(weight.float() + delta)
+
+
+def attach(model: Any, name: str, adapter: Adapter) -> None:
+    """Put an adapter beside the weights under a name; `activate` switches it on.
+
+    Raises:
+        ImportError: without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ImportError(
+            'Keeping LoRA apart from the weights needs peft: pip install "fk-steer[llava]". A single perspective can '
+            "be merged without it (`merge=True`)."
+        ) from None
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=list(adapter.weights),
+    )
+    with warnings.catch_warnings():
+        # A second adapter is what is wanted.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, model, name)
+    for path, (a, b) in adapter.weights.items():
+        layer: Any = model.get_submodule(path)
+        for half, tensor in ((layer.lora_A, a), (layer.lora_B, b)):
+            weight = half[name].weight
+            weight.data = tensor.to(weight.device, model.dtype)
+
+
+def activate(model: nn.Module, name: str | None, trainable: bool = False) -> None:
+    """Use the adapter of this name and no other; None for the weights alone."""
+    for layer in _lora_layers(model).values():
+        layer.enable_adapters(name is not None)
+        if name is not None:
+            layer.set_adapter(name, inference_mode=not trainable)
+
+
+def extract(model: nn.Module, name: str, prefixes: Mapping[str, str]) -> Adapter | None:
+    """The adapter of this name as it is now, under the published names; None if there is none."""
+    published, own = next(iter(prefixes.items()))
+    layers = {path: layer for path, layer in _lora_layers(model).items() if name in layer.lora_A}
+    if not layers:
+        return None
+    first = next(iter(layers.values()))
+    weights = {
+        published + path.removeprefix(own): (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        for path, layer in layers.items()
+    }
+    dropout = first.lora_dropout[name]
+    return Adapter(weights, first.lora_alpha[name], getattr(dropout, "p", 0.0))
+
+
+def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """A and B of the adapter of this name."""
+    layers = [layer for layer in _lora_layers(model).values() if name in layer.lora_A]
+    return [half[name].weight for layer in layers for half in (layer.lora_A, layer.lora_B)]
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    return {path: module for path, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def _matches(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _read_either(folder: Path) -> dict[str, Tensor]:
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+    raise CheckpointError(f"Expected adapter_model.safetensors or adapter_model.bin in '{folder}', but found neither.")
