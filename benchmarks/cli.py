@@ -242,7 +242,8 @@ def preview(
 def rewards(
     out: Annotated[Path, typer.Option(help="Folder for the table.")],
     reward: Annotated[
-        list[str] | None, typer.Option(help="One of those in the table. [default: all; on a CPU the small ones]")
+        list[str] | None,
+        typer.Option(help="NAME or NAME:VARIANT as in the table. [default: all; on a CPU the small ones]"),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 16; on a CPU 4]")] = None,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 512,
@@ -262,10 +263,12 @@ def rewards(
     with one_line_errors():
         target = default_device(device)
         on_cpu = target.type == "cpu"
-        names = reward or (SMALL if on_cpu else list(FULL_SIZE))
-        for name in names:
-            if name not in FULL_SIZE:
-                raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(FULL_SIZE)}.")
+        names: list[str] = []
+        for wanted in reward or (SMALL if on_cpu else FULL_SIZE):
+            found = [name for name in FULL_SIZE if wanted in (name, name.split(":")[0])]
+            if not found:
+                raise ValueError(f"Unknown reward {wanted!r}. Known: {', '.join(FULL_SIZE)}.")
+            names += found
         settings: dict[str, Any] = {
             "device": str(target),
             "dtype": dtype or ("float32" if on_cpu else "float16"),
@@ -274,7 +277,9 @@ def rewards(
             "repeats": repeats,
         }
         measured = {}
-        table = Table("reward", "parameters", "batched /s", "one by one /s", "ratio", "peak memory", box=None)
+        table = Table(
+            "reward", "parameters", "batched /s", "one by one /s", "ratio", "peak memory", "TFLOP each", box=None
+        )
         for name in names:
             # A process each, for memory to be its own.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -288,6 +293,7 @@ def rewards(
                 f"{row['one by one']:.3g}",
                 f"{row['ratio']:.2f}",
                 f"{row['peak memory'] / 2**30:.2f} GiB",
+                f"{row['TFLOP per image']:.1f}" if "TFLOP per image" in row else "",
             )
         console.print(table)
 

@@ -11,9 +11,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from fk_steer.testing import clip_text_config, clip_tokenizer, quiet, sd_scheduler
+
+from .rewards import randomize
 
 
 UNETS: dict[str, dict[str, Any]] = {
@@ -50,14 +52,6 @@ TEXT = {
     "sdxl": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
 }
 SDXL_SECOND_TEXT = {"num_hidden_layers": 32, "hidden_size": 1280, "num_attention_heads": 20, "projection_dim": 1280}
-CLIP_L: dict[str, Any] = {
-    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768},
-    "vision_config": {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "patch_size": 14, "projection_dim": 768,
-    },
-    "projection_dim": 768,
-}  # fmt: skip
 
 
 def random_pipeline(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -70,9 +64,7 @@ def random_pipeline(name: str, device: torch.device | str = "cpu", dtype: torch.
         raise ValueError(f"Unknown full-size model {name!r}. Known: {', '.join(UNETS)}.")
 
     def make(kind: Any, *config: Any, **options: Any) -> Any:
-        with torch.device("meta"):
-            model = kind(*config, **options).to(dtype)
-        return _random(model, device)
+        return randomize(lambda: kind(*config, **options), torch.device(device), dtype)
 
     def text(kind: Any, **config: Any) -> Any:
         return make(kind, clip_text_config(intermediate_size=4 * config["hidden_size"], **config))
@@ -94,23 +86,3 @@ def random_pipeline(name: str, device: torch.device | str = "cpu", dtype: torch.
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     return quiet(pipe)
-
-
-def random_clip(folder: str) -> str:
-    """Save a CLIP of ViT-L/14's size with random weights, for CLIPScore. Returns the folder."""
-    text = clip_text_config(**CLIP_L["text_config"], num_hidden_layers=12)
-    CLIPModel(CLIPConfig(**{**CLIP_L, "text_config": text.to_dict()})).save_pretrained(folder)
-    clip_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def _random(model: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
-    """The model off the meta device, with weights of a plausible size."""
-    model = model.to_empty(device=device).eval().requires_grad_(False)
-    for name, buffer in model.named_buffers():
-        if name.endswith("position_ids"):
-            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
-    for name, parameter in model.named_parameters():
-        # Norms scale by about one, everything else is small.
-        torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.02)
-    return model

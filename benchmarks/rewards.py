@@ -129,6 +129,19 @@ def bundled_clip(device: torch.device, dtype: torch.dtype) -> Any:
     return CLIPScore(path="shapes", device=device, dtype=dtype)
 
 
+def llava_reward(num_crops: int) -> Callable[[torch.device, torch.dtype], Any]:
+    """LLaVA-Reward on Phi-3.5-vision, looking at so many crops."""
+
+    def make(device: torch.device, dtype: torch.dtype) -> Any:
+        from fk_steer.rewards.llava_reward import LLaVAReward
+        from llava_reward_guide import random_reward
+
+        model = random_reward("phi3_v", "full", device=device, dtype=dtype, batch_size=16)
+        return LLaVAReward(model, num_crops=num_crops)
+
+    return make
+
+
 FULL_SIZE: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
     "shapes": bundled_clip,
     "clip-score": clip_score,
@@ -138,6 +151,7 @@ FULL_SIZE: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
     "hps": hps,
     "vqa-score:clip-flant5-xl": clip_flant5_xl,
     "vqa-score:clip-flant5-xxl": clip_flant5_xxl,
+    **{f"llava-reward:{num_crops}-crops": llava_reward(num_crops) for num_crops in (16, 9, 4, 1)},
 }
 """Name -> function of device and dtype that makes the reward. A new reward needs one entry."""
 
@@ -154,7 +168,7 @@ def measure(name: str, device: str, dtype: str, batch_size: int, size: int, repe
     Returns:
         'batched' and 'one by one': images per second, the median over repeats; 'ratio' of the two, the median over
         repeats; 'parameters'; 'peak memory' in bytes: allocated on a CUDA device, else of the process beyond what it
-        took before the reward was made.
+        took before the reward was made; for LLaVA-Reward 'TFLOP per image'.
     """
     target = torch.device(device)
     before = _peak(target)
@@ -181,12 +195,20 @@ def measure(name: str, device: str, dtype: str, batch_size: int, size: int, repe
             if repeat:
                 seconds[way].append(time.perf_counter() - start)
     ratios = [slow / fast for slow, fast in zip(seconds["one by one"], seconds["batched"])]
+    counted = {"TFLOP per image": _tflop(reward, size)} if name.startswith("llava-reward") else {}
     return {
+        **counted,
         **{way: batch_size / statistics.median(some) for way, some in seconds.items()},
         "ratio": statistics.median(ratios),
         "parameters": sum(parameter.numel() for parameter in reward.model.parameters()),
         "peak memory": _peak(target) - before,
     }
+
+
+def _tflop(reward: Any, size: int) -> float:
+    from llava_reward_guide.cost import flops_per_image
+
+    return flops_per_image(reward.model.backbone, reward.model.config, size, size, reward.num_crops) / 1e12
 
 
 def _synchronize(device: torch.device) -> None:

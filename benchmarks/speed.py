@@ -14,7 +14,6 @@ import dataclasses
 import platform
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,8 +32,9 @@ from fk_steer.rewards.loading import default_device
 from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from fk_steer.shapes.captions import evaluation_prompts
 
-from .full_size import random_clip, random_pipeline
+from .full_size import random_pipeline
 from .memory import by_particles
+from .rewards import clip_score
 
 
 def subject(
@@ -57,9 +57,7 @@ def subject(
         call |= {"height": size, "width": size}
     target = default_device(device)
     if full_size is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            guide = load_guide("clip-score", target, path=random_clip(folder), dtype=torch.bfloat16)
-        return random_pipeline(full_size, target), guide, call
+        return random_pipeline(full_size, target), clip_score(target, torch.bfloat16), call
     if model not in BUNDLED:
         raise ValueError(f"Unknown bundled model {model!r}. Known: {', '.join(BUNDLED)}.")
     pipe = load_pipeline(model, dtype="float32", device=target)
