@@ -154,6 +154,9 @@ def speed(
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
     steps: Steps = None,
+    previews: Annotated[
+        bool, typer.Option("--previews", help="Decode x0 predictions with the bundled preview decoder.")
+    ] = False,
     size: Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")] = None,
     device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
 ) -> None:
@@ -170,9 +173,12 @@ def speed(
         if (full_size is not None) != random_weights:
             raise ValueError("Expected --full-size and --random-weights together, or neither.")
         pipe, guide, call = subject(model, full_size, device, steps, size)
-        steering = _sized(preset, call["num_inference_steps"])
+        if previews and full_size is not None:
+            raise ValueError("There is no preview decoder of random weights: leave out --previews or --full-size.")
+        steering = _sized(preset, call["num_inference_steps"], preview_decoder=model if previews else None)
         measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, **call)
-        setup = {"model": full_size or model, "preset": preset, "prompts": prompts, **call, "machine": machine(device)}
+        setup = {"model": full_size or model, "preset": preset, "previews": previews, "prompts": prompts, **call}
+        setup["machine"] = machine(device)
         write_json(out, {**setup, **measured})
         for name in ("overhead", "bookkeeping", "speed-up"):
             console.print(f"{name}: {measured[name]:.3f}", highlight=False)
