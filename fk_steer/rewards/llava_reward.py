@@ -157,7 +157,7 @@ def load_llava_reward(
     try:
         model = LlavaReward.from_pretrained(path, **options)
     except CheckpointError as error:
-        raise RewardLoadError(str(error)) from error
+        raise RewardLoadError(f"Could not load the weights of the reward '{LLaVAReward.name}'. {error}") from error
     reward = LLaVAReward(model, num_crops=num_crops, offload=offload)
     if model.config.objective != "general-preference":
         return reward
