@@ -41,11 +41,13 @@ def geneval(
     ] = DetectorKind.mask2former,
     detector_path: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of a Mask2Former. [default: facebook/mask2former-swin-small-coco-instance]"),
+        typer.Option(
+            help="Hub id or folder of a Mask2Former. [default: facebook/mask2former-swin-small-coco-instance]"
+        ),
     ] = None,
     clip_path: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of the CLIP that tells colours. [default: openai/clip-vit-large-patch14]"),
+        typer.Option(help="Hub id or folder of the CLIP that tells colours. [default: OpenAI's ViT-L/14]"),
     ] = None,
     threshold: Annotated[float, typer.Option(help="A detection must be more confident than this.")] = 0.3,
     counting_threshold: Annotated[float, typer.Option(help="The same for counting.")] = 0.9,
@@ -67,7 +69,8 @@ def geneval(
         from dataclasses import asdict
 
         from .geneval import evaluate_folder, lines, samples, summarize
-        from .geneval_detector import CLIP, MASK2FORMER
+        from .geneval_colours import CLIP
+        from .geneval_detector import MASK2FORMER
 
         out = out or folder / "evaluation"
         images = samples(folder)

@@ -13,20 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fk_steer.geneval import Box, Detection
-from fk_steer.rewards.images import clip_pixels
 from fk_steer.rewards.loading import default_device, load_pretrained
 
-from .prompts import CLASSES, COLOURS
+from .geneval_colours import CLIP, ColourClassifier, cutout
+from .prompts import CLASSES
 
 
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
-CLIP = "openai/clip-vit-large-patch14"
 
 # ImageNet's, for pixels in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-BACKGROUND = "#999999"
-TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
 
 class Detector(Protocol):
@@ -160,7 +157,7 @@ class Mask2FormerDetector:
     def colour_of(self, image: Image.Image, name: str, detection: Detection) -> str:
         """See `Detector`."""
         assert isinstance(detection, MaskedDetection)
-        return self._colours(cutout(image, detection), name)
+        return self._colours(cutout(image, detection.box, detection.mask), name)
 
 
 class ShapesDetector:
@@ -246,61 +243,12 @@ def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return (first * some).float(), (end * some).float()
 
 
-def cutout(image: Image.Image, detection: MaskedDetection) -> Image.Image:
-    """The object on a grey background, cropped to its box."""
-    blank = Image.new("RGB", image.size, BACKGROUND)
-    isolated = Image.composite(image.convert("RGB"), blank, Image.fromarray(detection.mask))
-    left, top, right, bottom = (round(side) for side in detection.box)
-    return isolated.crop((left, top, right, bottom))
-
-
-class ColourClassifier:
-    """Tells the colour of an object by CLIP, as GenEval does: the nearest of ten colours, each the mean of three
-    prompts' embeddings.
-
-    Args:
-        path: hub id or folder of a `CLIPModel` with its tokenizer.
-        device: where it runs.
-
-    Raises:
-        RewardLoadError: if the weights cannot be loaded.
-    """
-
-    def __init__(self, path: str = CLIP, device: torch.device | str = "cpu") -> None:
-        from transformers import CLIPModel, CLIPTokenizer
-
-        self.device = torch.device(device)
-        self.model = load_pretrained(CLIPModel, path, "geneval", dtype=torch.float32)
-        self.model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = load_pretrained(CLIPTokenizer, path, "geneval")
-        self._embeddings: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(self, cutout: Image.Image, name: str) -> str:
-        """The colour of an object of a class."""
-        side = self.model.config.vision_config.image_size
-        pixels = clip_pixels([cutout], side, self.device, torch.float32)
-        features = self.model.get_image_features(pixel_values=pixels).pooler_output[0]
-        return COLOURS[int((self.embeddings(name) @ features).argmax())]
-
-    @torch.no_grad()
-    def embeddings(self, name: str) -> Tensor:
-        """Unit embeddings (10, D) of the colours of a class."""
-        if name not in self._embeddings:
-            texts = [template.format(colour=colour, name=name) for colour in COLOURS for template in TEMPLATES]
-            tokens = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
-            features = F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
-            means = features.unflatten(0, (len(COLOURS), len(TEMPLATES))).mean(1)
-            self._embeddings[name] = F.normalize(means, dim=-1)
-        return self._embeddings[name]
-
-
 def _check_classes(config: Any) -> None:
     """Classes are told by their place; a name that says otherwise means another list."""
     labels = [config.id2label[index] for index in range(config.num_labels)]
     misplaced = [label for place, label in enumerate(labels) if label in CLASSES and CLASSES.index(label) != place]
     if len(labels) != len(CLASSES) or misplaced:
         raise ValueError(
-            f"Expected a detector of COCO's {len(CLASSES)} classes in their usual order, but got {len(labels)} classes: "
-            f"{', '.join(labels[:3])}, ..."
+            f"Expected a detector of COCO's {len(CLASSES)} classes in their usual order, but got {len(labels)} "
+            f"classes: {', '.join(labels[:3])}, ..."
         )

@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from .benchmarks.cli import app as benchmarks
-from .console import console, one_line_errors
+from .benchmarks.evaluation_cli import app as evaluation
+from .benchmarks.judge_cli import judge
+from .console import console, key_values, one_line_errors
 
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(benchmarks, name="bench")
+app.add_typer(evaluation, name="eval")
+app.command()(judge)
 
 
 class PipelineKind(str, Enum):
@@ -90,7 +94,7 @@ def generate(
 
     with one_line_errors():
         bundled = model in BUNDLED
-        options = _options(reward_option or [])
+        options = key_values(reward_option)
         if bundled and reward == "clip-score":
             options = {"path": model, **options}
         settings = {
@@ -238,10 +242,3 @@ def _steering(preset: str, particles: int | None, lmbda: float | None, batch_siz
     overrides: dict[str, Any] = {"num_particles": particles, "lmbda": lmbda}
     overrides |= {f"{part}_batch_size": batch_size for part in ("reward", "decode", "denoise")}
     return FKSteering.preset(preset, **{name: value for name, value in overrides.items() if value is not None})
-
-
-def _options(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)

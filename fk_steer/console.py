@@ -20,3 +20,15 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def key_values(pairs: list[str] | None) -> dict[str, str]:
+    """The options of a reward from the values of --reward-option.
+
+    Raises:
+        ValueError: for one that is not KEY=VALUE.
+    """
+    for pair in pairs or []:
+        if "=" not in pair:
+            raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
+    return dict(pair.split("=", 1) for pair in pairs or [])
