@@ -58,7 +58,13 @@ def test_summary_of_prompts_and_best_of():
     assert summary.best_of[1][0] == pytest.approx(summary.overall[0])
     assert summary.best_of[4][0] == pytest.approx(summary.correct_prompts[0])
     text = lines(summary)
-    assert text[:5] == ["Summary", "=======", "Total images: 12", "Total prompts: 3", "% correct images: 25.00% ± 14.43%"]
+    assert text[:5] == [
+        "Summary",
+        "=======",
+        "Total images: 12",
+        "Total prompts: 3",
+        "% correct images: 25.00% ± 14.43%",
+    ]
     assert "colors           = 25.00% ± 14.43% (3 / 12)" in text
     assert "Overall score (avg. over tasks): 0.25000 ± 0.14434" in text
 
@@ -128,9 +134,7 @@ def test_instances():
     mask_logits[3] = -1.0  # an empty mask
     sizes = (24, 32), (20, 27), (13, 17)
     expected = by_hand(class_logits, mask_logits, *sizes, number=12)
-    scores, labels, boxes, masks = instances(
-        torch.tensor(class_logits), torch.tensor(mask_logits), *sizes, number=12
-    )
+    scores, labels, boxes, masks = instances(torch.tensor(class_logits), torch.tensor(mask_logits), *sizes, number=12)
     assert scores.shape == (12,)
     assert masks.shape == (12, 13, 17)
     for index, (score, label, box, mask) in enumerate(expected):

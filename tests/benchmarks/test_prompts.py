@@ -129,5 +129,3 @@ def test_metadata_is_checked(tmp_path, change, message):
     path.write_text(f"{json.dumps(GOOD)}\n{json.dumps({**GOOD, **change})}\n")
     with pytest.raises(ValueError, match=f"Line 2 of .* is not GenEval's metadata: .*{message}"):
         geneval_prompts(path)
-
-
