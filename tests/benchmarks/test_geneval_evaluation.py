@@ -112,10 +112,12 @@ def by_hand(class_logits, mask_logits, padded, scaled, original, number):
     weights = np.exp(class_logits)
     probabilities = weights[:, :-1] / weights.sum(1, keepdims=True)
     pairs = sorted(np.ndindex(*probabilities.shape), key=lambda pair: -probabilities[pair])[:number]
-    found = []
+    found, resized = [], {}
     for query, label in pairs:
-        upsampled = bilinear(mask_logits[query], *padded)[: scaled[0], : scaled[1]]
-        logits = bilinear(upsampled, *original)
+        if query not in resized:
+            upsampled = bilinear(mask_logits[query], *padded)[: scaled[0], : scaled[1]]
+            resized[query] = bilinear(upsampled, *original)
+        logits = resized[query]
         inside = [(row, column) for row, column in np.ndindex(*original) if logits[row, column] > 0]
         mask = np.zeros(original, bool)
         box, confidence = (0.0, 0.0, 0.0, 0.0), 0.0
@@ -138,7 +140,7 @@ def test_instances():
     assert scores.shape == (12,)
     assert masks.shape == (12, 13, 17)
     for index, (score, label, box, mask) in enumerate(expected):
-        assert scores[index].item() == pytest.approx(score, abs=1e-9)
+        assert scores[index].item() == pytest.approx(score, abs=1e-7)
         assert labels[index] == label
         assert boxes[index].tolist() == list(box)
         assert (masks[index].numpy() == mask).all()
@@ -334,12 +336,11 @@ def test_evaluating_a_folder(folder):
 
 
 def test_mask2former_from_the_command_line(folder, models):
-    """Random weights find nothing above the threshold: every image is wrong, for want of objects."""
+    """Random weights find nothing above the threshold: the image is wrong, for want of objects."""
     path, _ = folder
     detector = ("--detector-path", models / "mask2former", "--clip-path", models / "clip", "--device", "cpu")
-    for extra in range(1, 6):
-        for image in (path / f"{extra:05d}" / "samples").iterdir():
-            image.unlink()
+    for image in list(path.glob("*/samples/*"))[1:]:
+        image.unlink()
     output = evaluate(path, *detector, "--out", path / "other")
     assert output.exit_code == 0, output.output
     assert "Overall score (avg. over tasks): 0.00000" in output.output

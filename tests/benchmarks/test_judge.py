@@ -14,7 +14,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fk_steer.benchmarks.judge import score
-from fk_steer.benchmarks.judge_data import Judgement, JudgeData, Kind, read
+from fk_steer.benchmarks.judge_data import JudgeData, Judgement, Kind, read
 from fk_steer.benchmarks.judge_statistics import (
     calibrated_accuracy,
     labels,
