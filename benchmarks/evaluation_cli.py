@@ -15,7 +15,7 @@ from fk_steer.console import console, one_line_errors
 if TYPE_CHECKING:
     from .geneval_detector import Detector
 
-app = typer.Typer(help="Evaluation of generated images.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 class DetectorKind(str, Enum):
@@ -23,6 +23,7 @@ class DetectorKind(str, Enum):
     shapes = "shapes"
 
 
+# Typer makes a lone command the whole app unless there is a callback.
 @app.callback()
 def evaluation() -> None:
     """Evaluation of generated images."""

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fk_steer.files import write_json
-from fk_steer.rewards.base import RewardFunction, evaluate, name_of
+from fk_steer.rewards.base import RewardError, RewardFunction, evaluate, name_of
 
 from .judge_data import JudgeData, Judgement
 
@@ -94,7 +94,7 @@ def score(
         progress: called with the number of judgements done.
 
     Raises:
-        RewardError: if the reward returns something unusable.
+        RewardError: if the reward returns something unusable, or an infinite reward.
         ValueError: if a reward that only compares meets judgements on single images.
     """
     judge: RewardFunction | None = None
@@ -137,6 +137,12 @@ def _score(reward: RewardFunction, judgements: Sequence[Judgement], start: int, 
         started = time.perf_counter()
         values = evaluate(reward, pictures, texts, f"on the images from judgement {start}").tolist()
         seconds += time.perf_counter() - started
+        if not np.isfinite(values).all():
+            index, value = next((i, v) for (i, _), v in zip(places, values) if not np.isfinite(v))
+            raise RewardError(
+                f"Reward '{name_of(reward)}' returned {value} for an image of judgement {start + index}, but "
+                "statistics need finite rewards."
+            )
         scored += len(places)
         for (i, j), value in zip(places, values):
             scores[i][j] = value

@@ -25,7 +25,7 @@ from fk_steer.benchmarks.judge_statistics import (
     votes,
 )
 from fk_steer.cli import app
-from fk_steer.rewards import PairwiseReward
+from fk_steer.rewards import PairwiseReward, RewardError
 from fk_steer.testing import save_clip
 
 
@@ -263,6 +263,14 @@ def test_comparing_rewards_see_the_two_images_alone(tmp_path):
     single = JudgeData("test", Kind.labels, [Judgement(("a.png",), ("p",), (1.0,), "p")])
     with pytest.raises(ValueError, match="Choose a reward that scores images"):
         score(single, tmp_path, lambda: PairwiseReward(prefer_the_first), tmp_path / "single")
+
+
+def test_infinite_rewards_are_refused(pairs, tmp_path):
+    def reward(images, prompts):
+        return torch.tensor([float("inf") if prompt == "p5" else 0.0 for prompt in prompts])
+
+    with pytest.raises(RewardError, match="returned inf for an image of judgement 5"):
+        score(read(pairs), pairs.parent, lambda: reward, tmp_path / "out", batch_size=4)
 
 
 def run(*arguments):
