@@ -11,9 +11,11 @@ import typer
 from rich.table import Table
 
 from .benchmarks.cli import app as benchmarks
-from .console import console, one_line_errors
+from .benchmarks.evaluation_cli import app as evaluation
+from .benchmarks.judge_cli import judge
+from .console import console, one_line_errors, reward_options
 from .rewards_cli import app as rewards
-from .rewards_cli import reward_options, score
+from .rewards_cli import score
 
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(benchmarks, name="bench")
+app.add_typer(evaluation, name="eval")
 app.add_typer(rewards, name="rewards")
+app.command()(judge)
 app.command()(score)
 
 

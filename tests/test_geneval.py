@@ -110,6 +110,19 @@ def test_a_target_of_the_wrong_colour_is_no_target():
     assert evaluate(metadata, {**placed, "bench": [at(50, 50, "blue")]}).conditions[-1].degree == 0.0
 
 
+def test_too_few_targets_are_no_target():
+    metadata = {"include": [{"class": "bench", "count": 2}, {"class": "cow", "count": 1, "position": ["left of", 0]}]}
+    verdict = evaluate(metadata, {"bench": [at(50, 50)], "cow": [at(10, 50)]})
+    assert [condition.met for condition in verdict.conditions] == [False, True, False]
+
+
+def test_what_is_excluded_needs_no_inclusion():
+    metadata = {"exclude": [{"class": "cow", "count": 2}]}
+    assert evaluate(metadata, {"cow": [at(0, 0)]}).correct
+    assert evaluate(metadata, {}).correct
+    assert evaluate(metadata, {"cow": [at(0, 0), at(30, 0)]}).reason == "expected fewer than 2 cow, found 2"
+
+
 def test_degrees():
     assert evaluate(COUNTING, {"cow": [at(0, 0), at(30, 0)]}).conditions[0].degree == pytest.approx(2 / 3)
     assert evaluate(COUNTING, {"cow": [at(x, 0) for x in range(6)]}).conditions[1].degree == 0.5

@@ -1,0 +1,262 @@
+"""GenEval's evaluation (Ghosh et al., arXiv 2310.11513) of a folder of images, and its summary.
+
+Layout: FOLDER/00000/metadata.jsonl holds a prompt's line of GenEval's metadata, FOLDER/00000/samples/00000.png and on
+its images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fk_steer.files import write_atomically
+from fk_steer.geneval import evaluate
+
+from .geneval_detector import Detector
+from .prompts import check_metadata
+from .shapes import mean_of_means
+
+
+Estimate = tuple[float, float | None]
+"""A mean and its standard error; None if there is none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one image, in the columns of GenEval's results file.
+
+    Attributes:
+        filename: of the image.
+        tag: the task.
+        prompt: its text.
+        correct: whether the image shows what the prompt says.
+        reason: why not, a line per requirement that is not met.
+        metadata: the prompt's metadata, as JSON.
+        details: class -> boxes (left, top, right, bottom, score) of the detections that counted, as JSON.
+    """
+
+    filename: str
+    tag: str
+    prompt: str
+    correct: bool
+    reason: str
+    metadata: str
+    details: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its prompt's metadata."""
+
+    path: Path
+    metadata: dict[str, Any]
+
+
+def samples(folder: Path) -> list[Sample]:
+    """The images of a folder in GenEval's layout, in order.
+
+    Raises:
+        OSError: if there are none.
+        ValueError: for metadata that is not GenEval's.
+    """
+    found = []
+    for subfolder in sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()):
+        record = subfolder / "metadata.jsonl"
+        try:
+            metadata = check_metadata(json.loads(record.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{record} is not GenEval's metadata: {error}") from error
+        images = sorted(path for path in (subfolder / "samples").glob("*") if re.match(r"\d+\.png", path.name))
+        found += [Sample(path, metadata) for path in images]
+    if not found:
+        raise FileNotFoundError(
+            f"Expected images such as {folder / '00000' / 'samples' / '00000.png'}, each prompt's folder with its "
+            "metadata.jsonl, but found none."
+        )
+    return found
+
+
+def judge(image: Image.Image, metadata: dict[str, Any], detector: Detector, filename: str) -> Result:
+    """The verdict on an image."""
+    detections = detector.detect(image, metadata["tag"])
+    verdict = evaluate(metadata, detections, lambda name, detection: detector.colour_of(image, name, detection))
+    return Result(
+        filename=filename,
+        tag=metadata["tag"],
+        prompt=metadata["prompt"],
+        correct=verdict.correct,
+        reason="\n".join(condition.text for condition in verdict.conditions if not condition.met),
+        metadata=json.dumps(metadata),
+        details=json.dumps({name: [[*one.box, one.score] for one in some] for name, some in detections.items()}),
+    )
+
+
+def evaluate_folder(
+    images: Sequence[Sample],
+    detector: Callable[[], Detector],
+    results: Path,
+    every: int = 50,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[Result], dict[str, str]]:
+    """Judge what has not been judged yet.
+
+    Args:
+        detector: makes the detector; not called if there is nothing to do.
+        results: JSON lines, a `Result` each; written every so many images. An image that is newer, or whose prompt
+            has changed, is judged again.
+        every: so many.
+        progress: called with the number of images done.
+
+    Returns:
+        The results, in the order of the images, and image -> what is wrong for those that could not be read.
+    """
+    done = _read(results, images) if results.exists() else {}
+    missing = [sample for sample in images if str(sample.path) not in done]
+    progress(len(images) - len(missing))
+    unreadable: dict[str, str] = {}
+    eye = detector() if missing else None
+    for number, sample in enumerate(missing, start=1):
+        name = str(sample.path)
+        try:
+            with Image.open(sample.path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            unreadable[name] = str(error)
+        else:
+            assert eye is not None
+            done[name] = judge(image, sample.metadata, eye, name)
+        if number % every == 0 or number == len(missing):
+            _write(results, _in_order(done, images))
+        progress(1)
+    return list(_in_order(done, images)), unreadable
+
+
+def _read(results: Path, images: Sequence[Sample]) -> dict[str, Result]:
+    """Name of an image -> its result, where that is still of this image and this prompt."""
+    read = (Result(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines())
+    by_name = {one.filename: one for one in read}
+    written = results.stat().st_mtime
+    return {
+        str(sample.path): by_name[str(sample.path)]
+        for sample in images
+        if str(sample.path) in by_name
+        and by_name[str(sample.path)].metadata == json.dumps(sample.metadata)
+        and sample.path.stat().st_mtime <= written
+    }
+
+
+def _in_order(done: dict[str, Result], images: Sequence[Sample]) -> Iterator[Result]:
+    return (done[str(sample.path)] for sample in images if str(sample.path) in done)
+
+
+def _write(path: Path, results: Iterable[Result]) -> None:
+    write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in results).encode())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What GenEval reports, shares in [0, 1] with standard errors clustered by prompt.
+
+    Attributes:
+        images, prompts: their numbers.
+        correct_images: share of correct images.
+        correct_prompts: share of prompts with at least one correct image.
+        tasks: task -> share of correct images.
+        counts: task -> (correct images, images).
+        overall: unweighted mean over the tasks, GenEval's score.
+        best_of: k -> the same where the best of k images counts, for each k up to the smallest number of images of a
+            prompt; see `best_of`.
+    """
+
+    images: int
+    prompts: int
+    correct_images: Estimate
+    correct_prompts: Estimate
+    tasks: dict[str, Estimate]
+    counts: dict[str, tuple[int, int]]
+    overall: Estimate
+    best_of: dict[int, Estimate]
+
+
+def summarize(results: Sequence[Result]) -> Summary:
+    """GenEval's summary. Images with the same metadata belong to one prompt.
+
+    Raises:
+        ValueError: if there are no results.
+    """
+    if not results:
+        raise ValueError("There are no results to summarise.")
+    by_task: dict[str, dict[str, list[bool]]] = {}
+    for one in results:
+        by_task.setdefault(one.tag, {}).setdefault(one.metadata, []).append(one.correct)
+    prompts = [correct for task in by_task.values() for correct in task.values()]
+    tasks = {task: clustered_mean(list(some.values())) for task, some in by_task.items()}
+    return Summary(
+        images=len(results),
+        prompts=len(prompts),
+        correct_images=clustered_mean(prompts),
+        correct_prompts=clustered_mean([[any(correct)] for correct in prompts]),
+        tasks=tasks,
+        counts={task: (sum(map(sum, some.values())), sum(map(len, some.values()))) for task, some in by_task.items()},
+        overall=mean_of_means(list(tasks.values())),
+        best_of={
+            k: mean_of_means(
+                [clustered_mean([[best_of(k, correct)] for correct in task.values()]) for task in by_task.values()]
+            )
+            for k in range(1, min(map(len, prompts)) + 1)
+        },
+    )
+
+
+def lines(summary: Summary) -> list[str]:
+    """The summary as text, in the lines of GenEval's own script, with standard errors and the best of k."""
+    text = ["Summary", "======="]
+    text += [f"Total images: {summary.images}", f"Total prompts: {summary.prompts}"]
+    text += [f"% correct images: {_percent(summary.correct_images)}"]
+    text += [f"% correct prompts: {_percent(summary.correct_prompts)}", "", "Task breakdown", "=============="]
+    for task, estimate in summary.tasks.items():
+        correct, number = summary.counts[task]
+        text.append(f"{task:<16} = {_percent(estimate)} ({correct} / {number})")
+    text += ["", f"Overall score (avg. over tasks): {_plus_minus(summary.overall, '.5f')}"]
+    if len(summary.best_of) > 1:
+        text += ["", "Overall score of the best of k images", "====================================="]
+        text += [f"k = {k:<12} = {_plus_minus(estimate, '.5f')}" for k, estimate in summary.best_of.items()]
+    return text
+
+
+def clustered_mean(clusters: Sequence[Sequence[float]]) -> Estimate:
+    """Mean over all values of all clusters and its standard error, with the clusters as what was sampled.
+
+    The linearised variance of a ratio: with S_g and n_g the sum and number of values of the cluster g of G, N values
+    and their mean m, G / (G - 1) * sum over g of (S_g - m n_g)^2 / N^2. No standard error for a single cluster.
+    """
+    sums = np.array([np.sum(values, dtype=float) for values in clusters])
+    numbers = np.array([len(values) for values in clusters])
+    total, groups = numbers.sum(), len(numbers)
+    mean = float(sums.sum() / total)
+    if groups < 2:
+        return mean, None
+    return mean, float(np.sqrt(groups / (groups - 1) * np.square(sums - mean * numbers).sum()) / total)
+
+
+def best_of(k: int, correct: Sequence[bool]) -> float:
+    """Probability that at least one of k images drawn from these without replacement is correct: the unbiased estimate
+    of what the best of k images gives (Chen et al., arXiv 2107.03374, eq. 1)."""
+    return 1.0 - math.comb(len(correct) - sum(correct), k) / math.comb(len(correct), k)
+
+
+def _percent(estimate: Estimate) -> str:
+    return _plus_minus(estimate, ".2%")
+
+
+def _plus_minus(estimate: Estimate, form: str) -> str:
+    mean, error = estimate
+    return f"{mean:{form}}" + ("" if error is None else f" ± {error:{form}}")
