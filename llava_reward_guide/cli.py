@@ -58,7 +58,7 @@ FullFinetune = Annotated[bool, typer.Option(help="The backbone itself was traine
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Errors that users can do something about, without a traceback."""
     try:
         yield
@@ -103,7 +103,7 @@ def score(
     """Rewards of images. Those that cannot be read are reported, and the others scored."""
     from .scoring import failed, pair_files, score_files
 
-    with _one_line_errors():
+    with one_line_errors():
         files = pair_files(images, prompt)
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
@@ -140,7 +140,7 @@ def compare(
     from .images import load_image
     from .preference import preference_probability
 
-    with _one_line_errors():
+    with one_line_errors():
         pictures = [load_image(path) for path in (image, other)]
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, device=device,
@@ -177,7 +177,7 @@ def evaluate_json(
 
     from .scoring import evaluate, read_evaluation
 
-    with _one_line_errors():
+    with one_line_errors():
         items = read_evaluation(data)
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
@@ -208,7 +208,7 @@ def crops(
     from .images import load_image
     from .scoring import pair_files
 
-    with _one_line_errors():
+    with one_line_errors():
         files = pair_files(images, prompt)
         pictures = [load_image(path) for path, _ in files]
         reward = _load(checkpoint, None, dtype, backbone=backbone, device=device)
@@ -233,7 +233,7 @@ def bench(
     from .cost import measure, weight_bytes
     from .untrained import random_reward
 
-    with _one_line_errors():
+    with one_line_errors():
         reward = random_reward(
             backbone, size, device=device, dtype=getattr(torch, dtype.value), attn_implementation=attn_implementation
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from .data import read_items
 from .images import ImageError, load_image
 from .model import LlavaReward
 from .preference import preference_probability
@@ -83,31 +83,8 @@ class Evaluation:
 
 
 def read_evaluation(path: str | Path) -> list[dict[str, Any]]:
-    """The items of an evaluation file.
-
-    Pairwise: {prompt: text or [text of the chosen, text of the rejected], chosen_path, reject_path, ...}.
-    Labelled: {prompt, path, label: 1 (good, safe) or 0, ...}.
-
-    Raises:
-        ValueError: if the file is neither, naming the first item that does not fit.
-    """
-    try:
-        items = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"Expected an evaluation file at '{path}', but there is no such file.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Expected JSON in '{path}', but could not parse it: {error}.") from None
-    if not isinstance(items, list) or not items:
-        raise ValueError(f"Expected a list of at least one item in '{path}', but got {type(items).__name__}.")
-    wanted = {"prompt", "path", "label"} if _labelled(items[0]) else {"prompt", "chosen_path", "reject_path"}
-    for index, item in enumerate(items):
-        prompt = item.get("prompt") if isinstance(item, dict) else None
-        pair = isinstance(prompt, list) and len(prompt) == 2 and "chosen_path" in wanted
-        if not isinstance(item, dict) or not wanted <= item.keys() or not (isinstance(prompt, str) or pair):
-            raise ValueError(
-                f"Expected {', '.join(sorted(wanted))} in every item of '{path}', but item {index} is {item}."
-            )
-    return items
+    """The items of an evaluation file, pairs or labelled images; see `llava_reward_guide.data.read_items`."""
+    return [dict(item) for item in read_items(path)]
 
 
 def evaluate(
