@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -15,7 +16,7 @@ from .training.config import TrainingConfig, load_config, shipped_configs
 def main(**options: Any) -> None:
     """Train a LLaVA-Reward. A run that stopped goes on from its last checkpoint when started again.
 
-    Under `accelerate launch -m llava_reward_guide.train ...` on several GPUs or machines.
+    On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...
     """
     with one_line_errors():
         config = load_config(options.pop("config"), {name: v for name, v in options.items() if v is not None})
@@ -23,7 +24,11 @@ def main(**options: Any) -> None:
             raise ValueError("Expected `train_data`, a file of pairs or labelled images, but got none.")
         from .training import train
 
-        train(config)
+        result = train(config)
+    if not result.finished:
+        # As a process that SIGTERM ended, so that a scheduler starts it again.
+        raise typer.Exit(143)
+    typer.echo(json.dumps({"checkpoint": str(result.checkpoint), "step": result.step, **result.validation}, indent=2))
 
 
 def _parameters() -> list[inspect.Parameter]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,14 +40,6 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     unreadable: int = 0
-
-
-def warmup_cosine(step: int, steps: int, warmup_ratio: float) -> float:
-    """Multiplier of the learning rate: linear over the first ceil(ratio * steps), then half a cosine to 0."""
-    warmup = math.ceil(warmup_ratio * steps)
-    if step < warmup:
-        return step / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 class ExponentialMovingAverage:
