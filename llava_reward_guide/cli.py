@@ -62,7 +62,7 @@ def one_line_errors() -> Iterator[None]:
     """Errors that users can do something about, without a traceback."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, ArithmeticError) as error:
         typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from None
 
@@ -157,6 +157,9 @@ def evaluate_json(
     data: Annotated[Path, typer.Argument(help="JSON of pairs or of labelled images, as published.")],
     checkpoint: Checkpoint,
     out: Annotated[Path | None, typer.Option(help="Write items with their scores, and the summary, here.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for a reliability diagram and the distribution of rewards per prompt.")
+    ] = None,
     image_folder: Annotated[
         Path | None, typer.Option(help="What paths are relative to. [default: the folder of the file]")
     ] = None,
@@ -175,7 +178,7 @@ def evaluate_json(
     from rich.console import Console
     from rich.progress import Progress
 
-    from .scoring import evaluate, read_evaluation
+    from .scoring import evaluate, read_evaluation, report_evaluation
 
     with one_line_errors():
         items = read_evaluation(data)
@@ -189,6 +192,8 @@ def evaluate_json(
             result = evaluate(reward, items, folder, progress=lambda count: bar.advance(task, count))
     if out is not None:
         _write(out, asdict(result))
+    if report is not None:
+        report_evaluation(report, result)
     typer.echo(json.dumps(result.summary, indent=2))
     _report([item["error"] for item in result.items if "error" in item])
 

@@ -182,9 +182,7 @@ def activate(model: nn.Module, name: str | None, trainable: bool = False) -> Non
             layer.set_adapter(name, inference_mode=not trainable)
 
 
-def extract(
-    model: nn.Module, name: str, prefixes: Mapping[str, str], state: Mapping[str, Tensor]
-) -> Adapter | None:
+def extract(model: nn.Module, name: str, prefixes: Mapping[str, str], state: Mapping[str, Tensor]) -> Adapter | None:
     """The adapter of this name in a state dict of `model`, under the published names; None if there is none."""
     published, own = next(iter(prefixes.items()))
     layers = {path: layer for path, layer in _lora_layers(model).items() if name in layer.lora_A}
@@ -192,7 +190,10 @@ def extract(
         return None
     first = next(iter(layers.values()))
     weights = {
-        published + path.removeprefix(own): (state[f"{path}.lora_A.{name}.weight"], state[f"{path}.lora_B.{name}.weight"])
+        published + path.removeprefix(own): (
+            state[f"{path}.lora_A.{name}.weight"],
+            state[f"{path}.lora_B.{name}.weight"],
+        )
         for path in layers
     }
     dropout = first.lora_dropout[name]

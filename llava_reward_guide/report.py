@@ -43,8 +43,10 @@ def reliability(probability: Tensor, outcome: Tensor, bins: int = 10) -> Reliabi
 
 
 def pair_reliability(probability: Tensor, bins: int = 10) -> Reliability:
-    """Of the probabilities (N,) that the chosen is preferred. Which one is named first is arbitrary, so each pair counts
-    both ways and the diagram is symmetric; its ECE is that of the more probable side."""
+    """Of the probabilities (N,) that the chosen is preferred.
+
+    Which one is named first is arbitrary, so each pair counts both ways and the diagram is symmetric.
+    """
     both = torch.cat([probability, 1 - probability])
     return reliability(both, torch.arange(len(both)) < len(probability), bins)
 

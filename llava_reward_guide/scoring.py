@@ -15,6 +15,7 @@ from .data import read_items
 from .images import ImageError, load_image
 from .model import LlavaReward
 from .preference import preference_probability
+from .report import pair_reliability, reliability, reward_distribution, write_report
 
 
 CHUNK = 64
@@ -136,6 +137,30 @@ def evaluate(
                 item["probability"] = value
             summary |= pairwise_metrics(rewards[:, 0], rewards[:, 1], tau)
     return Evaluation(results, summary)
+
+
+def report_evaluation(folder: str | Path, result: Evaluation) -> None:
+    """Write what `llava_reward_guide.report` has to say of an evaluation; nothing if no item could be scored."""
+    items = [item for item in result.items if "error" not in item]
+    if not items:
+        return
+    probability = torch.tensor([item["probability"] for item in items])
+    if _labelled(items[0]):
+        calibration = reliability(probability, torch.tensor([float(item["label"]) for item in items]))
+        sides = [("path", "reward", 0)]
+    else:
+        calibration = pair_reliability(probability)
+        sides = [("chosen_path", "chosen_reward", 0), ("reject_path", "reject_reward", 1)]
+    distribution = None
+    if not isinstance(items[0][sides[0][1]], list):
+        distribution = reward_distribution(
+            [
+                (item["prompt"][index] if isinstance(item["prompt"], list) else item["prompt"], item[path], item[value])
+                for item in items
+                for path, value, index in sides
+            ]
+        )
+    write_report(folder, {**result.summary, "ece": calibration.ece}, calibration, distribution)
 
 
 def pairwise_metrics(chosen: Tensor, rejected: Tensor, tau: float) -> dict[str, float]:

@@ -230,9 +230,7 @@ def _hub_rows(name: str) -> Sequence[Item]:
         from datasets import Image as ImageFeature
         from datasets import load_dataset, load_from_disk
     except ImportError:
-        raise ImportError(
-            'Hugging Face datasets need the package `datasets`: pip install "fk-steer[train]".'
-        ) from None
+        raise ImportError('Hugging Face datasets need the package `datasets`: pip install "fk-steer[train]".') from None
     path, _, split = name.partition(":")
     dataset = load_from_disk(path) if Path(path).is_dir() else load_dataset(path, split=split or "train")
     if isinstance(dataset, dict):

@@ -138,9 +138,7 @@ def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None =
         if not path.is_file():
             path = files("llava_reward_guide") / "configs" / f"{source}.yaml"
             if not path.is_file():
-                raise ValueError(
-                    f"Expected a YAML file or one of {', '.join(shipped_configs())}, but got '{source}'."
-                )
+                raise ValueError(f"Expected a YAML file or one of {', '.join(shipped_configs())}, but got '{source}'.")
         loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(loaded, dict):
             raise ValueError(f"Expected `name: value` in '{source}', but got {type(loaded).__name__}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -94,7 +96,6 @@ class Trainer:
         items = _training_items(config)
         self.accelerator = accelerator = self._accelerator()
         self.monitor = Monitor(accelerator, self.folder)
-        set_seed(config.seed, device_specific=True)
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         last, self.progress = read_progress(self.folder / "checkpoints")
@@ -103,15 +104,22 @@ class Trainer:
         else:
             _same_run(config, self.folder)
         good = sorted(set(range(len(items))) - set(self.progress.skipped))
-        steps = config.max_steps or -int(-config.epochs * (len(good) // config.batch_size) // 1)
+        steps = config.max_steps or math.ceil(config.epochs * (len(good) // config.batch_size))
         processes = accelerator.num_processes
         self.sampler = StepSampler(
             good, config.batch_size, config.micro_batch_size, steps, config.seed, self.progress.step,
             accelerator.process_index, processes,
         )  # fmt: skip
         accelerator.gradient_accumulation_steps = self.sampler.accumulation
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # Otherwise taken from a data loader, which is not handed over.
+            settings: Any = accelerator.state.deepspeed_plugin.deepspeed_config
+            settings["train_micro_batch_size_per_gpu"] = config.micro_batch_size
+            settings["gradient_accumulation_steps"] = self.sampler.accumulation
         self.reward = build_reward(config) if reward is None else reward
         parameters = make_trainable(self.reward, config)
+        # The weights begin alike on all processes, dropout does not.
+        set_seed(config.seed, device_specific=True)
         self.monitor.say(str(count_parameters(self.reward)))
         self.dataset = RewardDataset(items, self.reward.backbone, cache=config.cache_images)
         self.validation = None
@@ -124,7 +132,7 @@ class Trainer:
             parameters, config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )  # fmt: skip
-        warmup = -int(-config.warmup_ratio * steps // 1)
+        warmup = math.ceil(config.warmup_ratio * steps)
         scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
         save_trained_weights_only(accelerator)
         self.model, self.optimizer, self.scheduler = accelerator.prepare(self.reward, optimizer, scheduler)
@@ -144,20 +152,23 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Some weights of a whole backbone may play no part in the reward, such as the end of a vision tower.
         unused = config.full_finetune or config.hidden_layer is not None
+        trackers = [name.strip() for name in config.log_with.split(",") if name.strip()]
+        known = [str(tracker) for tracker in get_available_trackers()]
+        if missing := [name for name in trackers if name not in known]:
+            raise ImportError(
+                f"Expected the packages of {', '.join(missing)} for `log_with`, but they are not installed: pip install "
+                f"{' '.join(missing)}. Installed: {', '.join(known) or 'none'}."
+            )
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            log_with=[name.strip() for name in config.log_with.split(",") if name.strip()] or None,
+            log_with=trackers or None,
             project_dir=str(self.folder / "logs"),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # Otherwise taken from a data loader, which we do not hand over.
-            settings: Any = accelerator.state.deepspeed_plugin.deepspeed_config
-            settings["train_micro_batch_size_per_gpu"] = config.micro_batch_size
-            if config.ema_decay is not None:
-                raise ValueError("Expected no `ema_decay` with DeepSpeed, which holds the weights in parts of its own.")
-        if accelerator.is_main_process and config.log_with:
+        if accelerator.distributed_type == DistributedType.DEEPSPEED and config.ema_decay is not None:
+            raise ValueError("Expected no `ema_decay` with DeepSpeed, which holds the weights in parts of its own.")
+        if trackers:
             accelerator.init_trackers(config.project, {key: str(value) for key, value in config.to_dict().items()})
         return accelerator
 
@@ -176,7 +187,12 @@ class Trainer:
         """To the end, or to the next SIGTERM or SIGINT."""
         config, progress, total = self.config, self.progress, self.sampler.steps
         loader = DataLoader(
-            self.dataset, batch_sampler=self.sampler, collate_fn=self.dataset.collate, num_workers=config.num_workers
+            self.dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.dataset.collate,
+            num_workers=config.num_workers,
+            # Its own, so that going on draws from the global one no more often than never having stopped.
+            generator=torch.Generator(),
         )
         self.model.train()
         self.monitor.start(total, progress.step)
@@ -232,9 +248,9 @@ class Trainer:
             correct_sum += float((correct * batch.weights).sum())
             seen.append((batch, rewards.detach(), losses.detach()))
         norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        norm = float("nan") if norm is None else float(norm)
+        norm = 0.0 if norm is None else float(norm)
         # In float16 a gradient may overflow, upon which the scaler leaves the step out.
-        finite = torch.isfinite(torch.tensor(loss_sum)) and (config.mixed_precision == "fp16" or norm == norm < torch.inf)
+        finite = math.isfinite(loss_sum) and (config.mixed_precision == "fp16" or math.isfinite(norm))
         total_loss, total_correct, bad = self._sum([loss_sum if finite else 0.0, correct_sum, float(not finite)])
         if bad:
             self._not_finite(seen, norm)
