@@ -156,8 +156,8 @@ class Trainer:
         known = [str(tracker) for tracker in get_available_trackers()]
         if missing := [name for name in trackers if name not in known]:
             raise ImportError(
-                f"Expected the packages of {', '.join(missing)} for `log_with`, but they are not installed: pip install "
-                f"{' '.join(missing)}. Installed: {', '.join(known) or 'none'}."
+                f"Expected the packages of {', '.join(missing)} for `log_with`, but they are not installed: "
+                f"pip install {' '.join(missing)}. Installed: {', '.join(known) or 'none'}."
             )
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,

@@ -130,7 +130,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.text("abcD ", max_size=8), min_size=1, max_size=4), st.lists(st.text("abcd", max_size=8), min_size=1))
+@given(st.lists(st.text("abcD ", max_size=8), min_size=1, max_size=4), st.lists(st.text("abc", max_size=8), min_size=1))
 def test_most_similar(prompts, others):
     for definition in ("max", "yujian-bo"):
         found = most_similar(prompts, others, definition)

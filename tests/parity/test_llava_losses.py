@@ -20,7 +20,7 @@ FOLDERS = sorted(ROOT.glob("losses_*")) or sorted(SHIPPED.glob("losses_*"))
 
 # Focal, regression, learnable-temperature and R-less losses are not the paper's; the low-dimensional class reads only
 # two of several dimensions.
-PREFERENCE = re.compile(r"(PairWiseLoss|GeneralPreferenceLoss|HighDimGeneralPreferenceLoss)_tau(?P<tau>[\d.]+)_(?!.*only)")
+PREFERENCE = re.compile(r"(PairWiseLoss|(HighDim)?GeneralPreferenceLoss)_tau(?P<tau>[\d.]+)_(?!.*only)")
 
 
 def cases(pattern: re.Pattern) -> list:
