@@ -42,7 +42,7 @@ def _parameters() -> list[inspect.Parameter]:
         text = item.metadata["help"]
         if item.default not in (None, "") and "[default" not in text:
             text += f" [default: {item.default}]"
-        annotation = Annotated[types[item.name] | None, typer.Option(help=text)]
+        annotation = Annotated[types[item.name] | None, typer.Option(help=text)]  # type: ignore[valid-type, name-defined]
         parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
     return parameters
 

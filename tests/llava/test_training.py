@@ -63,6 +63,7 @@ def config(data: Path, output: Path, **changes) -> TrainingConfig:
         "output": str(output),
         "backbone": str(data / "llava_next"),
         "add_cross_attention": False,
+        "tau": 1.0,
         "lora_rank": 4,
         "lora_alpha": 8,
         "batch_size": 4,
@@ -99,8 +100,14 @@ def pictures(data: Path) -> list[Image.Image]:
 def test_learns_and_loads_without_conversion(data, tmp_path):
     result = train(
         config(
-            data, tmp_path, max_steps=40, validation_data=str(data / "few.json"), validate_every=10,
-            published_layout=True, log_with="tensorboard", cache_images=True,
+            data,
+            tmp_path,
+            max_steps=40,
+            validation_data=str(data / "few.json"),
+            validate_every=10,
+            published_layout=True,
+            log_with="tensorboard",
+            cache_images=True,
         )  # fmt: skip
     )
     losses = log(tmp_path)
@@ -132,11 +139,12 @@ def _train_in_process(settings: TrainingConfig) -> None:
 
 
 def test_two_processes_equal_one(data, tmp_path):
-    changes = {"lora_dropout": 0.0, "validation_data": str(data / "few.json"), "max_steps": 4}
+    changes = {"lora_dropout": 0.0, "validation_data": str(data / "few.json"), "max_steps": 4, "learning_rate": 3e-4}
     train(config(data, tmp_path / "one", **changes))
     # The same global batch in passes of one item by two processes: two passes each.
     AcceleratorState._reset_state(reset_partial_state=True)
     debug_launcher(_train_in_process, (config(data, tmp_path / "two", micro_batch_size=1, **changes),), 2)
+    assert min(log(tmp_path / "one")) > 0.01
     assert_same(tmp_path / "one" / "final", tmp_path / "two" / "final", 1e-4)
     assert log(tmp_path / "two") == pytest.approx(log(tmp_path / "one"), rel=1e-4)
     for name in ("validation_loss", "validation_accuracy", "validation_ece"):
@@ -158,7 +166,10 @@ def _at_step(monkeypatch, step: int, number: int) -> None:
 def test_killed_run_goes_on_exactly(data, tmp_path, monkeypatch):
     """With dropout, an average, accumulation and a new permutation on the way."""
     changes = {"ema_decay": 0.9, "save_every": 2, "batch_size": 6, "micro_batch_size": 3, "max_steps": 8}
+    changes["learning_rate"] = 3e-4
     train(config(data, tmp_path / "whole", **changes))
+    # There is still something to learn where the two could part.
+    assert min(log(tmp_path / "whole")) > 0.01
     step = random.SystemRandom().randrange(3, 8)
     run = config(data, tmp_path / "killed", **changes)
     child = os.fork()
@@ -173,7 +184,7 @@ def test_killed_run_goes_on_exactly(data, tmp_path, monkeypatch):
     assert_same(tmp_path / "whole" / "final", tmp_path / "killed" / "final", 1e-6)
     assert log(tmp_path / "killed") == pytest.approx(log(tmp_path / "whole"), rel=1e-6)
     with pytest.raises(ValueError, match="learning_rate"):
-        train(config(data, tmp_path / "killed", learning_rate=1e-3, **changes))
+        train(config(data, tmp_path / "killed", **{**changes, "learning_rate": 1e-3}))
 
 
 def test_sigterm_saves_and_exits(data, tmp_path, monkeypatch):
@@ -231,7 +242,7 @@ def test_phi_with_skip_ca_on_labels(data, tmp_path):
 def test_full_finetune(data, tmp_path):
     train(config(data, tmp_path, full_finetune=True, objective="general-preference", value_head_dim=4))
     reward = LlavaReward.from_pretrained(tmp_path / "final", full_finetune=True, device="cpu")
-    assert reward.config == RewardConfig("general-preference", 4, add_cross_attention=False)
+    assert reward.config == RewardConfig("general-preference", 4, tau=1.0, add_cross_attention=False)
     name = next(name for name, _ in reward.backbone.named_parameters() if name.endswith("embed_tokens.weight"))
     trained = reward.backbone.get_parameter(name)
     original = load_file(data / "llava_next" / "model.safetensors")
