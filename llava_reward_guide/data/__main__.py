@@ -11,7 +11,7 @@ import typer
 
 from ..cli import one_line_errors
 from .convert import best_images, labels_from_annotations, pairs_from_ratings
-from .items import read_rows
+from .items import Items, check_images, read_rows
 from .overlap import remove_overlap
 
 
@@ -64,7 +64,12 @@ def pairs(
         if negatives is not None:
             from .negatives import CLIPEmbedding, hard_negative_images, hard_negative_prompts
 
-            embedding = CLIPEmbedding(negatives, sources[0].parent if image_folder is None else image_folder)
+            folder = sources[0].parent if image_folder is None else image_folder
+            good, bad = check_images(Items(items, folder))
+            for index, problem in bad.items():
+                typer.echo(f"Skipped: pair {index}: {problem}", err=True)
+            items = [items[index] for index in good]
+            embedding = CLIPEmbedding(negatives, folder)
             best = best_images(items)
             images = [(pair[side], pair["prompt"]) for pair in items for side in ("chosen_path", "reject_path")]
             found = hard_negative_prompts(best, embedding.text) + hard_negative_images(best, images, embedding.image)

@@ -88,7 +88,7 @@ class CLIPEmbedding:
     """Texts and images as a CLIP sees them; `text` and `image` are what the functions above take.
 
     Args:
-        name: folder or hub id of a CLIP with its processor.
+        name: folder or hub id of a CLIP with its tokenizer.
         folder: what relative paths are relative to.
     """
 
@@ -99,7 +99,8 @@ class CLIPEmbedding:
 
         self.model = CLIPModel.from_pretrained(name).to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        self.processor = CLIPImageProcessorPil.from_pretrained(name)
+        side = self.model.config.vision_config.image_size
+        self.processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         self.folder, self.batch_size = Path(folder), batch_size
 
     @torch.no_grad()

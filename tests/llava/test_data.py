@@ -265,6 +265,31 @@ def test_hugging_face_dataset(folder, tmp_path):
     assert check_images(items)[0] == [0]
 
 
+def test_command_line_adds_hard_negatives(tmp_path):
+    """With the CLIP of the bundled world, on renders; one image is missing."""
+    from fk_steer.shapes import WEIGHTS
+    from fk_steer.shapes.world import render, sample_scene
+
+    rows = ["path,prompt,rating"]
+    for shape, colour in (("star", "red"), ("star", "orange"), ("moon", "blue")):
+        for index in range(2):
+            scene = sample_scene(np.random.default_rng(index), [(shape, colour)])
+            render(scene).save(tmp_path / f"{colour}{index}.png")
+            rows.append(f"{colour}{index}.png,a photo of a {colour} {shape},{index}")
+    rows.append("missing.png,a photo of a blue moon,2")
+    (tmp_path / "ratings.csv").write_text("\n".join(rows))
+    out = tmp_path / "pairs.json"
+    arguments = ["pairs", str(tmp_path / "ratings.csv"), "--out", str(out), "--negatives", str(WEIGHTS / "guide")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "missing.png" in result.output
+    assert "6 hard negatives added" in result.output
+    items = json.loads(out.read_text())
+    prompts = {pair["prompt"][0]: pair["prompt"][1] for pair in items if isinstance(pair["prompt"], list)}
+    assert prompts["a photo of a red star"] == "a photo of a orange star"
+    assert len(items) == 3 + 6
+
+
 def test_command_line(folder, tmp_path):
     rows = ["path,prompt,rating"]
     rows += [f"{number}{letter}.png,prompt {number},{ord(letter)}" for number in range(10) for letter in "abb"]
