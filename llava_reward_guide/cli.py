@@ -58,11 +58,11 @@ FullFinetune = Annotated[bool, typer.Option(help="The backbone itself was traine
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Errors that users can do something about, without a traceback."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, ArithmeticError) as error:
         typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from None
 
@@ -103,7 +103,7 @@ def score(
     """Rewards of images. Those that cannot be read are reported, and the others scored."""
     from .scoring import failed, pair_files, score_files
 
-    with _one_line_errors():
+    with one_line_errors():
         files = pair_files(images, prompt)
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
@@ -140,7 +140,7 @@ def compare(
     from .images import load_image
     from .preference import preference_probability
 
-    with _one_line_errors():
+    with one_line_errors():
         pictures = [load_image(path) for path in (image, other)]
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, device=device,
@@ -157,6 +157,9 @@ def evaluate_json(
     data: Annotated[Path, typer.Argument(help="JSON of pairs or of labelled images, as published.")],
     checkpoint: Checkpoint,
     out: Annotated[Path | None, typer.Option(help="Write items with their scores, and the summary, here.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for a reliability diagram and the distribution of rewards per prompt.")
+    ] = None,
     image_folder: Annotated[
         Path | None, typer.Option(help="What paths are relative to. [default: the folder of the file]")
     ] = None,
@@ -175,9 +178,9 @@ def evaluate_json(
     from rich.console import Console
     from rich.progress import Progress
 
-    from .scoring import evaluate, read_evaluation
+    from .scoring import evaluate, read_evaluation, report_evaluation
 
-    with _one_line_errors():
+    with one_line_errors():
         items = read_evaluation(data)
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
@@ -189,6 +192,8 @@ def evaluate_json(
             result = evaluate(reward, items, folder, progress=lambda count: bar.advance(task, count))
     if out is not None:
         _write(out, asdict(result))
+    if report is not None:
+        report_evaluation(report, result)
     typer.echo(json.dumps(result.summary, indent=2))
     _report([item["error"] for item in result.items if "error" in item])
 
@@ -208,7 +213,7 @@ def crops(
     from .images import load_image
     from .scoring import pair_files
 
-    with _one_line_errors():
+    with one_line_errors():
         files = pair_files(images, prompt)
         pictures = [load_image(path) for path, _ in files]
         reward = _load(checkpoint, None, dtype, backbone=backbone, device=device)
@@ -233,7 +238,7 @@ def bench(
     from .cost import measure, weight_bytes
     from .untrained import random_reward
 
-    with _one_line_errors():
+    with one_line_errors():
         reward = random_reward(
             backbone, size, device=device, dtype=getattr(torch, dtype.value), attn_implementation=attn_implementation
         )

@@ -182,16 +182,19 @@ def activate(model: nn.Module, name: str | None, trainable: bool = False) -> Non
             layer.set_adapter(name, inference_mode=not trainable)
 
 
-def extract(model: nn.Module, name: str, prefixes: Mapping[str, str]) -> Adapter | None:
-    """The adapter of this name as it is now, under the published names; None if there is none."""
+def extract(model: nn.Module, name: str, prefixes: Mapping[str, str], state: Mapping[str, Tensor]) -> Adapter | None:
+    """The adapter of this name in a state dict of `model`, under the published names; None if there is none."""
     published, own = next(iter(prefixes.items()))
     layers = {path: layer for path, layer in _lora_layers(model).items() if name in layer.lora_A}
     if not layers:
         return None
     first = next(iter(layers.values()))
     weights = {
-        published + path.removeprefix(own): (layer.lora_A[name].weight, layer.lora_B[name].weight)
-        for path, layer in layers.items()
+        published + path.removeprefix(own): (
+            state[f"{path}.lora_A.{name}.weight"],
+            state[f"{path}.lora_B.{name}.weight"],
+        )
+        for path in layers
     }
     dropout = first.lora_dropout[name]
     return Adapter(weights, first.lora_alpha[name], getattr(dropout, "p", 0.0))

@@ -225,12 +225,18 @@ class LlavaReward(nn.Module):
         for layer in self.backbone.text_model.layers:
             layer.compile(**{"dynamic": True, **options})
 
-    def save_pretrained(self, folder: str | Path, layout: str = "safetensors") -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        layout: str = "safetensors",
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Save the active perspective, without the backbone.
 
         Args:
             folder: where; made if missing.
             layout: 'safetensors' for ours, 'published' for that of the released checkpoints.
+            state_dict: of this model, gathered from the processes it is sharded over; None for its own.
 
         Raises:
             ValueError: for an unknown layout, or if the adapter was merged and cannot be told from the weights.
@@ -238,13 +244,15 @@ class LlavaReward(nn.Module):
         if self._merged:
             raise ValueError("The adapter was merged into the weights. Load with `merge=False` to save it.")
         backbone = self.backbone
-        prefix = backbone.projector_prefixes[0]
-        projector = self.perspectives[self.active].projector
+        state = self.state_dict() if state_dict is None else state_dict
+        projector = _below(state, f"backbone.model.{backbone.projector_name}.")
         checkpoint = Checkpoint(
             config=self.config,
-            head=on_cpu(self.head.state_dict()),
-            projector=on_cpu({prefix + name: value for name, value in projector.state_dict().items()}),
-            adapter=lora.extract(backbone.model, self.active, backbone.adapter_prefixes),
+            head=on_cpu(_below(state, "head.")),
+            projector=on_cpu({backbone.projector_prefixes[0] + name: value for name, value in projector.items()}),
+            adapter=lora.extract(
+                backbone.model, self.active, backbone.adapter_prefixes, _below(state, "backbone.model.")
+            ),
             backbone={
                 "model_type": backbone.model_type,
                 "hidden_size": backbone.hidden_size,
@@ -287,3 +295,7 @@ class LlavaReward(nn.Module):
                 results[name].append(self(inputs).float())
         back = torch.tensor(order, device=self.device).argsort()
         return {name: torch.cat(parts)[back] for name, parts in results.items()}
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from .data import read_items
 from .images import ImageError, load_image
 from .model import LlavaReward
 from .preference import preference_probability
+from .report import pair_reliability, reliability, reward_distribution, write_report
 
 
 CHUNK = 64
@@ -83,31 +84,8 @@ class Evaluation:
 
 
 def read_evaluation(path: str | Path) -> list[dict[str, Any]]:
-    """The items of an evaluation file.
-
-    Pairwise: {prompt: text or [text of the chosen, text of the rejected], chosen_path, reject_path, ...}.
-    Labelled: {prompt, path, label: 1 (good, safe) or 0, ...}.
-
-    Raises:
-        ValueError: if the file is neither, naming the first item that does not fit.
-    """
-    try:
-        items = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"Expected an evaluation file at '{path}', but there is no such file.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Expected JSON in '{path}', but could not parse it: {error}.") from None
-    if not isinstance(items, list) or not items:
-        raise ValueError(f"Expected a list of at least one item in '{path}', but got {type(items).__name__}.")
-    wanted = {"prompt", "path", "label"} if _labelled(items[0]) else {"prompt", "chosen_path", "reject_path"}
-    for index, item in enumerate(items):
-        prompt = item.get("prompt") if isinstance(item, dict) else None
-        pair = isinstance(prompt, list) and len(prompt) == 2 and "chosen_path" in wanted
-        if not isinstance(item, dict) or not wanted <= item.keys() or not (isinstance(prompt, str) or pair):
-            raise ValueError(
-                f"Expected {', '.join(sorted(wanted))} in every item of '{path}', but item {index} is {item}."
-            )
-    return items
+    """The items of an evaluation file, pairs or labelled images; see `llava_reward_guide.data.read_items`."""
+    return [dict(item) for item in read_items(path)]
 
 
 def evaluate(
@@ -159,6 +137,30 @@ def evaluate(
                 item["probability"] = value
             summary |= pairwise_metrics(rewards[:, 0], rewards[:, 1], tau)
     return Evaluation(results, summary)
+
+
+def report_evaluation(folder: str | Path, result: Evaluation) -> None:
+    """Write what `llava_reward_guide.report` has to say of an evaluation; nothing if no item could be scored."""
+    items = [item for item in result.items if "error" not in item]
+    if not items:
+        return
+    probability = torch.tensor([item["probability"] for item in items])
+    if _labelled(items[0]):
+        calibration = reliability(probability, torch.tensor([float(item["label"]) for item in items]))
+        sides = [("path", "reward", 0)]
+    else:
+        calibration = pair_reliability(probability)
+        sides = [("chosen_path", "chosen_reward", 0), ("reject_path", "reject_reward", 1)]
+    distribution = None
+    if not isinstance(items[0][sides[0][1]], list):
+        distribution = reward_distribution(
+            [
+                (item["prompt"][index] if isinstance(item["prompt"], list) else item["prompt"], item[path], item[value])
+                for item in items
+                for path, value, index in sides
+            ]
+        )
+    write_report(folder, {**result.summary, "ece": calibration.ece}, calibration, distribution)
 
 
 def pairwise_metrics(chosen: Tensor, rejected: Tensor, tau: float) -> dict[str, float]:

@@ -3,13 +3,14 @@ which need no download."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlavaNextConfig, LlavaNextModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from .backbones import Backbone
@@ -158,17 +159,22 @@ def random_reward(
     return reward.eval()
 
 
-def save_backbone(backbone: Backbone, folder: str | Path) -> str:
-    """Save a backbone with its tokenizer where `load_backbone` finds it, under the published names."""
+def save_backbone(backbone: Backbone, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> str:
+    """Save a backbone with its tokenizer where `load_backbone` finds it, under the published names.
+
+    Args:
+        state_dict: of its model, gathered from the processes it is sharded over; None for its own.
+    """
+    state = backbone.model.state_dict() if state_dict is None else dict(state_dict)
     if backbone.model_type == "phi3_v":
         Path(folder).mkdir(parents=True, exist_ok=True)
-        weights = {f"model.{name}": value for name, value in backbone.model.state_dict().items()}
+        weights = {f"model.{name}": value.contiguous() for name, value in state.items()}
         # Published, and of no use to the reward.
         weights["lm_head.weight"] = torch.zeros(1, backbone.hidden_size)
         save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         backbone.model.config.save_pretrained(folder)
     else:
-        backbone.model.save_pretrained(folder)
+        backbone.model.save_pretrained(folder, state_dict=state)
     backbone.tokenizer.save(str(Path(folder) / "tokenizer.json"))
     return str(folder)
 

@@ -80,8 +80,20 @@ def test_evaluate_pairs(root, images, expected, tmp_path):
         {"prompt": "a red cube", "chosen_path": "0.png", "reject_path": "corrupt.png", **rate},
     ]
     (images / "pairs.json").write_text(json.dumps(items))
-    result = invoke("evaluate-json", images / "pairs.json", *on(root / "alignment"), "--out", tmp_path / "out.json")
+    result = invoke(
+        "evaluate-json",
+        images / "pairs.json",
+        *on(root / "alignment"),
+        "--out",
+        tmp_path / "out.json",
+        "--report",
+        tmp_path,
+    )
     assert result.exit_code == 2
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert sum(report["reliability"]["count"]) == 4
+    assert report["rewards"]["prompts"]["a red cube"]["n"] == 3
+    assert (tmp_path / "reliability.png").is_file()
     found = json.loads((tmp_path / "out.json").read_text())
     assert "corrupt.png" in found["items"][2]["error"]
     assert found["items"][1]["chosen_reward"] == pytest.approx(expected[1].item(), abs=1e-5)

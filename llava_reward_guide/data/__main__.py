@@ -1,0 +1,136 @@
+"""`python -m llava_reward_guide.data`: annotations in, JSON to train on out."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..cli import one_line_errors
+from .convert import best_images, labels_from_annotations, pairs_from_ratings
+from .items import Items, check_images, read_rows
+from .overlap import remove_overlap
+
+
+app = typer.Typer(
+    help="Data for training a LLaVA-Reward.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+Sources = Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON, JSONL or CSV.")]
+Out = Annotated[Path, typer.Option(help="JSON to write. Paths in it are as in the sources.")]
+Evaluation = Annotated[
+    list[Path], typer.Option("--evaluation", help="Drop prompts similar to those of this file; may be repeated.")
+]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help="Similarity from which on a prompt is dropped.")]
+Distance = Annotated[str, typer.Option(help="Normalised edit distance: 'max' or 'yujian-bo'.")]
+Validation = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the prompts to put into OUT with '-validation' in its name.")
+]
+Seed = Annotated[int, typer.Option(help="Of the split.")]
+
+
+@app.command()
+def pairs(
+    sources: Sources,
+    out: Out,
+    rating: Annotated[
+        str, typer.Option(help="Column to compare by; for ImageReward 'alignment', 'fidelity' or 'overall'.")
+    ] = "rating",
+    min_gap: Annotated[float, typer.Option(help="Ratings that differ by no more are ties.")] = 0.0,
+    evaluation: Evaluation = [],  # noqa: B006
+    threshold: Threshold = 0.85,
+    distance: Distance = "max",
+    negatives: Annotated[
+        str | None, typer.Option(help="Add hard negatives, found with this CLIP (folder or hub id).")
+    ] = None,
+    image_folder: Annotated[
+        Path | None, typer.Option(help="What paths are relative to. [default: the folder of the first file]")
+    ] = None,
+    validation: Validation = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Pairs from rated or ranked images: one row per image {prompt, path, RATING}, or ImageReward's files."""
+    with one_line_errors():
+        rows = [row for source in sources for row in read_rows(source)]
+        items, statistics = pairs_from_ratings(rows, rating, min_gap)
+        typer.echo(str(statistics))
+        items = _without_overlap(items, evaluation, threshold, distance)
+        if negatives is not None:
+            from .negatives import CLIPEmbedding, hard_negative_images, hard_negative_prompts
+
+            folder = sources[0].parent if image_folder is None else image_folder
+            good, bad = check_images(Items(items, folder))
+            for index, problem in bad.items():
+                typer.echo(f"Skipped: pair {index}: {problem}", err=True)
+            items = [items[index] for index in good]
+            embedding = CLIPEmbedding(negatives, folder)
+            best = best_images(items)
+            images = [(pair[side], pair["prompt"]) for pair in items for side in ("chosen_path", "reject_path")]
+            found = hard_negative_prompts(best, embedding.text) + hard_negative_images(best, images, embedding.image)
+            typer.echo(f"{len(found)} hard negatives added")
+            items += found
+        _write(items, out, validation, seed)
+
+
+@app.command()
+def labels(
+    sources: Sources,
+    out: Out,
+    evaluation: Evaluation = [],  # noqa: B006
+    threshold: Threshold = 0.85,
+    distance: Distance = "max",
+    validation: Validation = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Labelled images from annotations: {path, label or safety_label (Safe, Unsafe, 1, 0), prompt or text}."""
+    with one_line_errors():
+        items = labels_from_annotations(row for source in sources for row in read_rows(source))
+        good = sum(item["label"] for item in items)
+        typer.echo(f"{len(items)} images, {good} labelled 1 (good, safe) and {len(items) - good} labelled 0")
+        _write(_without_overlap(items, evaluation, threshold, distance), out, validation, seed)
+
+
+def _without_overlap(items: list[Any], evaluation: list[Path], threshold: float, distance: str) -> list[Any]:
+    if not evaluation:
+        return items
+    texts = [text for path in evaluation for row in read_rows(path) for text in _texts(row)]
+    kept, dropped = remove_overlap(items, texts, threshold, distance)
+    typer.echo(
+        f"{len(dropped)} prompts dropped, and with them {len(items) - len(kept)} items, as similar to those of the "
+        f"evaluation"
+    )
+    return list(kept)
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    prompt = row.get("prompt", row.get("caption", []))
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _write(items: list[dict[str, Any]], out: Path, validation: float, seed: int) -> None:
+    """By prompt, so that no prompt is in both files; a pair goes by the prompt of the chosen."""
+
+    def of(item: dict[str, Any]) -> str:
+        # Labelled images without a caption are told apart by their path.
+        return _texts(item)[0] or item.get("path", "")
+
+    prompts = sorted({of(item) for item in items})
+    random.Random(seed).shuffle(prompts)
+    held_out = set(prompts[: round(validation * len(prompts))])
+    parts = {out: [item for item in items if of(item) not in held_out]}
+    if held_out:
+        parts[out.with_name(f"{out.stem}-validation{out.suffix}")] = [item for item in items if of(item) in held_out]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, part in parts.items():
+        path.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        typer.echo(f"{len(part)} items written to {path}")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m llava_reward_guide.data")

@@ -1,0 +1,246 @@
+"""Items: pairs and labelled images, from JSON, JSONL, CSV or Hugging Face datasets."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..images import ImageError, load_image
+
+
+Item = Mapping[str, Any]
+
+HUB_PREFIX = "hf:"
+
+PAIR_FIELDS = ("prompt", "chosen_path", "reject_path")
+LABEL_FIELDS = ("prompt", "path", "label")
+
+# Names that columns have elsewhere.
+ALIASES = {
+    "caption": "prompt",
+    "text": "prompt",
+    "image": "path",
+    "image_path": "path",
+    "chosen": "chosen_path",
+    "chosen_image": "chosen_path",
+    "rejected": "reject_path",
+    "rejected_path": "reject_path",
+    "rejected_image": "reject_path",
+    "safety_label": "label",
+}
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of pairs or of labelled images.
+
+    Pairs: {prompt: text or [of the chosen, of the rejected], chosen_path, reject_path, ...}. Labelled: {prompt, path,
+    label: 1 (good, safe) or 0, ...}. A path may also be an image, as in a Hugging Face dataset.
+
+    Attributes:
+        rows: the items; any sequence, so that a dataset on disk is not read at once.
+        folder: what relative paths are relative to.
+        source: for messages.
+    """
+
+    rows: Sequence[Item]
+    folder: Path = Path(".")
+    source: str = "the data"
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.rows) > 0 and "label" in self[0]
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Fields that hold the images of an item."""
+        return ("path",) if self.labelled else ("chosen_path", "reject_path")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        return standard(self.rows[index])
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[index] for index in range(len(self)))
+
+    def prompts(self, index: int) -> tuple[str, ...]:
+        """Of each image of an item."""
+        prompt = self[index]["prompt"]
+        return tuple(prompt) if isinstance(prompt, (list, tuple)) else (prompt,) * len(self.sides)
+
+    def images(self, index: int) -> tuple[Image.Image, ...]:
+        """Of an item, as RGB.
+
+        Raises:
+            ImageError: if one is missing or cannot be read.
+        """
+        return tuple(open_image(self[index][side], self.folder) for side in self.sides)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """An item as JSON can hold it."""
+        return {key: value if _plain(value) else f"<{type(value).__name__}>" for key, value in self[index].items()}
+
+
+def read_items(source: str | Path, folder: str | Path | None = None) -> Items:
+    """Read pairs or labelled images.
+
+    Args:
+        source: a JSON, JSONL or CSV file, or 'hf:NAME[:SPLIT]' for a Hugging Face dataset on the hub or on disk.
+        folder: what relative paths are relative to; None for the folder of the file.
+
+    Raises:
+        ImportError: for a Hugging Face dataset without the package `datasets`.
+        ValueError: for a file that is missing or holds something else, naming the first item that does not fit.
+    """
+    name = str(source)
+    if name.startswith(HUB_PREFIX):
+        items = Items(_hub_rows(name.removeprefix(HUB_PREFIX)), Path(folder or "."), name)
+        # A dataset has columns: what holds for the first row holds for all, and reading all would decode every image.
+        checked: Sequence[int] = range(min(1, len(items)))
+    else:
+        items = Items(read_rows(source), Path(folder) if folder is not None else Path(source).parent, name)
+        checked = range(len(items))
+    if not len(items):
+        raise ValueError(f"Expected at least one item in '{name}', but it is empty.")
+    wanted = LABEL_FIELDS if items.labelled else PAIR_FIELDS
+    for index in checked:
+        item = items[index]
+        prompt = item.get("prompt")
+        pair = isinstance(prompt, (list, tuple)) and len(prompt) == 2 and not items.labelled
+        fits = item.keys() >= set(wanted) and (isinstance(prompt, str) or pair)
+        if not fits or (items.labelled and item["label"] not in (0, 1)):
+            raise ValueError(
+                f"Expected {', '.join(wanted)} in every item of '{name}' (labels 0 or 1), but item {index} is "
+                f"{items.describe(index)}."
+            )
+    return items
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a JSON list, of JSON lines, or of a CSV file with a header.
+
+    Raises:
+        ValueError: if the file is missing, cannot be parsed, or is no list of objects.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            rows: Any = list(csv.DictReader(StringIO(text, newline="")))
+        elif path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except FileNotFoundError:
+        raise ValueError(f"Expected JSON, JSONL or CSV at '{path}', but there is no such file.") from None
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"Expected JSON, JSONL or CSV in '{path}', but could not parse it: {error}.") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"Expected a list of objects in '{path}', but got {type(rows).__name__}.")
+    return rows
+
+
+def standard(row: Item) -> dict[str, Any]:
+    """A row under our names; labels 'Safe' and 'Unsafe' (UnsafeBench) are 1 and 0, a missing caption is empty."""
+    item = {**row}
+    for alias, name in ALIASES.items():
+        if alias in item and name not in item:
+            item[name] = item.pop(alias)
+    if "label" in item:
+        label = item["label"]
+        words = {"safe": 1, "unsafe": 0, "1": 1, "0": 0, "true": 1, "false": 0}
+        item["label"] = words.get(label.strip().lower(), label) if isinstance(label, str) else label
+        item["prompt"] = item.get("prompt") or ""
+    return item
+
+
+def open_image(value: Any, folder: Path) -> Image.Image:
+    """A path, an image, or the {'path', 'bytes'} of an undecoded Hugging Face image, as RGB.
+
+    Raises:
+        ImageError: if it is missing or cannot be read.
+    """
+    if isinstance(value, Image.Image):
+        return value.convert("RGB")
+    if isinstance(value, Mapping):
+        if value.get("bytes") is None:
+            return open_image(value["path"], folder)
+        try:
+            return Image.open(BytesIO(value["bytes"])).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ImageError(f"Expected a readable image in the dataset, but it is corrupt: {error}.") from None
+    return load_image(folder / str(value))
+
+
+def check_images(
+    items: Items, workers: int = 8, progress: Callable[[int], None] = lambda count: None
+) -> tuple[list[int], dict[int, str]]:
+    """Decode every image once.
+
+    Args:
+        workers: threads.
+        progress: called with the number of items checked since the last call.
+
+    Returns:
+        Indices of the items whose images can be read; index -> what is wrong with the others.
+    """
+    known: dict[str, str | None] = {}
+
+    def check(index: int) -> str | None:
+        item, problems = items[index], []
+        for side in items.sides:
+            key = str(item[side]) if isinstance(item[side], (str, Path)) else None
+            if key is None or key not in known:
+                try:
+                    open_image(item[side], items.folder)
+                    problem = None
+                except ImageError as error:
+                    problem = str(error)
+                if key is not None:
+                    known[key] = problem
+            else:
+                problem = known[key]
+            if problem is not None:
+                problems.append(problem)
+        return " ".join(problems) or None
+
+    good, bad = [], {}
+    with ThreadPoolExecutor(workers) as pool:
+        for index, problem in enumerate(pool.map(check, range(len(items)))):
+            progress(1)
+            if problem is None:
+                good.append(index)
+            else:
+                bad[index] = problem
+    return good, bad
+
+
+def _hub_rows(name: str) -> Sequence[Item]:
+    try:
+        from datasets import Image as ImageFeature
+        from datasets import load_dataset, load_from_disk
+    except ImportError:
+        raise ImportError('Hugging Face datasets need the package `datasets`: pip install "fk-steer[train]".') from None
+    path, _, split = name.partition(":")
+    dataset = load_from_disk(path) if Path(path).is_dir() else load_dataset(path, split=split or "train")
+    if isinstance(dataset, dict):
+        dataset = dataset[split or "train"]
+    for column, feature in dataset.features.items():
+        if isinstance(feature, ImageFeature):
+            # Decoded by us, so that one corrupt image is one item to skip.
+            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    return dataset
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bool, list, tuple, type(None)))

@@ -1,0 +1,58 @@
+"""`python -m llava_reward_guide.train`: a flag for every setting of `TrainingConfig`, or a YAML file with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from .cli import one_line_errors
+from .training.config import TrainingConfig, load_config, shipped_configs
+
+
+def main(**options: Any) -> None:
+    """Train a LLaVA-Reward. A run that stopped goes on from its last checkpoint when started again.
+
+    On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...
+    """
+    with one_line_errors():
+        config = load_config(options.pop("config"), {name: v for name, v in options.items() if v is not None})
+        if not config.train_data:
+            raise ValueError("Expected `train_data`, a file of pairs or labelled images, but got none.")
+        from .training import train
+
+        result = train(config)
+    if not result.finished:
+        # As a process that SIGTERM ended, so that a scheduler starts it again.
+        raise typer.Exit(143)
+    typer.echo(json.dumps({"checkpoint": str(result.checkpoint), "step": result.step, **result.validation}, indent=2))
+
+
+def _parameters() -> list[inspect.Parameter]:
+    """The flags, from the fields of `TrainingConfig`."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    known = f"YAML file, or a shipped recipe: {', '.join(shipped_configs())}."
+    config = Annotated[str | None, typer.Option("--config", "-c", help=known)]
+    parameters = [inspect.Parameter("config", kind, default=None, annotation=config)]
+    types = get_type_hints(TrainingConfig)
+    for item in dataclasses.fields(TrainingConfig):
+        text = item.metadata["help"]
+        if item.default not in (None, "") and "[default" not in text:
+            text += f" [default: {item.default}]"
+        annotation = Annotated[types[item.name] | None, typer.Option(help=text)]  # type: ignore[valid-type, name-defined]
+        parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
+    return parameters
+
+
+main.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
+main.__annotations__ = {item.name: item.annotation for item in _parameters()}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+app.command()(main)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m llava_reward_guide.train")

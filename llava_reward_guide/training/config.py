@@ -1,0 +1,166 @@
+"""Everything a training run is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from ..config import RewardConfig
+
+
+SCOPES = ("all", "lora_only")
+PRECISIONS = ("no", "bf16", "fp16")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a run, which are also the flags of `python -m llava_reward_guide.train`. The defaults are the
+    paper's recipe (arXiv 2507.21391, section 4.1) on Phi-3.5-vision.
+
+    Raises:
+        ValueError: for values that cannot be.
+    """
+
+    train_data: str = _option("", "JSON, JSONL or CSV of pairs or labelled images, or hf:NAME[:SPLIT].")
+    validation_data: str = _option("", "The same, to validate on; without it nothing is validated.")
+    image_folder: str | None = _option(None, "What paths are relative to. [default: the folder of the file]")
+    output: str = _option("out/llava-reward", "Folder of the run.")
+
+    backbone: str = _option("microsoft/Phi-3.5-vision-instruct", "Folder or hub id of the multimodal LLM.")
+    perspective: str = _option("default", "Its name.")
+    objective: str = _option("bradley-terry", "'bradley-terry', 'general-preference' or 'classification'.")
+    value_head_dim: int = _option(1, "1, or the even dimension for general preference.")
+    tau: float = _option(0.1, "Temperature.")
+    add_cross_attention: bool = _option(True, "SkipCA.")
+    hidden_layer: int | None = _option(None, "Hidden state to read. [default: the last]")
+    visual_layer: int | None = _option(None, "Hidden state SkipCA attends to. [default: projected visual tokens]")
+    mean_pooling: bool = _option(False, "Average over positions in place of the end of the text.")
+
+    lora_rank: int = _option(128, "Rank of LoRA on the linear layers of the text model.")
+    lora_alpha: int = _option(256, "LoRA is scaled by alpha / rank.")
+    lora_dropout: float = _option(0.05, "On the input of LoRA.")
+    optimizer_scope: str = _option("all", "'all' trains LoRA, projector, SkipCA and head; 'lora_only' as released.")
+    full_finetune: bool = _option(False, "Train every weight of the backbone, without LoRA.")
+
+    batch_size: int = _option(128, "Items (pairs) of an optimiser step, over all processes and accumulated passes.")
+    micro_batch_size: int = _option(8, "Items of a pass of one process.")
+    epochs: float = _option(1.0, "Passes over the data.")
+    max_steps: int | None = _option(None, "Optimiser steps, in place of epochs.")
+    learning_rate: float = _option(2e-4, "Of AdamW; the release takes 5e-7 for full fine-tuning.")
+    warmup_ratio: float = _option(0.03, "Share of the steps over which the learning rate rises; then half a cosine.")
+    adam_beta1: float = _option(0.9, "Of AdamW.")
+    adam_beta2: float = _option(0.95, "Of AdamW.")
+    weight_decay: float = _option(0.0, "Of AdamW.")
+    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
+    ema_decay: float | None = _option(None, "Decay of an average of the weights, which is then what is saved.")
+    seed: int = _option(42, "Of everything.")
+    deterministic: bool = _option(False, "Deterministic kernels where there are any; slower on a GPU.")
+
+    mixed_precision: str = _option("bf16", "'no', 'bf16' or 'fp16'.")
+    dtype: str = _option("bfloat16", "Of the frozen weights; trained ones are float32. FSDP wants float32 here.")
+    gradient_checkpointing: bool = _option(True, "Recompute activations: less memory, a third slower.")
+    attn_implementation: str = _option("sdpa", "'sdpa', 'flash_attention_2' or 'eager'.")
+    num_crops: int | None = _option(None, "Most crops of an image on Phi-3.5-vision. [default: 16]")
+    num_workers: int = _option(4, "Processes that prepare images, for each process that trains.")
+    cache_images: bool = _option(False, "Keep prepared images in memory: for small ones, with num_workers 0.")
+    check_images: bool = _option(True, "Decode all images before the run, to leave out those that cannot be.")
+
+    validate_every: int = _option(100, "Steps between validations; there is one at the end in any case.")
+    save_every: int = _option(100, "Steps between checkpoints to go on from.")
+    keep_checkpoints: int = _option(2, "How many of them stay.")
+    log_every: int = _option(1, "Steps between lines of log.jsonl.")
+    log_with: str = _option("", "Trackers of accelerate, comma-separated: tensorboard, wandb, ...")
+    project: str = _option("llava-reward", "Project name for trackers.")
+    published_layout: bool = _option(False, "Save also what the released code reads.")
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("optimizer_scope", SCOPES),
+            ("mixed_precision", PRECISIONS),
+            ("dtype", DTYPES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Known: {', '.join(known)}.")
+        positive = ("batch_size", "micro_batch_size", "epochs", "learning_rate", "validate_every", "save_every")
+        for name in (*positive, "keep_checkpoints", "log_every", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Expected `{name}` to be positive, but got {getattr(self, name)}.")
+        if self.full_finetune and self.optimizer_scope == "lora_only":
+            raise ValueError("Expected `optimizer_scope` 'all' with `full_finetune`, but got 'lora_only'.")
+        self.reward_config()
+
+    def reward_config(self) -> RewardConfig:
+        """Of the head."""
+        return RewardConfig(
+            objective=self.objective,
+            value_head_dim=self.value_head_dim,
+            tau=self.tau,
+            add_cross_attention=self.add_cross_attention,
+            hidden_layer=self.hidden_layer,
+            visual_layer=self.visual_layer,
+            mean_pooling=self.mean_pooling,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = files("llava_reward_guide") / "configs"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None = None) -> TrainingConfig:
+    """A config from YAML.
+
+    Args:
+        source: a file, or the name of a shipped recipe; None for the defaults.
+        overrides: settings in place of the file's.
+
+    Raises:
+        ValueError: for a file that is missing, unknown settings, or values of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    if source is not None:
+        path: Any = Path(source)
+        if not path.is_file():
+            path = files("llava_reward_guide") / "configs" / f"{source}.yaml"
+            if not path.is_file():
+                raise ValueError(f"Expected a YAML file or one of {', '.join(shipped_configs())}, but got '{source}'.")
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(loaded, dict):
+            raise ValueError(f"Expected `name: value` in '{source}', but got {type(loaded).__name__}.")
+        values.update(loaded)
+    values.update(overrides or {})
+    types = get_type_hints(TrainingConfig)
+    if unknown := sorted(set(values) - set(types)):
+        raise ValueError(f"Unknown settings {', '.join(unknown)}. Known: {', '.join(types)}.")
+    return TrainingConfig(**{name: _typed(name, value, types[name]) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any, wanted: Any) -> Any:
+    """YAML reads 2e-4 as text and 1 as an integer."""
+    kinds = getattr(wanted, "__args__", (wanted,))
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    try:
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"Expected `{name}` to be {kind.__name__}, but got {value!r}.")
+    return value
