@@ -18,6 +18,7 @@ from ..loading import load_preview
 from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
+from .arguments import image_size, number_of_prompts, reward_prompts
 from .decode import LatentDecoder
 from .generators import particle_generators
 from .live_rows import Rows, join_rows, map_rows, run_on_live_rows
@@ -70,8 +71,8 @@ class Run:
         self.per_prompt = arguments.pop("num_images_per_prompt", None) or 1
         self.arguments = arguments
 
-        num_prompts = _number_of_prompts(arguments)
-        texts = _reward_prompts(arguments, reward_prompt, num_prompts)
+        num_prompts = number_of_prompts(arguments)
+        texts = reward_prompts(arguments, reward_prompt, num_prompts)
         self.prompts = [text for text in texts for _ in range(self.per_prompt)]
         self.rows_per_prompt = self.per_prompt * steering.num_particles
         self.rows = Rows(len(self.prompts), steering.num_particles)
@@ -94,7 +95,7 @@ class Run:
             generator=self.resampling,
         )
         self.standardize = steering.standardize or getattr(reward, "standardize", False)
-        self.decoder = self.preview = LatentDecoder(pipe, size=_image_size(pipe, arguments))
+        self.decoder = self.preview = LatentDecoder(pipe, size=image_size(pipe, arguments))
         if steering.preview_decoder is not None:
             preview = steering.preview_decoder
             preview = load_preview(preview, pipe) if isinstance(preview, str) else preview
@@ -380,32 +381,3 @@ def _rows_of(output: Any, num_rows: int) -> list[Tensor]:
     found: list[Tensor] = []
     map_rows(lambda tensor: found.append(tensor) or tensor, output, num_rows)  # type: ignore[func-returns-value]
     return found
-
-
-def _number_of_prompts(arguments: dict[str, Any]) -> int:
-    prompt = arguments.get("prompt")
-    if prompt is None:
-        if arguments.get("prompt_embeds") is None:
-            raise ValueError("Expected `prompt` or `prompt_embeds`, but got neither.")
-        return len(arguments["prompt_embeds"])
-    return 1 if isinstance(prompt, str) else len(prompt)
-
-
-def _reward_prompts(
-    arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None, num_prompts: int
-) -> list[str]:
-    texts = arguments.get("prompt") if reward_prompt is None else reward_prompt
-    if texts is None:
-        raise ValueError("With `prompt_embeds` the reward has no text to score against: pass `reward_prompt`.")
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if len(texts) != num_prompts:
-        raise ValueError(f"Expected one `reward_prompt` for each of {num_prompts} prompts, but got {len(texts)}.")
-    return texts
-
-
-def _image_size(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int] | None:
-    default = getattr(pipe, "default_sample_size", None)
-    if default is None:
-        return None
-    default *= pipe.vae_scale_factor
-    return arguments.get("height") or default, arguments.get("width") or default
