@@ -24,10 +24,15 @@ PROMPTS = [
 
 
 class WordTokenizer:
-    """A stand-in: one token a word, which is about what real ones make of such prompts."""
+    """A stand-in: one token a word, which is about what real ones make of such prompts.
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    Args:
+        vocab_size: number of ids.
+        end: whether a text ends with a token of its own.
+    """
+
+    def __init__(self, vocab_size: int, end: bool = True) -> None:
+        self.vocab_size, self.end = vocab_size, end
 
     def __call__(self, text: str | list[str], max_length: int | None = None, **_: Any) -> Any:
         from transformers import BatchEncoding
@@ -43,7 +48,7 @@ class WordTokenizer:
     def _ids(self, text: str) -> list[int]:
         # The last one is end-of-text, the largest id, which is where CLIP looks.
         words = [1 + zlib.crc32(word.encode()) % (self.vocab_size // 2) for word in text.split()]
-        return [*words, self.vocab_size - 1]
+        return [*words, self.vocab_size - 1] if self.end else words
 
 
 def randomize(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> Any:
@@ -122,6 +127,25 @@ def clip_flant5_xxl(device: torch.device, dtype: torch.dtype) -> Any:
     return _clip_flant5(FLAN_T5_XXL, device, dtype)
 
 
+def qwen_vqa(size: str) -> Callable[[torch.device, torch.dtype], Any]:
+    """VQAScore's Qwen2.5-VL, of '3b' or '7b' parameters."""
+
+    def make(device: torch.device, dtype: torch.dtype) -> Any:
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        from fk_steer.rewards.qwen_vqa import QwenVQA
+        from fk_steer.rewards.vqa_score import VQAScore
+
+        config = Qwen2_5_VLConfig(**QWEN2_5_VL[size])
+        model = randomize(lambda: Qwen2_5_VLForConditionalGeneration(config), device, dtype)
+        tokenizer = WordTokenizer(config.image_token_id, end=False)
+        return VQAScore.from_modules(
+            QwenVQA(model), tokenizer, variant=f"qwen2.5-vl-{size}", device=device, dtype=dtype
+        )
+
+    return make
+
+
 def bundled_clip(device: torch.device, dtype: torch.dtype) -> Any:
     """The bundled world's CLIP, with its trained weights."""
     from fk_steer.rewards.clip_score import CLIPScore
@@ -142,6 +166,37 @@ def llava_reward(num_crops: int) -> Callable[[torch.device, torch.dtype], Any]:
     return make
 
 
+_QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+_QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+QWEN2_5_VL: dict[str, dict[str, Any]] = {
+    "3b": {
+        "text_config": {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "rope_parameters": _QWEN_ROPE,
+        },
+        "vision_config": {**_QWEN_VISION, "out_hidden_size": 2048},
+        "tie_word_embeddings": True,
+    },
+    "7b": {
+        "text_config": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rope_parameters": _QWEN_ROPE,
+        },
+        "vision_config": {**_QWEN_VISION, "out_hidden_size": 3584},
+    },
+}
+"""Sizes in config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct."""
+
 FULL_SIZE: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
     "shapes": bundled_clip,
     "clip-score": clip_score,
@@ -151,6 +206,7 @@ FULL_SIZE: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
     "hps": hps,
     "vqa-score:clip-flant5-xl": clip_flant5_xl,
     "vqa-score:clip-flant5-xxl": clip_flant5_xxl,
+    **{f"vqa-score:qwen2.5-vl-{size}": qwen_vqa(size) for size in QWEN2_5_VL},
     **{f"llava-reward:{num_crops}-crops": llava_reward(num_crops) for num_crops in (16, 9, 4, 1)},
 }
 """Name -> function of device and dtype that makes the reward. A new reward needs one entry."""

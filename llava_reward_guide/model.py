@@ -273,8 +273,8 @@ class LlavaReward(nn.Module):
     def _rows(self, images: Images, prompts: Sequence[str], num_crops: int | None) -> list[Row]:
         if isinstance(prompts, str) or len(images) != len(prompts) or not len(prompts):
             raise ValueError(
-                f"Expected a list of as many prompts as images, at least one, but got "
-                f"{1 if isinstance(prompts, str) else len(prompts)} prompts for {len(images)} images."
+                f"Expected one image or more and one prompt per image, but got {len(images)} images and "
+                f"{'a single string' if isinstance(prompts, str) else f'{len(prompts)} prompts'}."
             )
         return [self.backbone.prepare_row(image, prompt, num_crops) for image, prompt in zip(to_pil(images), prompts)]
 

@@ -163,22 +163,22 @@ def judge(text: str, images: list[Image.Image]) -> str:
     return f"circle (object): 1\n**Final Score:** {1 + 4 * score}"
 
 
-REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unified-reward": ("unified-reward", {"model": MODEL}),
-    "unified-reward-axes": ("unified-reward", {"model": MODEL, "task": "axes"}),
-    "unified-reward-pair": ("unified-reward", {"model": MODEL, "task": "pair"}),
-    "unified-reward-think": ("unified-reward", {"model": MODEL, "task": "think", "both_orders": True}),
-    "llm-grader": ("llm-grader", {"model": MODEL}),
-    "vqa-chat": ("vqa-chat", {"model": MODEL}),
+CHAT_REWARDS: dict[str, dict[str, Any]] = {
+    "unified-reward": {},
+    "unified-reward:axes": {},
+    "unified-reward:pair": {},
+    "unified-reward:think": {"both_orders": True},
+    "llm-grader": {},
+    "vqa-chat": {},
 }
-"""Label -> name of a chat reward, options."""
+"""Name, or NAME:VARIANT, of a chat reward -> its options."""
 
 
-def chat_options(label: str) -> Callable[[Path], dict[str, Any]]:
+def chat_options(key: str) -> Callable[[Path], dict[str, Any]]:
     """What a test over all rewards needs: a function that returns the options of a reward, and starts a server for the
     rest of the process. It takes a folder for the sake of rewards with weights."""
 
     def options(folder: Path) -> dict[str, Any]:
-        return {"base_url": ChatServer().__enter__().url, **REWARDS[label][1]}
+        return {"base_url": ChatServer().__enter__().url, "model": MODEL, **CHAT_REWARDS[key]}
 
     return options

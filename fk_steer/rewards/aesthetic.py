@@ -14,7 +14,7 @@ from .blip import Score
 from .card import RewardCard
 from .images import clip_pixels
 from .loading import assign_weights, empty, fetch, load_pretrained, read_weights
-from .local import LocalReward, default_dtype, unit
+from .local import LocalReward, check_variant, default_dtype, unit
 
 
 CLIP = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
@@ -42,6 +42,7 @@ class Aesthetic(LocalReward):
     card. CLIP: openai/clip-vit-large-patch14.
 
     Args:
+        variant: 'v2', of which the linear head on ViT-L/14 is the one in use.
         path: file, folder or hub id of the predictor; a folder has to hold the CLIP too unless `clip` is given.
         clip: hub id or folder of the CLIP.
         revision: of a hub id given as `path`.
@@ -51,6 +52,7 @@ class Aesthetic(LocalReward):
         compile: run CLIP through `torch.compile`.
 
     Raises:
+        ValueError: for an unknown variant.
         RewardLoadError: if the weights cannot be loaded.
     """
 
@@ -63,12 +65,14 @@ class Aesthetic(LocalReward):
         revision="cf4bd10345610935a80a5d3be9a3133c50f121e4",
         licence="Apache-2.0; CLIP MIT",
         typical_range=(4.5, 7.0),
+        variants={"v2": RewardCard(summary="sac+logos+ava1-l14-linearMSE.")},
     )
     default_lmbda = 4.0
     model: AestheticModel
 
     def __init__(
         self,
+        variant: str = "v2",
         path: str | None = None,
         clip: str | None = None,
         revision: str | None = None,
@@ -78,6 +82,7 @@ class Aesthetic(LocalReward):
     ) -> None:
         from transformers import CLIPVisionModelWithProjection
 
+        check_variant(variant, self.card, self.name)
         if clip is None:
             clip = path if path and Path(path).is_dir() else CLIP[0]
         source, revision = self.card.source(path, revision)
@@ -92,7 +97,7 @@ class Aesthetic(LocalReward):
         )
         head = empty(lambda: Score(vision.config.projection_dim))
         assign_weights(head, read_weights(file, self.name), file, self.name)
-        self._assemble(AestheticModel(vision, head), variant="", device=device, dtype=dtype, compile=compile)
+        self._assemble(AestheticModel(vision, head), variant=variant, device=device, dtype=dtype, compile=compile)
 
     def _assemble(
         self,

@@ -49,6 +49,16 @@ def name_of(reward: RewardFunction | Callable[..., Any]) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 
+def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
+    """For rewards to call on what they are given.
+
+    Raises:
+        ValueError: unless there are as many prompts as images.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"Expected one prompt per image, but got {len(images)} images and {len(prompts)} prompts.")
+
+
 def device_of(images: Images, otherwise: torch.device) -> torch.device:
     """Where the rewards of `images` belong: their device, or `otherwise` for PIL images."""
     return images.device if isinstance(images, Tensor) else otherwise

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, device_of
+from .base import Images, check_one_prompt_per_image, device_of
 
 
 class GroupedReward:
@@ -38,8 +38,7 @@ class GroupedReward:
         Raises:
             ValueError: unless there is one prompt per image.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"Expected one prompt per image, but got {len(images)} images and {len(prompts)} prompts.")
+        check_one_prompt_per_image(images, prompts)
         of_prompt: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
             of_prompt.setdefault(prompt, []).append(index)

@@ -15,7 +15,7 @@ from .blip import ImageRewardModel, text_config, to_transformers, vision_config
 from .card import RewardCard
 from .images import clip_pixels
 from .loading import RewardLoadError, assign_weights, empty, fetch, load_pretrained, read_weights
-from .local import LocalReward, PromptCache, default_dtype
+from .local import LocalReward, PromptCache, check_variant, default_dtype
 
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -36,6 +36,7 @@ class ImageReward(LocalReward):
     google-bert/bert-base-uncased.
 
     Args:
+        variant: 'v1.0', the only one published.
         path: folder or hub id of ImageReward.pt and med_config.json. A folder may hold vit_config.json for a vision
             model other than ViT-L/16, and has to hold vocab.txt unless `tokenizer` is given.
         tokenizer: hub id or folder of BERT's tokenizer.
@@ -45,6 +46,7 @@ class ImageReward(LocalReward):
         compile: run the model through `torch.compile`.
 
     Raises:
+        ValueError: for an unknown variant.
         RewardLoadError: if the weights cannot be loaded.
     """
 
@@ -57,12 +59,14 @@ class ImageReward(LocalReward):
         revision="5736be03b2652728fb87788c9797b0570450ab72",
         licence="Apache-2.0",
         typical_range=(-2.3, 2.0),
+        variants={"v1.0": RewardCard(summary="The published model.")},
     )
     default_lmbda = 10.0
     model: ImageRewardModel
 
     def __init__(
         self,
+        variant: str = "v1.0",
         path: str | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
@@ -70,6 +74,7 @@ class ImageReward(LocalReward):
         dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
+        check_variant(variant, self.card, self.name)
         if tokenizer is None:
             tokenizer = path if path and (Path(path) / "vocab.txt").exists() else TOKENIZER[0]
         source, revision = self.card.source(path, revision)
@@ -82,7 +87,7 @@ class ImageReward(LocalReward):
         dtype = default_dtype(device, dtype, torch.float32)
         weights = to_transformers(read_weights(file, self.name))
         assign_weights(model, weights, file, self.name, dtype=dtype)
-        self._assemble(model, load_tokenizer(tokenizer), variant="", device=device, dtype=dtype, compile=compile)
+        self._assemble(model, load_tokenizer(tokenizer), variant=variant, device=device, dtype=dtype, compile=compile)
 
     def _assemble(
         self,

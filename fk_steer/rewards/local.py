@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Images, device_of
+from .base import Images, check_one_prompt_per_image, device_of
 from .card import RewardCard
 from .loading import default_device
 
@@ -93,8 +93,7 @@ class LocalReward(ABC):
         return self._score(images, prompts, exact=False)
 
     def _score(self, images: Images, prompts: Sequence[str], exact: bool) -> Tensor:
-        if len(images) != len(prompts):
-            raise ValueError(f"Expected one prompt per image, but got {len(images)} images and {len(prompts)} prompts.")
+        check_one_prompt_per_image(images, prompts)
         scores = self.rate(self.preprocess(images, exact), prompts)
         return scores.to(device_of(images, self.device), torch.promote_types(scores.dtype, torch.float32))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .card import RewardCard
 from .clip import CLIPReward
 from .loading import load_pretrained
-from .local import default_dtype
+from .local import check_variant, default_dtype
 
 
 TOKENIZER = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
@@ -28,6 +28,7 @@ class PickScore(CLIPReward):
     the code, none stated for the weights. Tokenizer: laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
 
     Args:
+        variant: 'v1', the only one published.
         path: hub id or folder of the `CLIPModel`; a folder has to hold the tokenizer too unless `tokenizer` is given.
         tokenizer: hub id or folder of the tokenizer.
         revision: of a hub id given as `path`.
@@ -36,6 +37,7 @@ class PickScore(CLIPReward):
         compile: run the models through `torch.compile`.
 
     Raises:
+        ValueError: for an unknown variant.
         RewardLoadError: if the weights cannot be loaded.
     """
 
@@ -48,12 +50,14 @@ class PickScore(CLIPReward):
         revision="a4e4367c6dfa7288a00c550414478f865b875800",
         licence="MIT (code); not stated for the weights",
         typical_range=(18.0, 24.0),
+        variants={"v1": RewardCard(summary="The published model.")},
     )
     default_lmbda = 2.0
     original_dtype = torch.float32
 
     def __init__(
         self,
+        variant: str = "v1",
         path: str | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
@@ -63,12 +67,13 @@ class PickScore(CLIPReward):
     ) -> None:
         from transformers import CLIPModel
 
+        check_variant(variant, self.card, self.name)
         tokenizer = tokenizer or path or TOKENIZER[0]
         path, revision = self.card.source(path, revision)
         dtype = default_dtype(device, dtype, self.original_dtype)
         model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
         self._assemble(
-            model, load_tokenizer(tokenizer, self.name), variant="", device=device, dtype=dtype, compile=compile
+            model, load_tokenizer(tokenizer, self.name), variant=variant, device=device, dtype=dtype, compile=compile
         )
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -14,11 +14,11 @@ from .card import RewardCard
 from .chat import Answer, Chat, to_pil
 from .group import GroupedReward
 from .judge import TEMPLATES, Asker, ChatJudge, JudgeCounts, Task, parse_text, read_template, server
+from .local import check_variant
 from .pairwise import PairwiseReward
 from .verdicts import AXES, axis_scores, better_image, better_image_in_answer, final_score
 
 
-TASKS = ("point", "axes", "pair", "think")
 FILES = (
     "config.json",
     "model.safetensors.index.json",
@@ -33,7 +33,7 @@ BACKENDS = ("server", "transformers")
 class UnifiedReward(GroupedReward):
     """UnifiedReward (Wang et al., arXiv 2503.05236), a vision-language model that judges images in words.
 
-    Tasks:
+    Variants:
         - 'point': a score in 1 to 5 of alignment with the prompt and quality; typically 2 to 4.5.
         - 'axes': alignment, coherence and style, each in 1 to 5; their mean, or one of them (`axis`). The publication
           defines no aggregate; the mean is ours. For the v1.5, 2.0 and Qwen models.
@@ -49,7 +49,7 @@ class UnifiedReward(GroupedReward):
     count as ties); see `ChatJudge` and `PairwiseReward`. `counts` says how often.
 
     Args:
-        task: 'point', 'axes', 'pair' or 'think'.
+        variant: 'point', 'axes', 'pair' or 'think'.
         axis: with 'axes', one of 'alignment', 'coherence' and 'style' alone; None for the mean.
         backend: 'server', or 'transformers' to run a Qwen2.5-VL model in this process.
         path: with 'transformers', hub id or folder of the model.
@@ -62,7 +62,7 @@ class UnifiedReward(GroupedReward):
         **options: of the server, see `ChatClient`; with 'transformers', see `QwenChat`.
 
     Raises:
-        ValueError: for an unknown task, axis, backend or option, or a template without the placeholder.
+        ValueError: for an unknown variant, axis, backend or option, or a template without the placeholder.
         RewardLoadError: if the model cannot be loaded.
         RewardError: when called, if no score of a prompt could be had, or the server refuses the key or the model.
     """
@@ -88,7 +88,7 @@ class UnifiedReward(GroupedReward):
 
     def __init__(
         self,
-        task: str = "point",
+        variant: str = "point",
         axis: str | None = None,
         backend: str = "server",
         path: str | None = None,
@@ -101,21 +101,20 @@ class UnifiedReward(GroupedReward):
         device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
-        for kind, value, known in (
-            ("task", task, TASKS),
-            ("backend", backend, BACKENDS),
-            ("axis", axis, (*AXES, None)),
-        ):
+        check_variant(variant, self.card, self.name)
+        for kind, value, known in (("backend", backend, BACKENDS), ("axis", axis, (*AXES, None))):
             if value not in known:
                 raise ValueError(f"Unknown {kind} {value!r} of {self.name}. Known: {', '.join(map(str, known))}.")
-        if axis is not None and task != "axes":
-            raise ValueError(f"`axis` is only used by the task 'axes', but the task is {task!r}.")
+        if axis is not None and variant != "axes":
+            raise ValueError(f"`axis` is only used by the variant 'axes', but the variant is {variant!r}.")
         if (backend == "transformers") != (path is not None):
             raise ValueError(f"`path` goes with the backend 'transformers', but got {backend!r} and {path!r}.")
-        question = _task(task, axis, read_template(template or TEMPLATES / f"unified-reward-{task}.txt"), max_tokens)
+        question = _task(
+            variant, axis, read_template(template or TEMPLATES / f"unified-reward-{variant}.txt"), max_tokens
+        )
         self._ask = Asker(_chat(backend, path, model, device, options), attempts)
         self.chat = self._ask.chat
-        if task in ("pair", "think"):
+        if variant in ("pair", "think"):
             comparer = PairComparer(self._ask, question)
             self._method: ChatJudge | PairwiseReward = PairwiseReward(comparer, opponents, both_orders, name=self.name)
             self.default_lmbda = self._method.default_lmbda

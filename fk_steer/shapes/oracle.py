@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..geneval import Verdict, evaluate
-from ..rewards.base import Images, device_of
+from ..rewards.base import Images, check_one_prompt_per_image, device_of
 from ..rewards.card import RewardCard
 from ..rewards.images import to_uint8
 from .captions import parse
@@ -34,7 +34,12 @@ class ShapesOracle:
     default_lmbda = 20.0
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
+        """See `Reward`.
+
+        Raises:
+            ValueError: unless there is one prompt per image, in GenEval's wording.
+        """
+        check_one_prompt_per_image(images, prompts)
         scores = [score(pixels, prompt) for pixels, prompt in zip(to_uint8(images, "cpu"), prompts)]
         return torch.tensor(scores, device=device_of(images, torch.device("cpu")))
 

@@ -295,9 +295,9 @@ def test_bfloat16():
 
 def test_bad_calls():
     reward = make()
-    with pytest.raises(ValueError, match="1 prompts for 2 images"):
+    with pytest.raises(ValueError, match="2 images and a single string"):
         reward.score(IMAGES[:2], "a red cube")
-    with pytest.raises(ValueError, match="0 prompts for 0 images"):
+    with pytest.raises(ValueError, match="0 images and 0 prompts"):
         reward.score([], [])
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         reward.score(torch.zeros(2, 1, 8, 8), ["x", "y"])

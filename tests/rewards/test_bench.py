@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fk_steer.benchmarks.rewards import FULL_SIZE, SMALL, WordTokenizer, measure
+from fk_steer.benchmarks.rewards import FULL_SIZE, QWEN2_5_VL, SMALL, WordTokenizer, measure
 from fk_steer.cli import app
 from fk_steer.rewards import available_rewards
 
@@ -32,6 +32,16 @@ def test_word_tokenizer():
     assert tokens.attention_mask.sum(1).tolist() == [4, 2]
     assert tokens.input_ids[0, 3] == tokens.input_ids.max() == 999
     assert tokens.input_ids[0, 2] == tokens.input_ids[1, 0]
+
+
+@pytest.mark.parametrize(("size", "billions"), [("3b", 3.75), ("7b", 8.29)])
+def test_size_of_qwen(size, billions):
+    """As the hub's model cards of Qwen2.5-VL state it."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**QWEN2_5_VL[size]))
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e9, 2) == billions
 
 
 def test_unknown_reward(tmp_path):

@@ -10,11 +10,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from chat_server import MODEL, REWARDS, ChatServer, chat_options, cut_off, failing, parts, redness, send
+from chat_server import MODEL, ChatServer, cut_off, failing, parts, redness, send
 from PIL import Image
 
-from fk_steer.rewards import GroupReward, Reward, RewardError, load_reward
-from fk_steer.rewards.card import RewardCard
+from fk_steer.rewards import RewardError, load_reward
 from fk_steer.rewards.chat import ChatClient, Question, data_url, to_pil
 
 
@@ -320,7 +319,7 @@ class TestUnifiedReward:
             return "Alignment Score (1-5): 4\nCoherence Score (1-5): 3\nStyle Score (1-5): 2.6"
 
         with ChatServer(reply) as server:
-            options = {"model": MODEL, "base_url": server.url, "task": "axes"}
+            options = {"model": MODEL, "base_url": server.url, "variant": "axes"}
             one = images()[:1]
             assert load_reward("unified-reward", **options)(one, ["red"]).item() == pytest.approx(3.2)
             assert load_reward("unified-reward", axis="style", **options)(one, ["red"]).item() == pytest.approx(2.6)
@@ -331,17 +330,17 @@ class TestUnifiedReward:
 
     def test_pairs_that_cannot_be_had(self):
         with ChatServer(unreadable_for([0.0])) as server:
-            reward = load_reward("unified-reward", task="pair", model=MODEL, base_url=server.url)
+            reward = load_reward("unified-reward", variant="pair", model=MODEL, base_url=server.url)
             scores = reward(images(torch.tensor([0.0, 0.4, 1.0])), ["a"] * 3)
             # The darkest comes first against the middle one, which is the comparison that is spoilt: a tie.
             assert scores.tolist() == [0.25, 0.25, 1.0]
             with pytest.raises(RewardError, match="for the prompt 'a' failed: the reply was 'I would rather not say.'"):
                 reward(images(torch.tensor([0.0, 0.4])), ["a"] * 2)
 
-    @pytest.mark.parametrize("task", ["pair", "think"])
-    def test_pairs(self, task):
+    @pytest.mark.parametrize("variant", ["pair", "think"])
+    def test_pairs(self, variant):
         with ChatServer() as server:
-            reward = load_reward("unified-reward", task=task, model=MODEL, base_url=server.url)
+            reward = load_reward("unified-reward", variant=variant, model=MODEL, base_url=server.url)
             scores = reward(images(), ["red"] * 5)
         torch.testing.assert_close(scores, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
         assert len(server.requests) == 10
@@ -350,7 +349,7 @@ class TestUnifiedReward:
     def test_position_bias_cancels(self):
         """A judge for which the first image always wins."""
         with ChatServer(lambda text, pictures: "Image 1 is better") as server:
-            reward = load_reward("unified-reward", task="pair", both_orders=True, model=MODEL, base_url=server.url)
+            reward = load_reward("unified-reward", variant="pair", both_orders=True, model=MODEL, base_url=server.url)
             assert reward(images(), ["red"] * 5).tolist() == [0.5] * 5
         assert len(server.requests) == 20
 
@@ -367,10 +366,10 @@ class TestUnifiedReward:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"task": "rank"}, "Unknown task 'rank' of unified-reward. Known: point, axes, pair, think"),
+            ({"variant": "rank"}, "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think"),
             ({"backend": "jax"}, "Unknown backend 'jax'"),
-            ({"task": "axes", "axis": "taste"}, "Unknown axis 'taste'"),
-            ({"axis": "style"}, "only used by the task 'axes'"),
+            ({"variant": "axes", "axis": "taste"}, "Unknown axis 'taste'"),
+            ({"axis": "style"}, "only used by the variant 'axes'"),
             ({"backend": "transformers"}, "`path` goes with the backend 'transformers'"),
             ({"path": "x"}, "`path` goes with the backend 'transformers'"),
             ({"attempts": 0}, "`attempts` to be at least 1"),
@@ -429,33 +428,3 @@ class TestVQAChat:
             reward = load_reward("vqa-chat", model=MODEL, base_url=server.url, concurrency=1)
             torch.testing.assert_close(reward(images(), ["red"] * 5), expected(images()))
         assert reward.counts.asked_again == 1
-
-
-@pytest.mark.parametrize("label", REWARDS)
-def test_contract(label, tmp_path):
-    reward = load_reward(REWARDS[label][0], **chat_options(label)(tmp_path))
-    assert isinstance(reward, Reward)
-    assert isinstance(reward, GroupReward)
-    assert reward.name == REWARDS[label][0]
-    assert reward.default_lmbda > 0
-    batch = images()
-    prompts = ["red", "red", "red", "", "x" * 5000]
-    scores = reward(batch, prompts)
-    assert scores.shape == (5,)
-    assert scores.dtype == torch.float32
-    assert scores.device == batch.device
-    torch.testing.assert_close(scores, reward(to_pil(batch), prompts))
-    order = [2, 0, 4, 1, 3]
-    torch.testing.assert_close(scores[order], reward(batch[order], [prompts[i] for i in order]))
-    assert reward(images(SHADES[:1], 1), [""]).isfinite().all()
-    mixed = [Image.new("RGBA", (20, 60)), Image.new("L", (60, 20)), Image.new("P", (30, 30))]
-    assert reward(mixed, ["red"] * 3).isfinite().all()
-    if not reward.relative:
-        one_by_one = torch.cat([reward(batch[i : i + 1], prompts[i : i + 1]) for i in range(5)])
-        torch.testing.assert_close(scores, one_by_one)
-    with pytest.raises(ValueError, match="one prompt per image, but got 5 images and 3 prompts"):
-        reward(batch, prompts[:3])
-    assert isinstance(reward.card, RewardCard)
-    for variant in reward.card.variants:
-        card = reward.card.variant(variant)
-        assert card.hub_id.split("/")[-1] in type(reward).__doc__

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from chat_server import chat_options
+from chat_server import CHAT_REWARDS, chat_options
 from PIL import Image
 
 from fk_steer import FKSteering, load_reward, steer
@@ -19,7 +19,7 @@ from fk_steer.testing_rewards import TINY_REWARDS, TinyReward, tiny_reward
 
 
 # Judges are asked through a server; the one of the tests looks at colours alone.
-for label in ("unified-reward", "llm-grader", "vqa-chat"):
+for label in CHAT_REWARDS:
     TINY_REWARDS[label] = TinyReward(chat_options(label), uses_prompt=False)
 
 FACTORIES = {key: reward_factory(key.split(":")[0]) for key in TINY_REWARDS}
@@ -96,9 +96,11 @@ def test_shape_dtype_and_device(reward, prompts):
 
 
 def test_batch_equals_one_by_one(reward, prompts):
-    images = pictures()
-    one_by_one = torch.cat([reward(images[i : i + 1], prompts[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(reward(images, prompts), one_by_one, atol=1e-6, rtol=1e-5)
+    """Rewards that compare images of a prompt with each other: one prompt by one."""
+    images, expected = pictures(), torch.empty(4)
+    for rows in [[0, 3], [1, 2]] if getattr(reward, "relative", False) else [[0], [1], [2], [3]]:
+        expected[rows] = reward(images[rows], [prompts[row] for row in rows])
+    torch.testing.assert_close(reward(images, prompts), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_pil_equals_tensors(reward, prompts):
@@ -154,12 +156,22 @@ def test_the_images_are_left_alone(reward, prompts):
     assert torch.equal(images, pictures())
 
 
+def test_one_prompt_per_image(reward, prompts):
+    with pytest.raises(ValueError, match="one prompt per image, but got 4 images and 3 prompts"):
+        reward(pictures(), prompts[:3])
+
+
+def test_unknown_variant(key, reward, tmp_path):
+    if not reward.card.variants:
+        pytest.skip("has no variants")
+    options = {**TINY_REWARDS[key].save(tmp_path), "variant": "v0"}
+    known = ", ".join(reward.card.variants)
+    with pytest.raises(ValueError, match=f"Unknown variant 'v0' of {reward.name}. Known: {known}"):
+        load_reward(reward.name, **options)
+
+
 @pytest.mark.parametrize("key", LOCAL, scope="module")
 class TestLocal:
-    def test_one_prompt_per_image(self, reward, prompts):
-        with pytest.raises(ValueError, match="one prompt per image, but got 4 images and 3 prompts"):
-            reward(pictures(), prompts[:3])
-
     def test_gradients_are_off(self, reward, prompts):
         assert not any(parameter.requires_grad for parameter in reward.model.parameters())
         assert not reward(pictures().requires_grad_(), prompts).requires_grad

@@ -361,7 +361,7 @@ class TestSteering:
         """Over HTTP: pair ranking gives the ranking of the score, and a judge that falters does not stop the run."""
         with ChatServer() as server:
             points = load_reward("unified-reward", model=MODEL, base_url=server.url)
-            pairs = load_reward("unified-reward", task="pair", model=MODEL, base_url=server.url)
+            pairs = load_reward("unified-reward", variant="pair", model=MODEL, base_url=server.url)
             out = run(pipe, pairs, reward_batch_size=1)
             scores = points(out.images, ["x"] * 8).view(2, 4)
             assert (scores.diff(dim=1) <= 0).all()
