@@ -45,7 +45,7 @@ def plot(rows: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> Figure
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row", sharex="col")
     for preset in dict.fromkeys(run.split("@")[0] for run in rows):
-        own = [row for run, row in rows.items() if run.split("@")[0] == preset]
+        own = sorted((row for run, row in rows.items() if run.split("@")[0] == preset), key=lambda row: row["nfe"][0])
         for line, measure in zip(axes, ("reward", "overall")):
             for axis, cost in zip(line, ("nfe", "seconds")):
                 axis.errorbar(
@@ -60,6 +60,8 @@ def plot(rows: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> Figure
     for axis, label in zip(axes[:, 0], ("guide reward of the best image", "overall accuracy, %")):
         axis.set_ylabel(label)
     for axis, label in zip(axes[-1], ("denoiser rows per image", "seconds per image")):
-        axis.set(xlabel=label, xscale="log")
+        axis.set_xlabel(label)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
     axes[0, 0].legend(fontsize="small")
     return figure
