@@ -127,7 +127,15 @@ def generate(
         missing = [index for index in range(len(prompts)) if not (out / f"{index:03d}" / "trace.json").exists()]
         writes = True
         if particle_parallel:
-            device, writes, missing = _join_processes(device, missing)
+            from .loading import join_processes, quiet_libraries
+
+            quiet_libraries()
+            from accelerate.utils import broadcast_object_list
+
+            processes = join_processes(device)
+            device, writes = str(processes.device), processes.is_main_process
+            console.quiet = not writes
+            (missing,) = broadcast_object_list([missing])
         if missing:
             _generate_missing(out, settings, missing, pipeline, device, particle_parallel, writes)
         if writes:
@@ -156,21 +164,6 @@ def presets(
             differences = [f"{field} {value}" for field, value in settings.items() if value != default.get(field)]
             table.add_row(key, preset.summary, "\n".join(differences))
         console.print(table)
-
-
-def _join_processes(device: str | None, missing: list[int]) -> tuple[str, bool, list[int]]:
-    """This process's device, whether it is the one that writes and speaks, and what is missing as that one sees it."""
-    from .loading import quiet_libraries
-
-    quiet_libraries()
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    from .rewards.loading import default_device
-
-    state = PartialState(cpu=default_device(device).type == "cpu")
-    console.quiet = not state.is_main_process
-    return str(state.device), state.is_main_process, broadcast_object_list([missing])[0]
 
 
 def _generate_missing(

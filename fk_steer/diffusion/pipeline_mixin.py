@@ -15,7 +15,8 @@ from .steering import steer
 
 
 class SteeringMixin:
-    """Adds `reward`, `steering`, `reward_prompt` and `particle_parallel` to the `__call__` of the pipeline class it is mixed into.
+    """Adds `reward`, `steering`, `reward_prompt` and `particle_parallel` to the `__call__` of the pipeline class it is
+    mixed into.
 
     ```py
     class FKStableDiffusionPipeline(SteeringMixin, StableDiffusionPipeline):
