@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,9 @@ class Ranks:
     def _exchange(self, value: Any) -> list[Any]:
         """The values of all ranks."""
         values = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
+        # NCCL takes objects through the current device, which need not be the pipeline's.
+        with torch.cuda.device(self._carrier) if self._carrier.type == "cuda" else nullcontext():
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
 
