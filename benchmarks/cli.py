@@ -32,6 +32,12 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [defaul
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per call.")]
 Processes = Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")]
+FullSize = Annotated[
+    str | None, typer.Option(help="'sd21' or 'sdxl': an architecture of published size instead of a bundled model.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
+]
 
 
 @app.command()
@@ -144,12 +150,8 @@ def ablation(
 def speed(
     out: Annotated[Path, typer.Option(help="JSON file for seconds, ratios and peak memory.")],
     model: Model = "shapes",
-    full_size: Annotated[
-        str | None, typer.Option(help="'sd21' or 'sdxl': an architecture of published size instead of a bundled model.")
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
-    ] = False,
+    full_size: FullSize = None,
+    random_weights: RandomWeights = False,
     preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "adaptive",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
@@ -187,6 +189,45 @@ def speed(
         for way, peaks in measured["peak bytes"].items():
             sizes = ", ".join(f"{peak / 2**20:.1f} MiB with {number}" for number, peak in peaks.items())
             console.print(f"peak memory, {way}: {sizes}", highlight=False)
+
+
+@app.command()
+def parallel(
+    out: Annotated[Path, typer.Option(help="JSON file for seconds, the speed-up and peak memory.")],
+    model: Model = "shapes",
+    full_size: FullSize = None,
+    random_weights: RandomWeights = False,
+    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "adaptive:8",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per repeat, one call each.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")] = 5,
+    steps: Steps = None,
+    size: Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Seconds and peak memory of a particle-parallel call and of the same call by one process, in turn. Start with
+    `torchrun --nproc-per-node N --no-python`."""
+    with one_line_errors():
+        from fk_steer.loading import join_processes, quiet_libraries
+
+        quiet_libraries()
+        from fk_steer.files import write_json
+
+        from .parallel import measure
+        from .speed import machine, subject
+
+        if (full_size is not None) != random_weights:
+            raise ValueError("Expected --full-size and --random-weights together, or neither.")
+        processes = join_processes(device)
+        pipe, guide, call = subject(model, full_size, processes.device, steps, size)
+        steering = _sized(preset, call["num_inference_steps"])
+        measured = measure(pipe, guide, steering, processes, prompts=prompts, repeats=repeats, **call)
+        if measured is None:
+            return
+        setup = {"model": full_size or model, "preset": preset, "prompts": prompts, **call}
+        write_json(out, {**setup, "machine": machine(processes.device), **measured})
+        console.print(f"speed-up by {measured['processes']} processes: {measured['speed-up']:.3f}", highlight=False)
+        for way, peak in measured["peak bytes"].items():
+            console.print(f"peak memory, {way}: {peak / 2**20:.1f} MiB", highlight=False)
 
 
 @app.command()

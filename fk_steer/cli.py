@@ -86,6 +86,13 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
     device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    particle_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--particle-parallel",
+            help="Share the particles of each prompt between the processes that torchrun or accelerate has started.",
+        ),
+    ] = False,
 ) -> None:
     """Generate images steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
     report.
@@ -118,9 +125,21 @@ def generate(
         }
         check_settings(out, settings)
         missing = [index for index in range(len(prompts)) if not (out / f"{index:03d}" / "trace.json").exists()]
+        writes = True
+        if particle_parallel:
+            from .loading import join_processes, quiet_libraries
+
+            quiet_libraries()
+            from accelerate.utils import broadcast_object_list
+
+            processes = join_processes(device)
+            device, writes = str(processes.device), processes.is_main_process
+            console.quiet = not writes
+            (missing,) = broadcast_object_list([missing])
         if missing:
-            _generate_missing(out, settings, missing, pipeline, device)
-        _write_report(out, settings)
+            _generate_missing(out, settings, missing, pipeline, device, particle_parallel, writes)
+        if writes:
+            _write_report(out, settings)
         console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)
 
 
@@ -148,7 +167,13 @@ def presets(
 
 
 def _generate_missing(
-    out: Path, settings: dict[str, Any], missing: list[int], kind: PipelineKind, device: str | None
+    out: Path,
+    settings: dict[str, Any],
+    missing: list[int],
+    kind: PipelineKind,
+    device: str | None,
+    particle_parallel: bool,
+    writes: bool,
 ) -> None:
     from .loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 
@@ -166,7 +191,7 @@ def _generate_missing(
     steering = FKSteering.from_dict(settings["steering"])
     reward = load_guide(settings["reward"], target, **settings["reward_options"])
     pipe = load_pipeline(settings["model"], kind.value, settings["dtype"], target)
-    pipe.set_progress_bar_config(leave=False)
+    pipe.set_progress_bar_config(leave=False, disable=not writes)
     stock_scheduler = pipe.scheduler
     if note := set_scheduler(pipe, settings["scheduler"], steering):
         console.print(f"{note} Choose another with --scheduler.", highlight=False)
@@ -182,13 +207,17 @@ def _generate_missing(
     if settings["compare"]:
         unsteered = FKSteering(**{**vars(steering), "schedule": Schedule(), "eta": 0.0})
         runs = {"unsteered-": (unsteered, stock_scheduler), **runs}
-    record_settings(out, settings)
+    if writes:
+        record_settings(out, settings)
     for index in missing:
         prompt, folder = settings["prompts"][index], out / f"{index:03d}"
         console.print(f"[bold]{index:03d}[/bold] {prompt}", highlight=False)
         for prefix, (run_settings, pipe.scheduler) in runs.items():
             generator = torch.Generator().manual_seed(settings["seed"])
-            output = steer(pipe, reward, run_settings)(prompt, generator=generator, **call)
+            steered = steer(pipe, reward, run_settings)
+            output = steered(prompt, generator=generator, particle_parallel=particle_parallel, **call)
+            if not writes:
+                continue
             for rank, image in enumerate(output.images):
                 write_atomically(folder / f"{prefix}{rank:02d}.png", png(image))
             if not prefix:

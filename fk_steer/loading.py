@@ -11,6 +11,7 @@ from .shapes import BUNDLED_PREVIEWS, resolve
 
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from diffusers import AutoencoderTiny
 
     from .config import FKSteering
@@ -28,6 +29,19 @@ def quiet_libraries() -> None:
 
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
+
+
+def join_processes(device: str | None) -> PartialState:
+    """The processes that torchrun or accelerate has started, in a process group that suits their devices.
+
+    Args:
+        device: 'cpu', 'cuda', or None for CUDA devices if there are any.
+    """
+    from accelerate import PartialState
+
+    from .rewards.loading import default_device
+
+    return PartialState(cpu=default_device(device).type == "cpu")
 
 
 def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: torch.device | str = "cpu") -> Any:

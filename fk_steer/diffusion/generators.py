@@ -28,11 +28,11 @@ def particle_generators(
                 f"Expected one generator, one per prompt ({num_prompts}) or one per particle "
                 f"({populations * num_particles}), but got {len(generator)}."
             )
-        device, seeds = generator[0].device, [_draw_seed(g) for g in generator]
+        device, seeds = generator[0].device, [draw_seed(g) for g in generator]
     elif generator is not None:
-        device, seeds = generator.device, [_draw_seed(generator)] * num_prompts
+        device, seeds = generator.device, [draw_seed(generator)] * num_prompts
     else:
-        seeds = [_draw_seed(None) if seed is None else seed] * num_prompts
+        seeds = [draw_seed() if seed is None else seed] * num_prompts
     rows, resampling = [], []
     for prompt_seed in seeds:
         for image in range(per_prompt):
@@ -43,10 +43,11 @@ def particle_generators(
 
 def fresh_generators(generators: list[torch.Generator]) -> list[torch.Generator]:
     """One new generator for each, seeded from it."""
-    return [torch.Generator().manual_seed(_draw_seed(generator)) for generator in generators]
+    return [torch.Generator().manual_seed(draw_seed(generator)) for generator in generators]
 
 
-def _draw_seed(generator: torch.Generator | None) -> int:
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """A number drawn from `generator`, or from torch's own."""
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .parallel import Ranks
+
 
 WITHOUT_ROWS = frozenset({"img_ids", "txt_ids", "skip_layers", "image_rotary_emb"})
 """Arguments of denoisers whose first dimension is not the batch, whatever its size: position ids and embeddings,
@@ -113,6 +115,7 @@ def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int, na
 def run_on_live_rows(
     denoiser: Callable[..., Any],
     rows: Rows,
+    ranks: Ranks,
     parameters: list[str],
     chunk_size: int | None,
     args: tuple[Any, ...],
@@ -125,11 +128,13 @@ def run_on_live_rows(
 
     Args:
         denoiser: the forward function; its first argument is the batch of samples.
+        ranks: who shares these rows.
         parameters: names of the denoiser's positional parameters.
         chunk_size: rows per call; None for all at once.
 
     Returns:
-        The denoiser's output for all rows, the number of rows it was run on, and how often the batch held the rows.
+        The denoiser's output for all rows, the number of rows it was run on by all ranks, and how often the batch held
+        the rows.
     """
     sample = args[0] if args else kwargs[parameters[0]]
     batch = sample.shape[0]
@@ -141,7 +146,7 @@ def run_on_live_rows(
     distinct = rows.distinct
     offsets = rows.total * torch.arange(copies)[:, None]
     needed = (distinct + offsets).flatten().to(sample.device)
-    everything = len(needed) == batch
+    mine = needed[ranks.rows(len(needed))]
 
     def call(index: Tensor | None) -> Any:
         def take(tensor: Tensor) -> Tensor:
@@ -150,17 +155,21 @@ def run_on_live_rows(
         some_args = [map_rows(take, value, batch, name) for name, value in zip(parameters, args)]
         return denoiser(*some_args, **map_rows(take, kwargs, batch))
 
-    if everything and (chunk_size is None or chunk_size >= batch):
+    if len(mine) == batch and (chunk_size is None or chunk_size >= batch):
         return call(None), batch, copies
-    chunks = needed.split(chunk_size or len(needed))
+    chunks = mine.split(chunk_size or len(mine))
     outputs = [call(chunk) for chunk in chunks]
     sizes = [len(chunk) for chunk in chunks]
-    if everything:
-        return join_rows(outputs, sizes), batch, copies
+    if len(needed) == batch:
+        return join_rows(outputs, sizes, lambda tensor: ranks.gather(tensor, batch)), batch, copies
     position = torch.empty(rows.total, dtype=torch.long)
     position[distinct] = torch.arange(len(distinct))
     scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten()
-    return join_rows(outputs, sizes, lambda tensor: tensor[scatter.to(tensor.device)]), len(needed), copies
+
+    def finish(tensor: Tensor) -> Tensor:
+        return ranks.gather(tensor, len(needed))[scatter.to(tensor.device)]
+
+    return join_rows(outputs, sizes, finish), len(needed), copies
 
 
 def join_rows(outputs: list[Any], sizes: list[int], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:

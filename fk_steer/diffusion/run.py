@@ -20,8 +20,9 @@ from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
 from .arguments import image_size, number_of_prompts, reward_prompts
 from .decode import LatentDecoder
-from .generators import particle_generators
+from .generators import draw_seed, particle_generators
 from .live_rows import Rows, join_rows, map_rows, run_on_live_rows
+from .parallel import Ranks
 from .schedulers import (
     accepts,
     gather_history,
@@ -53,6 +54,7 @@ class Run:
         lmbda: resolved from the settings and the reward.
         arguments: of the pipeline's own call, by name.
         reward_prompt: what the reward reads in place of the prompts.
+        ranks: who shares the work.
     """
 
     def __init__(
@@ -63,8 +65,20 @@ class Run:
         lmbda: float | None,
         arguments: dict[str, Any],
         reward_prompt: str | Sequence[str] | None,
+        ranks: Ranks,
     ) -> None:
-        self.pipe, self.reward, self.steering = pipe, reward, steering
+        self.pipe, self.reward, self.steering, self.ranks = pipe, reward, steering, ranks
+        ranks.agree(
+            {
+                **arguments,
+                "reward_prompt": reward_prompt,
+                "reward": name_of(reward),
+                "steering": steering.to_dict(),
+                "lmbda": lmbda,
+                "pipeline": (type(pipe).__name__, str(pipe.dtype)),
+                "scheduler": (type(pipe.scheduler).__name__, pipe.scheduler.config),
+            }
+        )
         self.output_type = arguments.pop("output_type", "pil")
         self.eta = arguments.pop("eta", steering.eta)
         generator = arguments.pop("generator", None)
@@ -79,8 +93,11 @@ class Run:
         latents = arguments.get("latents")
         if latents is not None and len(latents) != self.rows.total:
             raise ValueError(f"Expected `latents` for {self.rows.total} particles, but got {len(latents)}.")
+        seed = steering.seed
+        if generator is None and seed is None:
+            seed = ranks.first(draw_seed())
         self.generators, self.resampling = particle_generators(
-            generator, steering.seed, num_prompts, self.per_prompt, steering.num_particles
+            generator, seed, num_prompts, self.per_prompt, steering.num_particles
         )
         self.population = Population(
             len(self.prompts),
@@ -102,7 +119,7 @@ class Run:
             preview.to(pipe._execution_device, pipe.vae.dtype)
             self.preview = LatentDecoder(pipe, preview, self.decoder.size)
         self.clock = Stopwatch(pipe._execution_device)
-        self.scorer = Scorer(self.clock, steering.decode_batch_size, steering.reward_batch_size)
+        self.scorer = Scorer(ranks, self.clock, steering.decode_batch_size, steering.reward_batch_size)
         self.trace = Trace(list(self.prompts), name_of(reward), steering.to_dict())
         self.index = 0
         self.events: dict[int, int] = {}
@@ -136,7 +153,7 @@ class Run:
         total = time.perf_counter() - started
         seconds = self.clock.seconds()
         parts = {part: seconds.get(part, 0.0) for part in ("denoiser", "decode", "reward")}
-        self.trace.seconds = {**parts, "rest": total - sum(parts.values()), "total": total}
+        self.trace.seconds = self.ranks.first({**parts, "rest": total - sum(parts.values()), "total": total})
         return result
 
     # The three wrapped methods.
@@ -144,7 +161,7 @@ class Run:
     def denoise(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
         with self.clock("denoiser"):
             output, num_rows, copies = run_on_live_rows(
-                inner, self.rows, parameters, self.steering.denoise_batch_size, args, kwargs
+                inner, self.rows, self.ranks, parameters, self.steering.denoise_batch_size, args, kwargs
             )
         self.trace.nfe += num_rows
         self.trace.nfe_saved += copies * int(self.stopped.sum()) * (self.population.size - 1)
@@ -154,9 +171,13 @@ class Run:
     def decode(self, inner: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any:
         if z.shape[0] == self.rows.total:
             z = z[self.rows.live.to(z.device)]
-        chunks = z.split(self.steering.decode_batch_size or len(z))
+        mine = z[self.ranks.rows(len(z))]
+        chunks = mine.split(self.steering.decode_batch_size or len(mine))
         with self.clock("decode"):
-            return join_rows([inner(chunk, *args, **kwargs) for chunk in chunks], [len(chunk) for chunk in chunks])
+            outputs = [inner(chunk, *args, **kwargs) for chunk in chunks]
+            return join_rows(
+                outputs, [len(chunk) for chunk in chunks], lambda images: self.ranks.gather(images, len(z))
+            )
 
     def step(
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
@@ -200,6 +221,7 @@ class Run:
                 f"{type(self.pipe).__name__} runs {sample.shape[0]} rows where {self.rows.total} were asked for by "
                 "`num_images_per_prompt`, so particles and prompts cannot be told apart."
             )
+        self.ranks.agree({"initial latents": sample})
         scheduler = self.pipe.scheduler
         timesteps = scheduler.timesteps
         num_steps = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
@@ -308,11 +330,15 @@ class Run:
             scored: (L,) which of the images each live row is.
         """
         members = scored[self.rows.positions()[self.rows.of(self.population.slots)]]
-        with self.clock("reward"):
-            by_particle = {
-                name: particle_scores(part, scores[name], members, self.prompts, where)
+
+        def of_prompts(share: slice) -> dict[str, Tensor]:
+            return {
+                name: particle_scores(part, scores[name], members[share], self.prompts[share], where)
                 for name, part in parts_of(reward).items()
             }
+
+        with self.clock("reward"):
+            by_particle = self.ranks.map(of_prompts, len(self.prompts))
         return combine(reward, by_particle), by_particle
 
     def prompt_of(self, row: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..config import DEFAULT_PRESET, FKSteering
 from ..rewards.base import RewardFunction, lmbda_for, name_of
 from ..smc import TargetESS
 from ..trace import Trace
+from .parallel import Ranks
 from .rollover import roll_over
 from .run import Run
 from .schedulers import parametrisation
@@ -99,12 +101,21 @@ class SteeredPipeline:
         return None
 
     @torch.no_grad()
-    def __call__(self, *args: Any, reward_prompt: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        *args: Any,
+        reward_prompt: str | Sequence[str] | None = None,
+        particle_parallel: bool | dist.ProcessGroup = False,
+        **kwargs: Any,
+    ) -> Any:
         """Run the pipeline with `num_particles` particles per image.
 
         Args:
             reward_prompt: text the reward sees, one or one per prompt; defaults to `prompt`. Needed when the pipeline
                 is given `prompt_embeds`.
+            particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a
+                process group between its own. Every rank makes the same call and gets the same output. Without a
+                `generator` or the settings' `seed`, the noise is that of rank 0.
             *args, **kwargs: those of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
                 independent populations per prompt. `generator` may be one generator, one per prompt, or one per
                 particle; every particle gets its own noise from it, whatever else is in the batch.
@@ -114,16 +125,19 @@ class SteeredPipeline:
             and trace.
 
         Raises:
-            ValueError: for arguments that do not fit together, a schedule that does not fit the loop, or copies of
-                particles that would never part.
+            ValueError: for arguments that do not fit together, a schedule that does not fit the loop, copies of
+                particles that would never part, or with `particle_parallel` a missing process group or arguments that
+                differ between ranks.
             RewardError: if the reward returns NaN or the wrong shape.
+            RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
         return_dict = arguments.pop("return_dict", True)
+        ranks = Ranks(particle_parallel, self.pipe._execution_device)
 
         def prepare(arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None) -> Run:
-            return Run(self.pipe, self.reward, self.steering, self.lmbda, arguments, reward_prompt)
+            return Run(self.pipe, self.reward, self.steering, self.lmbda, arguments, reward_prompt, ranks)
 
         run = prepare(arguments, reward_prompt)
         result = run()

@@ -5,6 +5,10 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from fk_steer.diffusion.live_rows import Rows, join_rows, map_rows, run_on_live_rows
+from fk_steer.diffusion.parallel import Ranks
+
+
+ALONE = Ranks(False, torch.device("cpu"))
 
 
 class Denoiser:
@@ -28,7 +32,7 @@ class Denoiser:
 
 def run(rows: Rows, *args, chunk_size=None, **kwargs):
     denoiser = Denoiser()
-    output, count, _ = run_on_live_rows(denoiser, rows, Denoiser.parameters, chunk_size, args, kwargs)
+    output, count, _ = run_on_live_rows(denoiser, rows, ALONE, Denoiser.parameters, chunk_size, args, kwargs)
     return output[0], count, denoiser.calls
 
 
@@ -78,7 +82,7 @@ def test_everything_alive_is_passed_through_untouched():
 
     kwargs = {"encoder_hidden_states": torch.randn(8, 2, 5), "return_dict": False}
     output, count, copies = run_on_live_rows(
-        denoiser, Rows(2, 4), Denoiser.parameters, None, (sample, timestep), kwargs
+        denoiser, Rows(2, 4), ALONE, Denoiser.parameters, None, (sample, timestep), kwargs
     )
     assert copies == 1
     (args, passed), *_ = seen
