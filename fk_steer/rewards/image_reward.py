@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shapes import BUNDLED_IMAGE_REWARDS, resolve
 from .base import Images
 from .blip import ImageRewardModel, text_config, to_transformers, vision_config
 from .card import RewardCard
@@ -24,6 +25,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 MAX_LENGTH = 35
 """Tokens of a prompt; the rest is cut off."""
 
+SAFETENSORS = "ImageReward.safetensors"
+
 TOKENIZER = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
 
 
@@ -36,8 +39,9 @@ class ImageReward(LocalReward):
     google-bert/bert-base-uncased.
 
     Args:
-        path: folder or hub id of ImageReward.pt and med_config.json. A folder may hold vit_config.json for a vision
-            model other than ViT-L/16, and has to hold vocab.txt unless `tokenizer` is given.
+        path: folder or hub id of ImageReward.pt and med_config.json; 'shapes' for the bundled world's ImageReward. A
+            folder may hold ImageReward.safetensors instead, and vit_config.json for a vision model other than ViT-L/16,
+            and has to hold vocab.txt or tokenizer.json unless `tokenizer` is given.
         tokenizer: hub id or folder of BERT's tokenizer.
         revision: of a hub id given as `path`.
         device: None for a CUDA device if there is one.
@@ -70,10 +74,15 @@ class ImageReward(LocalReward):
         dtype: torch.dtype | str | None = None,
         compile: bool = False,
     ) -> None:
+        path = resolve(path, BUNDLED_IMAGE_REWARDS) if path else None
         if tokenizer is None:
-            tokenizer = path if path and (Path(path) / "vocab.txt").exists() else TOKENIZER[0]
+            own = path is not None and any((Path(path) / name).exists() for name in ("vocab.txt", "tokenizer.json"))
+            tokenizer = path if own else TOKENIZER[0]
         source, revision = self.card.source(path, revision)
-        file, med_file = (fetch(source, name, self.name, revision) for name in self.card.files)
+        weights_name, med_name = self.card.files
+        if (Path(source) / SAFETENSORS).exists():
+            weights_name = SAFETENSORS
+        file, med_file = (fetch(source, name, self.name, revision) for name in (weights_name, med_name))
         vit_file = file.parent / "vit_config.json"
         vit = json.loads(vit_file.read_text()) if vit_file.exists() else {}
         vision = vision_config(vit)
