@@ -167,11 +167,10 @@ def main(
         warmup=min(50, preference_steps // 10),
         seed=seed,
     )
+    # The scale is that of the weights as they are saved.
+    model.half().float()
     with torch.no_grad():
-        some = [
-            data.take(range(start, min(start + 8, len(data.groups))))
-            for start in range(0, min(800, len(data.groups)), 8)
-        ]
+        some = [data.take([index]) for index in range(min(800, len(data.groups)))]
         scores = torch.cat([rate(pixels, prompts) for pixels, prompts, _ in some])
     save_reward(model, tokenizer, med, scores, out / "model")
 
