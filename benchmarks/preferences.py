@@ -28,7 +28,6 @@ from .geneval import Estimate, clustered_mean
 
 
 REWARDS = {
-    "image-reward": ("image-reward", "shapes"),
     "guide": ("clip-score", "shapes"),
     "judge": ("clip-score", "shapes-held-out"),
 }
@@ -71,13 +70,14 @@ def accuracies(reward: RewardFunction, file: Path) -> dict[str, Estimate]:
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder made by `fk_steer.shapes.preferences`.")],
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
-    image_reward: Annotated[str, typer.Option(help="Folder of another ImageReward to test.")] = "shapes",
+    image_reward: Annotated[Path | None, typer.Option(help="OUT/model of `train_blip`, to be tested too.")] = None,
 ) -> None:
     """Print accuracies on held-out pairs with clean labels."""
     quiet_libraries()
     results: dict[str, dict[str, dict[str, Estimate]]] = {}
-    for label, (name, path) in REWARDS.items():
-        reward = load_reward(name, path=image_reward if name == "image-reward" else path)
+    tested = {**({"image-reward": ("image-reward", str(image_reward))} if image_reward else {}), **REWARDS}
+    for label, (name, path) in tested.items():
+        reward = load_reward(name, path=path)
         for perspective in PERSPECTIVES:
             found = accuracies(reward, folder / f"{perspective}-heldout-clean.json")
             results.setdefault(perspective, {})[label] = found

@@ -20,9 +20,6 @@ BUNDLED_CLIPS = {"shapes": "guide", "shapes-xl": "guide", "shapes-held-out": "ju
 """Name of a bundled CLIP -> its folder in `WEIGHTS`. One guides either pipeline; the other, smaller and trained from
 another seed, judges what the first has guided."""
 
-BUNDLED_IMAGE_REWARDS = dict.fromkeys(BUNDLED, "image-reward")
-"""Name of a bundled pipeline -> the folder of its ImageReward, trained on preferences about what 'shapes' draws."""
-
 BUNDLED_PREVIEWS = dict.fromkeys(BUNDLED, "preview")
 """Name of a bundled pipeline -> the folder of its preview decoder. Both have the same latents."""
 

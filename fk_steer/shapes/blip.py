@@ -68,7 +68,7 @@ def make_model(med: dict[str, Any], clip: CLIPModel | None = None) -> ImageRewar
 
 
 @torch.no_grad()
-def start_from(blip: nn.Module, clip: nn.Module) -> None:
+def start_from(blip: nn.Module, clip: Any) -> None:
     """Give a `BlipVisionModel` the weights of a CLIP vision model.
 
     CLIP normalises its embeddings before the first layer and BLIP does not; that is replaced by the affine map of each

@@ -191,21 +191,17 @@ def _batch(split: str, start: int, seed: int, steps: int, pipe: Any) -> list[tup
 
     made: list[tuple[Picture, Image.Image]] = []
     for place, (number, line) in enumerate(zip(numbers, lines)):
-        text, tag = line["prompt"], line["tag"]
-
-        def add(name: str, image: Image.Image, kind: str, number=number, text=text, tag=tag, **facts: Any) -> None:
-            path = f"images/{split}/{number:05d}-{name}.png"
-            facts = {**grade(image, text), **facts} if "alignment" not in facts else facts
-            made.append((Picture(path, number, text, tag, kind, **facts), image))
-
         own = slice(PER_GROUP * place, PER_GROUP * (place + 1))
-        for index, image in enumerate(samples[own]):
-            add(f"{index}", image, "sample")
+        found: list[tuple[str, Image.Image, dict[str, Any]]] = []
+        found += [(f"{index}", image, {"kind": "sample"}) for index, image in enumerate(samples[own])]
         if number % 2 == 0:
-            for index, image in enumerate(predictions[own]):
-                add(f"{index}-x0", image, "x0", progress=(kept + 1) / steps)
-        for name, image, facts in _series(line, samples[own.start], rng):
-            add(name, image, "artefact", **facts)
+            facts = {"kind": "x0", "progress": (kept + 1) / steps}
+            found += [(f"{index}-x0", image, facts) for index, image in enumerate(predictions[own])]
+        found += _series(line, samples[own.start], rng)
+        for name, image, facts in found:
+            path = f"images/{split}/{number:05d}-{name}.png"
+            graded: dict[str, Any] = facts if "alignment" in facts else {**grade(image, line["prompt"]), **facts}
+            made.append((Picture(path, number, line["prompt"], line["tag"], **graded), image))
     return made
 
 
@@ -217,7 +213,9 @@ def _sample(
     decoder = LatentDecoder(pipe)
     predictions = []
 
-    def step(inner: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any):
+    def step(
+        inner: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         if int(timestep) == int(pipe.scheduler.timesteps[kept]):
             predictions.append(decoder(predict_x0(pipe.scheduler, model_output, timestep, sample)))
         return inner(model_output, timestep, sample, *args, **kwargs)
@@ -255,6 +253,8 @@ def _series(
             image = render(merge(scene, strength))
         else:
             image = spoil(original, artefact, strength, seed)
-        facts = {**grades, "fidelity": grades["fidelity"] * (1 - strength), "rendered": rendered}
-        series.append((f"{artefact}{index}", image, {**facts, "artefact": artefact, "strength": strength}))
+        facts = {"kind": "artefact", "artefact": artefact, "strength": strength, "rendered": rendered}
+        series.append(
+            (f"{artefact}{index}", image, {**grades, **facts, "fidelity": grades["fidelity"] * (1 - strength)})
+        )
     return series

@@ -4,7 +4,7 @@
 
 Of two images with scores a and b the first is preferred with probability sigmoid((a - b) / T), the Bradley-Terry model
 that rewards are trained on. T = `TEMPERATURE` makes about seven labels in ten agree with the scores, as people agree
-with one another about generated images (65% in ImageReward, arXiv 2304.05977; up to 78% in HPS v2, arXiv 2306.09341).
+with one another about generated images (about 65% in ImageReward, Xu et al., arXiv 2304.05977).
 
 | perspective | pairs | score |
 |---|---|---|
