@@ -24,6 +24,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 MAX_LENGTH = 35
 """Tokens of a prompt; the rest is cut off."""
 
+SAFETENSORS = "ImageReward.safetensors"
+
 TOKENIZER = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
 
 
@@ -37,8 +39,9 @@ class ImageReward(LocalReward):
 
     Args:
         variant: 'v1.0', the only one published.
-        path: folder or hub id of ImageReward.pt and med_config.json. A folder may hold vit_config.json for a vision
-            model other than ViT-L/16, and has to hold vocab.txt unless `tokenizer` is given.
+        path: folder or hub id of ImageReward.pt and med_config.json. A folder may hold ImageReward.safetensors in place
+            of the first, and vit_config.json for a vision model other than ViT-L/16; it has to hold vocab.txt or
+            tokenizer.json unless `tokenizer` is given.
         tokenizer: hub id or folder of BERT's tokenizer.
         revision: of a hub id given as `path`.
         device: None for a CUDA device if there is one.
@@ -76,9 +79,13 @@ class ImageReward(LocalReward):
     ) -> None:
         check_variant(variant, self.card, self.name)
         if tokenizer is None:
-            tokenizer = path if path and (Path(path) / "vocab.txt").exists() else TOKENIZER[0]
+            own = path and any((Path(path) / name).exists() for name in ("vocab.txt", "tokenizer.json"))
+            tokenizer = path if path and own else TOKENIZER[0]
         source, revision = self.card.source(path, revision)
-        file, med_file = (fetch(source, name, self.name, revision) for name in self.card.files)
+        weights_name, med_name = self.card.files
+        if (Path(source) / SAFETENSORS).exists():
+            weights_name = SAFETENSORS
+        file, med_file = (fetch(source, name, self.name, revision) for name in (weights_name, med_name))
         vit_file = file.parent / "vit_config.json"
         vit = json.loads(vit_file.read_text()) if vit_file.exists() else {}
         vision = vision_config(vit)

@@ -72,15 +72,7 @@ def components(array: np.ndarray) -> list[Found]:
     """Everything in an image (H, W, 3), [0, 255], that stands out from the background, whatever it looks like."""
     pixels = array.astype(np.float32)
     height, width = pixels.shape[:2]
-    border = np.concatenate(
-        [
-            pixels[:2].reshape(-1, 3),
-            pixels[-2:].reshape(-1, 3),
-            pixels[:, :2].reshape(-1, 3),
-            pixels[:, -2:].reshape(-1, 3),
-        ]
-    )
-    background = np.median(border, axis=0)
+    background = border_colour(pixels)
     distance = np.linalg.norm(pixels - background, axis=2)
     labels, count = ndimage.label(distance > CONTRAST)
     found = []
@@ -109,6 +101,12 @@ def components(array: np.ndarray) -> list[Found]:
             )
             found.append(Found(shape, colour, box, overlap, purity))
     return found
+
+
+def border_colour(array: np.ndarray) -> np.ndarray:
+    """Median colour (3,) of the outer two pixels of an image (H, W, 3): that of the background."""
+    border = (array[:2], array[-2:], array[:, :2], array[:, -2:])
+    return np.median(np.concatenate([part.reshape(-1, 3) for part in border]), axis=0)
 
 
 def _classify(silhouette: np.ndarray) -> tuple[str, float]:

@@ -1,0 +1,99 @@
+"""How often rewards agree with the clean labels of held-out preferences, by task.
+
+python -m fk_steer.benchmarks.preferences runs/preferences --out results.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.table import Table
+
+from fk_steer.console import console
+from fk_steer.files import write_json
+from fk_steer.loading import quiet_libraries
+from fk_steer.rewards import load_reward
+from fk_steer.rewards.base import RewardFunction
+from fk_steer.shapes.captions import TASKS
+from fk_steer.shapes.preferences import PERSPECTIVES
+from fk_steer.shapes.train_clip import pixels_of
+
+from .geneval import Estimate, clustered_mean
+
+
+REWARDS = {
+    "guide": ("clip-score", "shapes"),
+    "judge": ("clip-score", "shapes-held-out"),
+}
+"""Name in the table -> reward and its `path`."""
+
+
+def accuracies(reward: RewardFunction, file: Path) -> dict[str, Estimate]:
+    """Share of pairs, in per cent, whose preferred image has the higher reward, with standard errors clustered by
+    prompt: 'all', each task, 'finished' images and 'x0' predictions, and pairs with an 'artefact'.
+
+    Args:
+        file: a JSON file of `preferences`.
+    """
+    items = json.loads(file.read_text())
+    wanted = sorted({(item[side], item["prompt"]) for item in items for side in ("chosen_path", "reject_path")})
+    scores: dict[tuple[str, str], float] = {}
+    for start in range(0, len(wanted), 64):
+        chunk = wanted[start : start + 64]
+        pixels = pixels_of([Image.open(file.parent / path).convert("RGB") for path, _ in chunk])
+        with torch.no_grad():
+            values = torch.as_tensor(reward(pixels, [prompt for _, prompt in chunk]))
+        scores.update(zip(chunk, values.tolist()))
+    members: dict[str, list[dict[str, Any]]] = {"all": items}
+    members |= {task: [item for item in items if item["tag"] == task] for task in TASKS}
+    members["finished"] = [item for item in items if item["progress"] == 1]
+    members["x0"] = [item for item in items if item["progress"] < 1]
+    members["artefact"] = [item for item in items if item["artefact"]]
+    columns: dict[str, Estimate] = {}
+    for name, some in members.items():
+        by_prompt: dict[str, list[float]] = {}
+        for item in some:
+            margin = scores[item["chosen_path"], item["prompt"]] - scores[item["reject_path"], item["prompt"]]
+            # A tie is half right.
+            by_prompt.setdefault(item["prompt"], []).append(50.0 * (np.sign(margin) + 1))
+        if some:
+            columns[name] = clustered_mean(list(by_prompt.values()))
+    return columns
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder made by `fk_steer.shapes.preferences`.")],
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    image_reward: Annotated[Path | None, typer.Option(help="OUT/model of `train_blip`, to be tested too.")] = None,
+) -> None:
+    """Print accuracies on held-out pairs with clean labels."""
+    quiet_libraries()
+    results: dict[str, dict[str, dict[str, Estimate]]] = {}
+    tested = {**({"image-reward": ("image-reward", str(image_reward))} if image_reward else {}), **REWARDS}
+    for label, (name, path) in tested.items():
+        reward = load_reward(name, path=path)
+        for perspective in PERSPECTIVES:
+            found = accuracies(reward, folder / f"{perspective}-heldout-clean.json")
+            results.setdefault(perspective, {})[label] = found
+    for perspective, rows in results.items():
+        table = Table("pairs", *rows, title=perspective)
+        for column in next(iter(rows.values())):
+            table.add_row(column, *(_shown(found[column]) for found in rows.values()))
+        console.print(table)
+    if out is not None:
+        write_json(out, results)
+
+
+def _shown(estimate: Estimate) -> str:
+    value, error = estimate
+    return f"{value:.1f}" if error is None else f"{value:.1f} ± {error:.1f}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
