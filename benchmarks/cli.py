@@ -75,7 +75,9 @@ def shapes(
                 others = read_records(_folder(against, name, settings))
                 found = differences(records[name], others)
                 # Rewards of different guides have different scales.
-                rows[name] |= {f"{measure} - {against.name}": found[measure] for measure in found if measure != "reward"}
+                rows[name] |= {
+                    f"{measure} - {against.name}": found[measure] for measure in found if measure != "reward"
+                }
         _write_table(out / "table", rows)
 
 
@@ -151,7 +153,9 @@ def ablation(
 def llava(
     preferences: Annotated[Path, typer.Option(help="Folder made by fk_steer.shapes.preferences.")],
     out: Annotated[Path, typer.Option(help="Folder for runs and tables.")],
-    backbone: Annotated[Path | None, typer.Option(help="Multimodal LLM to train on. [default: the bundled one]")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Multimodal LLM to train on. [default: the bundled one]")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
 ) -> None:
     """LLaVA-Reward without its parts, one at a time, on the bundled world's preferences, beside the world's CLIPs."""

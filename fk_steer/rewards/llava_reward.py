@@ -176,6 +176,11 @@ def load_llava_reward(
 def _bundled(perspective: str, objective: str | None) -> str:
     folder = BUNDLED_LLAVA_REWARD / (perspective + ("-gpm" if objective == "general-preference" else ""))
     if not (folder / "llava_reward.json").is_file():
+        if not BUNDLED_LLAVA_REWARD.is_dir():
+            raise RewardLoadError(
+                f"Expected the bundled LLaVA-Reward in '{BUNDLED_LLAVA_REWARD}', but there is none. Train it as "
+                f"docs/training.md says and put it there with `python -m fk_steer.shapes.package`."
+            )
         known = sorted(path.parent.name for path in BUNDLED_LLAVA_REWARD.glob("*/llava_reward.json"))
         raise ValueError(
             f"Expected a perspective of the bundled LLaVA-Reward, {', '.join(known)} ('-gpm' by "

@@ -24,7 +24,9 @@ LLAVA_REWARDS = ("alignment", "alignment-gpm", "fidelity", "overall")
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Folder of the runs guide, judge, preview, llava, llava-reward/*, sd, sdxl.")],
+    runs: Annotated[
+        Path, typer.Option(help="Folder of the runs guide, judge, preview, llava, llava-reward/*, sd, sdxl.")
+    ],
     out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
 ) -> None:
     """Copy the models out of the folders of their training runs, and print their sizes."""

@@ -4,8 +4,9 @@
 
 Every image meets `CAPTIONS` captions: true ones of everything in it, and edited ones as hard negatives. They share one
 pass over the visual tokens, as each attends to the image and to itself alone. The vision tower learns besides which
-shape and colour lies under each of its patches, and the text model to say the true captions word by word. Images are blurred and noised at random,
-so that x0 predictions can be judged too; held-out combinations are among them (see `captions`).
+shape and colour lies under each of its patches, and the text model to say the true captions word by word. Images are
+blurred and noised at random, so that x0 predictions can be judged too; held-out combinations are among them (see
+`captions`).
 
 What comes out is the backbone alone. The linear readout it is trained through is left behind: rewards bring their own
 (`llava_reward_guide`).

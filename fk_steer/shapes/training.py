@@ -88,8 +88,8 @@ def train(
     """Train `module` in place; afterwards it holds the (averaged) weights.
 
     The data of a step follow from its number alone, so a run that was interrupted (Ctrl-C, SIGTERM, a crash) goes on
-    from its last checkpoint as if nothing had happened, and a finished run returns at once. After `join_processes`, each
-    process has a share of every batch, and the first one writes.
+    from its last checkpoint as if nothing had happened, and a finished run returns at once. After `join_processes`,
+    each process has a share of every batch, and the first one writes.
 
     Args:
         loss_at: step -> (loss, figures for the log).
