@@ -60,9 +60,12 @@ def shapes(
     guidance: Guidance = None,
     batch_size: BatchSize = 8,
     processes: Processes = 1,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of the same presets with another guide, to compare with.")
+    ] = None,
 ) -> None:
     """GenEval's six tasks on the bundled world's held-out prompts, judged by exact detection."""
-    from .shapes import summarize
+    from .shapes import differences, read_records, summarize
 
     with one_line_errors():
         setup = _setup(model, reward, per_task, steps, guidance)
@@ -72,10 +75,16 @@ def shapes(
         }
         records = _measure(named, setup, out, seeds, batch_size, processes)
         first = next(iter(records.values()))
-        _write_table(
-            out / "table",
-            {name: summarize(some, None if some is first else first) for name, some in records.items()},
-        )
+        rows = {name: summarize(some, None if some is first else first) for name, some in records.items()}
+        if against is not None:
+            for name, settings in named.items():
+                others = read_records(_folder(against, name, settings))
+                found = differences(records[name], others)
+                # Rewards of different guides have different scales.
+                rows[name] |= {
+                    f"{measure} - {against.name}": found[measure] for measure in found if measure != "reward"
+                }
+        _write_table(out / "table", rows)
 
 
 @app.command()
@@ -144,6 +153,40 @@ def ablation(
                 gains = differences(records[step.name], records[step.before])
                 rows[step.name] |= {f"{measure} - before": value for measure, value in gains.items()}
         _write_table(out / "ablation", rows)
+
+
+@app.command()
+def llava(
+    preferences: Annotated[Path, typer.Option(help="Folder made by fk_steer.shapes.preferences.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs and tables.")],
+    backbone: Annotated[
+        Path | None, typer.Option(help="Multimodal LLM to train on. [default: the bundled one]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
+) -> None:
+    """LLaVA-Reward without its parts, one at a time, on the bundled world's preferences, beside the world's CLIPs."""
+    with one_line_errors():
+        from fk_steer.shapes import BUNDLED_LLAVA_REWARD
+
+        from .llava_world import CLIPS, VARIANTS, judged_by_clip, over_seeds, run
+
+        rows, first = {}, None
+        for name, changes in VARIANTS.items():
+            results = [
+                run(
+                    preferences,
+                    backbone or BUNDLED_LLAVA_REWARD / "backbone",
+                    out / f"{name.replace(',', '').replace(' ', '-')}-{seed}",
+                    seed,
+                    changes,
+                )
+                for seed in range(seeds)
+            ]
+            rows[name] = over_seeds(results, first)
+            first = first or results
+        for name, clip in CLIPS.items():
+            rows[name] = over_seeds([judged_by_clip(preferences, clip)])
+        _write_table(out / "llava-reward", rows)
 
 
 @app.command()
@@ -255,7 +298,7 @@ def preview(
         from fk_steer.files import write_json
         from fk_steer.loading import load_preview
         from fk_steer.rewards.loading import default_device
-        from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+        from fk_steer.shapes import BUNDLED, BUNDLED_REWARDS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
         from fk_steer.shapes.captions import evaluation_prompts
 
         from .preview import agreement
@@ -263,7 +306,7 @@ def preview(
         bundled, target = model in BUNDLED, default_device(device)
         pipe = load_pipeline(model, device=target)
         pipe.set_progress_bar_config(disable=True)
-        options = {"path": model} if bundled and reward == "clip-score" else {}
+        options = {"path": model} if bundled and reward in BUNDLED_REWARDS else {}
         call: dict[str, Any] = {
             "num_inference_steps": steps or (NUM_INFERENCE_STEPS if bundled else 50),
             "guidance_scale": guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
@@ -371,7 +414,7 @@ def _measure(
 
     from .shapes import Job, run_all
 
-    folders = {name: out / f"{_preset(name)}-{steering.num_particles}" for name, steering in steerings.items()}
+    folders = {name: _folder(out, name, steering) for name, steering in steerings.items()}
     # Names may share a folder.
     jobs: dict[tuple[Path, int], Job] = {}
     for name, folder in folders.items():
@@ -387,6 +430,10 @@ def _measure(
     return {
         name: [record for seed in range(seeds) for record in results[folder, seed]] for name, folder in folders.items()
     }
+
+
+def _folder(out: Path, name: str, steering: FKSteering) -> Path:
+    return out / f"{_preset(name)}-{steering.num_particles}"
 
 
 def _preset(name: str) -> str:

@@ -29,6 +29,7 @@ from fk_steer.files import png, write_atomically, write_json
 from fk_steer.loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 from fk_steer.rewards.base import RewardFunction
 from fk_steer.rewards.images import to_uint8
+from fk_steer.shapes import BUNDLED_REWARDS
 from fk_steer.shapes.captions import TASKS, evaluation_prompts
 from fk_steer.shapes.oracle import judge, score
 
@@ -78,7 +79,7 @@ class Job:
 
     Attributes:
         model: name of a bundled pipeline.
-        reward: name of the guide; 'clip-score' is the world's CLIP.
+        reward: name of the guide; 'clip-score' is the world's CLIP and 'llava-reward' its LLaVA-Reward.
         steering: the settings.
         seed: number of the repeat. The noise of a prompt depends on its index and this seed alone, so that runs with
             other settings start from the same noise.
@@ -113,6 +114,18 @@ def run(job: Job) -> list[Record]:
             write_json(path, [dataclasses.asdict(record) for record in done])
         records += done
     return records
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records of a run's folder.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    paths = sorted((folder / "records").glob("*.json"))
+    if not paths:
+        raise ValueError(f"Expected the records of a run in '{folder}', but there are none.")
+    return [Record(**record) for path in paths for record in json.loads(path.read_text())]
 
 
 def run_all(jobs: Sequence[Job], processes: int, progress: Callable[[int], None]) -> list[list[Record]]:
@@ -154,7 +167,7 @@ def _loaded(model: str) -> Any:
 
 @cache
 def _guide(reward: str, model: str) -> RewardFunction:
-    return load_guide(reward, "cpu", **({"path": model} if reward == "clip-score" else {}))
+    return load_guide(reward, "cpu", **({"path": model} if reward in BUNDLED_REWARDS else {}))
 
 
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:

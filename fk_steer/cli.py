@@ -100,12 +100,12 @@ def generate(
     Run again with the same settings it does what is missing; a folder made with other settings is left alone.
     """
     from .files import check_settings
-    from .shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+    from .shapes import BUNDLED, BUNDLED_REWARDS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 
     with one_line_errors():
         bundled = model in BUNDLED
         options = reward_options(reward_option or [], reward, [reward])
-        if bundled and reward == "clip-score":
+        if bundled and reward in BUNDLED_REWARDS:
             options = {"path": model, **options}
         settings = {
             "model": model,

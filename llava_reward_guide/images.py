@@ -22,6 +22,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CROP = 336
 """Side in pixels of a crop: the input of CLIP ViT-L/14 at 336."""
 
+CROP_TOKENS = 12
+"""Visual tokens along a side of a crop: 24 patches, 2 x 2 of them merged."""
+
 
 class ImageError(ValueError):
     """An image file that cannot be scored; the message names it."""
@@ -78,21 +81,27 @@ class HDLayout:
         size: (width, height) in pixels the image is scaled to.
         padding: (left, top, right, bottom) white pixels around it.
         grid: (rows, columns) of crops.
+        side: visual tokens along a side of a crop.
     """
 
     size: tuple[int, int]
     padding: tuple[int, int, int, int]
     grid: tuple[int, int]
+    side: int = CROP_TOKENS
 
     @property
     def num_tokens(self) -> int:
-        """Visual tokens: 144 per crop and for the global view, a separator per row of tokens, one between the two."""
+        """Visual tokens: side² per crop and for the global view, a separator per row of tokens, one between the two."""
         rows, columns = self.grid
-        return (rows * columns + 1) * 144 + 1 + (rows + 1) * 12
+        return (rows * columns + 1) * self.side**2 + 1 + (rows + 1) * self.side
 
 
-def hd_layout(width: int, height: int, num_crops: int = 16) -> HDLayout:
+def hd_layout(width: int, height: int, num_crops: int = 16, crop: int = CROP, side: int = CROP_TOKENS) -> HDLayout:
     """The largest grid of at most `num_crops` crops that keeps the proportions of an image.
+
+    Args:
+        crop: side of a crop in pixels.
+        side: the same in visual tokens.
 
     Raises:
         ValueError: for an image so elongated that even one row of crops is too many, or sizes below one.
@@ -105,27 +114,27 @@ def hd_layout(width: int, height: int, num_crops: int = 16) -> HDLayout:
     while scale * math.ceil(scale / ratio) <= num_crops:
         scale += 1
     scale -= 1
-    long, short = CROP * scale, int(CROP * scale / ratio)
+    long, short = crop * scale, int(crop * scale / ratio)
     if short < 1:
-        raise ValueError(f"Expected an image less elongated than {CROP * scale}:1, but got {width} x {height}.")
-    total = CROP * math.ceil(short / CROP)
+        raise ValueError(f"Expected an image less elongated than {crop * scale}:1, but got {width} x {height}.")
+    total = crop * math.ceil(short / crop)
     before = (total - short) // 2
     after = total - short - before
-    crops = (total // CROP, long // CROP)
+    crops = (total // crop, long // crop)
     if portrait:
-        return HDLayout((short, long), (before, 0, after, 0), (crops[1], crops[0]))
-    return HDLayout((long, short), (0, before, 0, after), crops)
+        return HDLayout((short, long), (before, 0, after, 0), (crops[1], crops[0]), side)
+    return HDLayout((long, short), (0, before, 0, after), crops, side)
 
 
-def hd_transform(image: Image.Image, num_crops: int = 16) -> Tensor:
+def hd_transform(image: Image.Image, num_crops: int = 16, crop: int = CROP) -> Tensor:
     """Scale and pad an RGB image to a grid of crops.
 
     Equal, pixel for pixel, to the processor of Phi-3.5-vision: bilinear with Pillow's antialiasing, white padding.
 
     Returns:
-        (3, rows * 336, columns * 336) uint8.
+        (3, rows * crop, columns * crop) uint8.
     """
-    layout = hd_layout(*image.size, num_crops)
+    layout = hd_layout(*image.size, num_crops, crop)
     portrait = image.width < image.height
     # Portraits are scaled on their side, as in the original: Pillow's two passes round, so their order matters.
     if portrait:
@@ -137,18 +146,18 @@ def hd_transform(image: Image.Image, num_crops: int = 16) -> Tensor:
     return torch.from_numpy(np.array(padded)).permute(2, 0, 1)
 
 
-def hd_crops(pixels: Tensor) -> Tensor:
+def hd_crops(pixels: Tensor, crop: int = CROP) -> Tensor:
     """The views that CLIP sees of a transformed image: the whole of it, then the crops row by row.
 
     Args:
-        pixels: (3, rows * 336, columns * 336) uint8, on any device.
+        pixels: (3, rows * crop, columns * crop) uint8, on any device.
 
     Returns:
-        (1 + rows * columns, 3, 336, 336) float32.
+        (1 + rows * columns, 3, crop, crop) float32.
     """
     normalized = normalize(pixels)
     # Not antialiased, and after the normalisation: the model was trained on these very aliases.
-    whole = F.interpolate(normalized[None], size=(CROP, CROP), mode="bicubic", align_corners=False)
-    rows, columns = pixels.shape[1] // CROP, pixels.shape[2] // CROP
-    crops = normalized.view(3, rows, CROP, columns, CROP).permute(1, 3, 0, 2, 4).reshape(-1, 3, CROP, CROP)
+    whole = F.interpolate(normalized[None], size=(crop, crop), mode="bicubic", align_corners=False)
+    rows, columns = pixels.shape[1] // crop, pixels.shape[2] // crop
+    crops = normalized.view(3, rows, crop, columns, crop).permute(1, 3, 0, 2, 4).reshape(-1, 3, crop, crop)
     return torch.cat([whole, crops])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..shapes import BUNDLED, BUNDLED_LLAVA_REWARD
 from .base import Images, device_of
 from .card import RewardCard
 from .general_preference import GeneralPreferenceReward
@@ -140,6 +141,11 @@ def load_llava_reward(
 
     if quantize is not None and offload:
         raise ValueError("Expected `offload` or `quantize`, but got both: quantized weights stay on their device.")
+    bundled = isinstance(path, str) and path in BUNDLED
+    if bundled:
+        backbone = backbone or str(BUNDLED_LLAVA_REWARD / "backbone")
+        perspective = perspective or "alignment"
+        path = _bundled(perspective, objective)
     options: dict[str, Any] = {
         "backbone": backbone,
         "perspective": perspective,
@@ -159,9 +165,28 @@ def load_llava_reward(
     except CheckpointError as error:
         raise RewardLoadError(f"Could not load the weights of the reward '{LLaVAReward.name}'. {error}") from error
     reward = LLaVAReward(model, num_crops=num_crops, offload=offload)
+    if bundled:
+        # exp(lambda r) is then the odds of a preference: the world's rewards are further apart than the published ones.
+        reward.default_lmbda = 1 / model.config.tau
     if model.config.objective != "general-preference":
         return reward
     return GeneralPreferenceReward(reward.embed, model.config.tau, statistic, name=reward.name)
+
+
+def _bundled(perspective: str, objective: str | None) -> str:
+    folder = BUNDLED_LLAVA_REWARD / (perspective + ("-gpm" if objective == "general-preference" else ""))
+    if not (folder / "llava_reward.json").is_file():
+        if not BUNDLED_LLAVA_REWARD.is_dir():
+            raise RewardLoadError(
+                f"Expected the bundled LLaVA-Reward in '{BUNDLED_LLAVA_REWARD}', but there is none. Train it as "
+                f"docs/training.md says and put it there with `python -m fk_steer.shapes.package`."
+            )
+        known = sorted(path.parent.name for path in BUNDLED_LLAVA_REWARD.glob("*/llava_reward.json"))
+        raise ValueError(
+            f"Expected a perspective of the bundled LLaVA-Reward, {', '.join(known)} ('-gpm' by "
+            f'`objective="general-preference"`), but got {folder.name!r}.'
+        )
+    return str(folder)
 
 
 load_llava_reward.card = CARD  # type: ignore[attr-defined]

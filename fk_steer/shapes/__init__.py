@@ -23,6 +23,13 @@ another seed, judges what the first has guided."""
 BUNDLED_PREVIEWS = dict.fromkeys(BUNDLED, "preview")
 """Name of a bundled pipeline -> the folder of its preview decoder. Both have the same latents."""
 
+BUNDLED_LLAVA_REWARD = WEIGHTS / "llava-reward"
+"""The bundled LLaVA-Reward: a folder per perspective (alignment, fidelity, overall; '-gpm' for general preference), and
+`backbone`, which they share. For either pipeline."""
+
+BUNDLED_REWARDS = ("clip-score", "llava-reward")
+"""Rewards that have weights for the bundled pipelines: their `path` takes the names of these."""
+
 NUM_INFERENCE_STEPS = 25
 GUIDANCE_SCALE = 3.0
 

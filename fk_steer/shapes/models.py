@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .tokenizer import MAX_LENGTH
@@ -167,6 +169,25 @@ def save_half(model: Any, folder: Path) -> None:
     Diffusers does so by itself; transformers goes by the dtype that the config names, whatever the file holds.
     """
     model.to(torch.float16).save_pretrained(folder)
+    _say_full_precision(folder)
+
+
+def copy_half(source: Path, folder: Path) -> None:
+    """Copy the safetensors and JSON files below a folder, tensors in float16; see `save_half`."""
+    for path in sorted(source.rglob("*")):
+        target = folder / path.relative_to(source)
+        if path.suffix not in (".safetensors", ".json"):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".json":
+            shutil.copy(path, target)
+        else:
+            halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+            save_file(halves, target, metadata={"format": "pt"})
+    _say_full_precision(folder)
+
+
+def _say_full_precision(folder: Path) -> None:
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
         if config.get("dtype") == "float16":

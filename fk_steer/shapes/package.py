@@ -5,6 +5,7 @@ python -m fk_steer.shapes.package --runs runs
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +15,18 @@ from diffusers import AutoencoderTiny
 from transformers import CLIPModel, CLIPTokenizer
 
 from ..console import console
+from ..files import write_json
 from . import WEIGHTS
-from .models import save_half
+from .models import copy_half, save_half
+
+
+LLAVA_REWARDS = ("alignment", "alignment-gpm", "fidelity", "overall")
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Folder of the runs guide, judge, preview, sd, sdxl.")],
+    runs: Annotated[
+        Path, typer.Option(help="Folder of the runs guide, judge, preview, llava, llava-reward/*, sd, sdxl.")
+    ],
     out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
 ) -> None:
     """Copy the models out of the folders of their training runs, and print their sizes."""
@@ -27,6 +34,14 @@ def main(
         save_half(CLIPModel.from_pretrained(runs / name / "model"), out / name)
         CLIPTokenizer.from_pretrained(runs / name / "model").save_pretrained(out / name)
     save_half(AutoencoderTiny.from_pretrained(runs / "preview" / "model"), out / "preview")
+    copy_half(runs / "llava" / "backbone", out / "llava-reward" / "backbone")
+    for name in LLAVA_REWARDS:
+        copy_half(runs / "llava-reward" / name / "final", out / "llava-reward" / name)
+        settings = out / "llava-reward" / name / "llava_reward.json"
+        stored = json.loads(settings.read_text())
+        # Where the backbone lay when the adapter was trained concerns nobody else.
+        stored["backbone"]["name"] = None
+        write_json(settings, stored)
     for name in ("sd", "sdxl"):
         shutil.copytree(runs / name / "pipeline", out / name, dirs_exist_ok=True)
     for folder in sorted(out.iterdir()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from tqdm.auto import tqdm
 
 from ..files import write_atomically
@@ -50,6 +51,26 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def join_processes() -> tuple[int, int]:
+    """(number of this process, of all), as `torchrun` says; their gradients are averaged from here on."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return int(os.environ.get("RANK", 0)), processes
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Over the processes of `join_processes`, if there are several."""
+    if not distributed.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
 def train(
     module: nn.Module,
     loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
@@ -67,7 +88,8 @@ def train(
     """Train `module` in place; afterwards it holds the (averaged) weights.
 
     The data of a step follow from its number alone, so a run that was interrupted (Ctrl-C, SIGTERM, a crash) goes on
-    from its last checkpoint as if nothing had happened, and a finished run returns at once.
+    from its last checkpoint as if nothing had happened, and a finished run returns at once. After `join_processes`,
+    each process has a share of every batch, and the first one writes.
 
     Args:
         loss_at: step -> (loss, figures for the log).
@@ -89,7 +111,11 @@ def train(
         for name, part in stateful.items():
             part.load_state_dict(state[name])
 
+    number = distributed.get_rank() if distributed.is_initialized() else 0
+
     def save(step: int) -> None:
+        if number:
+            return
         buffer = io.BytesIO()
         seconds = spent + time.monotonic() - started
         torch.save({"step": step, "seconds": seconds, **{n: part.state_dict() for n, part in stateful.items()}}, buffer)
@@ -103,15 +129,16 @@ def train(
     step = done
     figures: dict[str, list[float]] = {}
     module.train()
-    progress = tqdm(total=steps, initial=done, desc=out.name, mininterval=1.0)
+    progress = tqdm(total=steps, initial=done, desc=out.name, mininterval=1.0, disable=bool(number))
     try:
         while step < steps:
-            torch.manual_seed(seed * 1_000_003 + step)
+            torch.manual_seed(seed * 1_000_003 + step + number * 1_000_000_007)
             loss, shown = loss_at(step)
             if not loss.isfinite():
                 raise FloatingPointError(f"The loss is {loss.item()} at step {step}; the last checkpoint is intact.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            average_gradients(module)
             nn.utils.clip_grad_norm_(module.parameters(), max_norm)
             optimizer.step()
             scheduler.step()
@@ -121,7 +148,7 @@ def train(
             progress.update()
             for name, value in {"loss": loss.item(), **shown}.items():
                 figures.setdefault(name, []).append(value)
-            if step % 50 == 0 or step == steps:
+            if not number and (step % 50 == 0 or step == steps):
                 means = {name: sum(values) / len(values) for name, values in figures.items()}
                 progress.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
                 seconds = spent + time.monotonic() - started

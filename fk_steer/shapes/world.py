@@ -113,7 +113,7 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
     canvas = Image.new("RGB", (SUPERSAMPLING * size,) * 2, scene.background)
     draw = ImageDraw.Draw(canvas)
     for item in scene.objects:
-        draw.polygon([(float(x), float(y)) for x, y in _corners(item) * scale], fill=item.shade)
+        draw.polygon([(float(x), float(y)) for x, y in corners_of(item) * scale], fill=item.shade)
     return canvas.resize((size, size), Image.Resampling.BOX)
 
 
@@ -182,12 +182,13 @@ def _shade(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
 
 def bounding_box(item: Shape) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of an object in pixels."""
-    corners = _corners(item)
+    corners = corners_of(item)
     (left, top), (right, bottom) = corners.min(0), corners.max(0)
     return float(left), float(top), float(right), float(bottom)
 
 
-def _corners(item: Shape) -> np.ndarray:
+def corners_of(item: Shape) -> np.ndarray:
+    """Corners (N, 2) of an object in pixels, y downwards."""
     angle = math.radians(item.rotation)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return outline(item.name) @ turn * item.radius + (item.x, item.y)

@@ -32,7 +32,8 @@ CLIP_VIT_LARGE_336 = {
 
 
 class Phi3VConfig(Phi3Config):
-    """The config.json of Phi-3.5-vision. `vision_config` is not in that file: it defaults to CLIP ViT-L/14 at 336."""
+    """The config.json of Phi-3.5-vision. `vision_config` and `num_crops` are not in that file: they default to CLIP
+    ViT-L/14 at 336 and 16."""
 
     model_type = "phi3_v"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {"vision_config": CLIPVisionConfig}
@@ -40,6 +41,7 @@ class Phi3VConfig(Phi3Config):
     vision_config: Any = None
     embd_layer: dict | None = None
     img_processor: dict | None = None
+    num_crops: int = 16
 
     def __post_init__(self, **kwargs: Any) -> None:
         rope = kwargs.get("rope_scaling")
@@ -116,17 +118,21 @@ class HDImageEmbedding(nn.Module):
         )
 
     def features(self, views: Tensor) -> Tensor:
-        """(n, 12, 12, 4 * width) of views (n, 3, 336, 336): CLIP patches, 2 x 2 of them side by side."""
+        """(n, side, side, 4 * width) of views (n, 3, crop, crop): CLIP patches, 2 x 2 of them side by side."""
         patches = self.img_processor["vision_model"](views).last_hidden_state[:, 1:]
         side = math.isqrt(patches.shape[1]) // 2
         blocks = patches.view(-1, side, 2, side, 2, patches.shape[-1])
         return blocks.transpose(2, 3).reshape(-1, side, side, 4 * patches.shape[-1])
 
     def merge(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (N, 4 * width) before the projection, from the features of one image: crops, then global view."""
+        """Tokens (N, 4 * width) before the projection, from the features of one image: crops, then global view.
+
+        Args:
+            features: of the global view and then the crops; of one view where the two are the same.
+        """
         rows, columns = grid
         side, width = features.shape[1], features.shape[3]
-        crops = features[1:].view(rows, columns, side, side, width).transpose(1, 2)
+        crops = features[-rows * columns :].view(rows, columns, side, side, width).transpose(1, 2)
         crops = crops.reshape(rows * side, columns * side, width)
         return torch.cat([self._with_separators(crops), self.glb_GN[0], self._with_separators(features[0])])
 
@@ -167,7 +173,7 @@ class Phi3V(Backbone):
     Args:
         model: a `Phi3VModel`.
         tokenizer: of the Llama family, with the special tokens of Phi-3.
-        num_crops: most crops of an image; 16 as published, fewer cost less.
+        num_crops: most crops of an image; None for that of the config, 16 as published. Fewer cost less.
     """
 
     model_type = "phi3_v"
@@ -176,10 +182,13 @@ class Phi3V(Backbone):
     projector_prefixes = ("model.vision_embed_tokens.img_projection.",)
     adapter_prefixes: ClassVar[dict[str, str]] = {"model.": ""}
 
-    def __init__(self, model: Phi3VModel, tokenizer: TextTokenizer, num_crops: int = 16) -> None:
+    def __init__(self, model: Phi3VModel, tokenizer: TextTokenizer, num_crops: int | None = None) -> None:
         super().__init__(model, tokenizer.id_of("<|endoftext|>"))
         self.tokenizer = tokenizer
-        self.num_crops: int = num_crops
+        self.num_crops: int = num_crops or model.config.num_crops
+        vision = model.config.vision_config
+        self.crop = vision.image_size
+        self.crop_tokens = vision.image_size // vision.patch_size // 2
         # Newer releases of the tokenizer's own class lose the bare "▁" after a special token.
         user, end = tokenizer.id_of("<|user|>"), tokenizer.id_of("<|endoftext|>")
         tokenizer.expect("<|user|>\n", [user, tokenizer.id_of("\u2581"), tokenizer.id_of("<0x0A>")])
@@ -187,7 +196,7 @@ class Phi3V(Backbone):
 
     @classmethod
     def from_pretrained(
-        cls, path: str, num_crops: int = 16, vision_config: dict[str, Any] | None = None, **options: Any
+        cls, path: str, num_crops: int | None = None, vision_config: dict[str, Any] | None = None, **options: Any
     ) -> Phi3V:
         """See `Backbone`; `vision_config` for a tower other than CLIP ViT-L/14 at 336."""
         revision = options.get("revision")
@@ -203,8 +212,9 @@ class Phi3V(Backbone):
 
     def prepare_row(self, image: Image, prompt: str, num_crops: int | None = None) -> Row:
         """`<|user|>`, the image and the prompt, then the end of text at once; each chunk of text begins with BOS."""
-        pixels = hd_transform(image, num_crops or self.num_crops)
-        layout = hd_layout(*image.size, num_crops or self.num_crops)
+        num_crops = num_crops or self.num_crops
+        pixels = hd_transform(image, num_crops, self.crop)
+        layout = hd_layout(*image.size, num_crops, self.crop, self.crop_tokens)
         bos = self.config.bos_token_id
         before = [bos, *self.tokenizer.encode("<|user|>\n")]
         after = [bos, *self.tokenizer.encode(f"\n{prompt}<|endoftext|>")]
@@ -212,13 +222,14 @@ class Phi3V(Backbone):
         return Row(ids, ids < 0, pixels, layout.grid)
 
     def vision_features(self, inputs: BackboneInputs) -> Tensor:
-        views = torch.cat([hd_crops(pixels) for pixels in inputs.pixels])
-        return self.model.vision_embed_tokens.features(views.to(self.model.dtype))
+        views = [hd_crops(pixels, self.crop) for pixels in inputs.pixels]
+        views = [seen[: _num_views(grid)] for seen, grid in zip(views, inputs.image_sizes)]
+        return self.model.vision_embed_tokens.features(torch.cat(views).to(self.model.dtype))
 
     def embed_images(self, inputs: BackboneInputs) -> Tensor:
         embedding = self.model.vision_embed_tokens
         features = self.vision_features(inputs) if inputs.features is None else inputs.features
-        per_image = features.split([1 + rows * columns for rows, columns in inputs.image_sizes])
+        per_image = features.split([_num_views(grid) for grid in inputs.image_sizes])
         merged = [embedding.merge(views, grid) for views, grid in zip(per_image, inputs.image_sizes)]
         return embedding.img_projection(torch.cat(merged))
 
@@ -240,9 +251,13 @@ class Phi3V(Backbone):
         return tokens, None if as_coded else mask
 
     def vision_flops(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
-        layout = hd_layout(width, height, num_crops or self.num_crops)
+        layout = hd_layout(width, height, num_crops or self.num_crops, self.crop, self.crop_tokens)
         vision = self.model.vision_embed_tokens.img_processor["vision_model"].config
-        views = 1 + layout.grid[0] * layout.grid[1]
         size, merged = self.hidden_size, 4 * vision.hidden_size
         projector = 2 * layout.num_tokens * (merged * size + size * size)
-        return views * clip_flops(vision) + projector, layout.num_tokens
+        return _num_views(layout.grid) * clip_flops(vision) + projector, layout.num_tokens
+
+
+def _num_views(grid: tuple[int, int]) -> int:
+    """Passes through the tower. A single crop is the global view, pixel for pixel, and is seen once."""
+    return 1 if grid == (1, 1) else 1 + grid[0] * grid[1]

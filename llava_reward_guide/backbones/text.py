@@ -59,6 +59,11 @@ class TextTokenizer:
                 f"trained with other ids are wrong; use the tokenizer.json published with the backbone."
             )
 
+    @property
+    def size(self) -> int:
+        """Number of tokens, special ones included."""
+        return self._tokenizer.get_vocab_size()
+
     def save(self, path: str) -> None:
         self._tokenizer.save(path)
 

@@ -31,7 +31,7 @@ def test_full_size():
     """What docs/llava-reward.md states."""
     backbone = random_backbone("phi3_v", "full", "meta", torch.bfloat16)
     tflops = [flops_per_image(backbone, RewardConfig(), num_crops=crops) / 1e12 for crops in (16, 9, 4, 1)]
-    assert tflops == pytest.approx([27.4, 15.7, 7.9, 3.4], abs=0.05)
+    assert tflops == pytest.approx([27.4, 15.7, 7.9, 3.0], abs=0.05)
     assert sum(parameter.numel() for parameter in backbone.parameters()) == pytest.approx(4.036e9, rel=1e-3)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava_reward_guide import RewardConfig, random_reward
 from llava_reward_guide.backbones.qwen2_5_vl import PROCESSOR_PIXELS, resize_twice, smart_size
-from llava_reward_guide.images import hd_layout, hd_transform
+from llava_reward_guide.images import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.untrained import random_backbone
 
 
@@ -249,3 +249,23 @@ def test_smart_size():
     assert resize_twice(Image.new("RGB", (512, 512))).size == (504, 504)
     with pytest.raises(ValueError, match="200:1"):
         smart_size(201, 1, PROCESSOR_PIXELS)
+
+
+def test_a_single_crop_is_the_global_view():
+    """Which is why the tower sees it once."""
+    pixels = torch.randint(0, 256, (3, 336, 336), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, crop = hd_crops(pixels)
+    assert torch.equal(whole, crop)
+    backbone = random_backbone("phi3_v", "tiny", num_crops=1)
+    inputs = backbone.prepare([Image.new("RGB", (64, 64), "red"), Image.new("RGB", (90, 64), "blue")], ["a", "b"])
+    assert backbone.vision_features(inputs).shape[0] == 2
+    assert inputs.image_mask.sum(1).tolist() == [313, 313]
+
+
+def test_crops_follow_the_tower():
+    layout = hd_layout(128, 64, 4, crop=64, side=4)
+    assert (layout.size, layout.padding, layout.grid) == ((128, 64), (0, 0, 0, 0), (1, 2))
+    assert layout.num_tokens == (2 + 1) * 16 + 1 + 2 * 4
+    pixels = hd_transform(Image.new("RGB", (64, 128)), 4, crop=64)
+    assert pixels.shape == (3, 128, 64)
+    assert hd_crops(pixels, crop=64).shape == (3, 3, 64, 64)

@@ -1,0 +1,194 @@
+"""The world's multimodal LLM and the LLaVA-Reward that ships with it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPModel
+
+from fk_steer import load_reward
+from fk_steer.benchmarks import llava_world
+from fk_steer.shapes import BUNDLED_LLAVA_REWARD, WEIGHTS, train_llava
+from fk_steer.shapes.captions import CONVERSE, Mention, detections_of, metadata, parse, sample_pair
+from fk_steer.shapes.llava import make_backbone, make_text_tokenizer
+from fk_steer.shapes.tokenizer import words
+from fk_steer.shapes.train_clip import pixels_of
+from fk_steer.shapes.train_llava import CAPTIONS, PARTIAL, Reader, captions_of, label, patch_labels
+from fk_steer.shapes.train_llava_reward import recipe
+from fk_steer.shapes.world import COLOURS, SHAPES, render, sample_scene
+from llava_reward_guide import LlavaReward
+from llava_reward_guide.images import normalize
+from llava_reward_guide.training import train
+
+
+SHIPPED = ("alignment", "alignment-gpm", "fidelity", "overall")
+
+needs_weights = pytest.mark.skipif(
+    not (BUNDLED_LLAVA_REWARD / "backbone").is_dir(), reason="no weights in fk_steer/shapes/weights/llava-reward"
+)
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return load_reward("llava-reward", path="shapes", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    return make_backbone(CLIPModel.from_pretrained(WEIGHTS / "guide"))
+
+
+def scenes_and_captions(number):
+    rng = np.random.default_rng(1)
+    pairs = [sample_pair(rng) for _ in range(number)]
+    return pixels_of([render(scene) for scene, _ in pairs]), [text for _, text in pairs]
+
+
+def test_every_word_is_a_token():
+    tokenizer = make_text_tokenizer()
+    for word in words():
+        assert len(tokenizer.encode(f"a {word}")) == len(tokenizer.encode("a")) + 1
+    assert tokenizer.encode("é") != tokenizer.encode("è")
+
+
+def test_captions_of_one_pass_are_read_as_alone(backbone):
+    """Packed together they neither see one another nor move each other's positions."""
+    reader = Reader(backbone).eval()
+    scene = sample_scene(np.random.default_rng(0), [("star", "red"), ("moon", "blue")])
+    pixels = normalize(render(scene))[None].expand(2, -1, -1, -1)
+    prompts = ["a photo of a star", "a photo of a red star and a blue moon"]
+    with torch.no_grad():
+        together = reader(pixels, [prompts, prompts[::-1]])
+        alone = [reader(pixels[:1], [[prompt]]) for prompt in prompts]
+        hidden = backbone(backbone.prepare([render(scene)], prompts[1:])).hidden_states
+    for values, single in zip(together[:2], zip(*(parts[:2] for parts in alone))):
+        torch.testing.assert_close(values[0], torch.cat(single)[:, 0])
+        torch.testing.assert_close(values[1], torch.cat(single)[:, 0].flip(0))
+    # The same as the backbone makes of a prepared row.
+    torch.testing.assert_close(reader.readout(hidden[:, -1])[0, 0], together[0][0, 1])
+
+
+def test_labels():
+    scene = sample_scene(np.random.default_rng(0), [("star", "red"), ("moon", "blue")], direction=0.0)
+    found = detections_of(scene)
+    assert label(parse("a photo of a moon right of a star"), found) == 1
+    assert label(parse("a photo of a moon left of a star"), found) == pytest.approx(PARTIAL * 2 / 3)
+    assert label(parse("a photo of a red star and a red moon"), found) == pytest.approx(PARTIAL * 3 / 4)
+    assert label(parse("a photo of a heart"), found) == 0
+    lines = captions_of(np.random.default_rng(0), found)
+    assert len(lines) == CAPTIONS
+    assert all(line == parse(line["prompt"]) for line in lines)
+
+
+def test_patch_labels():
+    scene = sample_scene(np.random.default_rng(0), [("square", "green")])
+    item = scene.objects[0]
+    kinds = patch_labels(scene).reshape(8, 8, 2)
+    inside = kinds[int(item.y) // 8, int(item.x) // 8]
+    assert inside.tolist() == [SHAPES.index("square") + 1, list(COLOURS).index("green") + 1]
+    share = (kinds[..., 0] > 0).mean()
+    covered = (1.6 * item.radius) ** 2 / 64**2
+    assert 0.5 * covered < share < 2 * covered
+
+
+@needs_weights
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_perspectives_load(name):
+    perspective, _, kind = name.partition("-")
+    objective = "general-preference" if kind else None
+    reward = load_reward("llava-reward", path="shapes", perspective=perspective, objective=objective, device="cpu")
+    pixels, prompts = scenes_and_captions(4)
+    scores = torch.as_tensor(reward(pixels, prompts))
+    assert scores.shape == (4,)
+    assert scores.isfinite().all()
+    stored = json.loads((BUNDLED_LLAVA_REWARD / name / "llava_reward.json").read_text())
+    assert stored["config"]["add_cross_attention"]
+    assert stored["backbone"]["name"] is None
+
+
+@needs_weights
+def test_unknown_perspective():
+    with pytest.raises(ValueError, match="alignment, alignment-gpm, fidelity, overall"):
+        load_reward("llava-reward", path="shapes", perspective="safety")
+
+
+@needs_weights
+def test_a_batch_is_as_its_images(reward):
+    pixels, prompts = scenes_and_captions(6)
+    together = reward(pixels, prompts)
+    alone = torch.cat([reward(pixels[index : index + 1], prompts[index : index + 1]) for index in range(6)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    assert reward.default_lmbda == 10
+
+
+@needs_weights
+def test_tells_positions_better_than_clip(reward):
+    """Two renders of the same objects, one with the relation that was asked for and one turned round."""
+    rng = np.random.default_rng(30_000_000)
+    turns = {"right of": 0.0, "above": 90.0, "left of": 180.0, "below": 270.0}
+    prompts, right, wrong = [], [], []
+    for _ in range(150):
+        first, second = rng.choice(SHAPES, 2, replace=False)
+        relation = str(rng.choice(list(turns)))
+        prompts.append(metadata("position", Mention(str(first)), Mention(str(second)), relation)["prompt"])
+        kinds = [(str(second), str(rng.choice(list(COLOURS)))), (str(first), str(rng.choice(list(COLOURS))))]
+        right.append(render(sample_scene(rng, kinds, turns[relation] + rng.uniform(-35, 35))))
+        wrong.append(render(sample_scene(rng, kinds, turns[CONVERSE[relation]] + rng.uniform(-35, 35))))
+    told = {}
+    for name, judge in (("llava", reward), ("clip", load_reward("clip-score", path="shapes", device="cpu"))):
+        told[name] = (judge(pixels_of(right), prompts) > judge(pixels_of(wrong), prompts)).float()
+    gain = told["llava"] - told["clip"]
+    assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
+
+
+@needs_weights
+def test_published_layout_keeps_the_scores(tmp_path):
+    pixels, prompts = scenes_and_captions(8)
+    options = {"backbone": str(BUNDLED_LLAVA_REWARD / "backbone"), "device": "cpu"}
+    for name in ("alignment", "alignment-gpm"):
+        ours = LlavaReward.from_pretrained(BUNDLED_LLAVA_REWARD / name, merge=False, **options)
+        ours.save_pretrained(tmp_path / name, layout="published")
+        published = LlavaReward.from_pretrained(tmp_path / name, merge=False, **options)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            "reward_config.yaml",
+            "pytorch_model.bin",
+            "lora",
+        }
+        assert published.config == ours.config
+        torch.testing.assert_close(published.embed(pixels, prompts), ours.embed(pixels, prompts), atol=0, rtol=0)
+
+
+def test_training_lands_where_it_is_loaded(tmp_path):
+    """Backbone and adapter, two steps each, load without conversion."""
+    train_llava.main(tmp_path / "llava", steps=2, batch_size=2)
+    rng = np.random.default_rng(0)
+    items = []
+    for index in range(4):
+        for side in ("chosen", "reject"):
+            render(sample_scene(rng, [("star", "red")])).save(tmp_path / f"{index}-{side}.png")
+        paths = {f"{side}_path": f"{index}-{side}.png" for side in ("chosen", "reject")}
+        items.append({"prompt": "a photo of a star", "tag": "single_object", "progress": 1.0, **paths})
+    for suffix in ("", "-negatives", "-validation", "-heldout-clean"):
+        (tmp_path / f"alignment{suffix}.json").write_text(json.dumps(items))
+    config = recipe(
+        tmp_path, tmp_path / "llava" / "backbone", tmp_path / "run", "alignment", max_steps=2, batch_size=4,
+        micro_batch_size=4,
+    )  # fmt: skip
+    assert len(json.loads((tmp_path / "run" / "pairs.json").read_text())) == 8
+    result = train(config)
+    reward = LlavaReward.from_pretrained(result.checkpoint, device="cpu")
+    held_out = llava_world.held_out(tmp_path)
+    found = llava_world.accuracies(held_out, llava_world.differences(held_out, reward.embed))
+    assert found["overall"] == found["single_object"] == found["samples"] == 100 * result.validation["accuracy"]
+
+
+def test_table_of_variants():
+    items = [{"tag": "position", "progress": 1}, {"tag": "position", "progress": 0.5}, {"tag": "colors", "progress": 1}]
+    found = llava_world.accuracies(items, [0.3, 0.0, -1.0])
+    assert found == {"overall": 50, "samples": 50, "x0 predictions": 50, "colors": 0, "position": 75}
+    row = llava_world.over_seeds([{"overall": 50.0}, {"overall": 54.0}], [{"overall": 40.0}, {"overall": 42.0}])
+    assert row == {"overall": (52.0, 2.0), "gain": (11.0, 1.0)}
