@@ -95,8 +95,7 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
         raise error.cause from None
     except RayActorError as error:
         raise RuntimeError(
-            f"A worker was lost {RETRIES + 1} times. What is finished is in {folder.path}; run again to go on. Ray says: "
-            f"{error}"
+            f"A worker was lost {RETRIES + 1} times ({error}). Run again to go on from what is in {folder.path}."
         ) from error
     finally:
         if started:
