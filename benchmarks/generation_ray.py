@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,9 +60,10 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
         raise ImportError("The engine 'ray' needs Ray. Install it: pip install \"fk-steer[ray]\"") from error
 
     plan = folder.plan
+    actors: list[Any] = []
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     try:
         resources = ray.cluster_resources()
         kind = "CPU" if device == "cpu" or not resources.get("GPU") else "GPU"

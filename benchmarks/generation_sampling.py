@@ -59,7 +59,8 @@ class Sampler:
         if self.steering is None:
             with _counted_rows(self.pipe) as rows:
                 images = self.pipe(**call).images
-            rewards, scores, nfe, reward_calls = [[] for _ in samples], {}, sum(rows), 0
+            scores, nfe, reward_calls = {}, sum(rows), 0
+            rewards: list[list[float]] = [[] for _ in samples]
         else:
             output = steer(self.pipe, self.reward, self.steering)(**call)
             rewards, trace = output.rewards.tolist(), output.trace

@@ -288,13 +288,14 @@ def test_launched_processes_share_the_work(whole, tmp_path):
     assert result.stdout.count("8 images in") == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_is_raised(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         generate(change(model="nowhere", reward_options={"path": "shapes"}), tmp_path, processes=2, device="cpu")
 
 
 def test_killed(whole, tmp_path):
-    kill_often(SETTINGS, tmp_path, 3, seed=0)
+    kill_often(SETTINGS, tmp_path, 2, seed=0)
     assert make(tmp_path) == contents(whole)
 
 
@@ -307,6 +308,24 @@ def test_killed_20_times(tmp_path):
     assert numbers[-1] > numbers[0]
     expected = make(tmp_path / "whole", settings)
     assert make(tmp_path / "killed", settings) == expected
+
+
+@pytest.mark.slow
+def test_ray(whole, tmp_path, monkeypatch):
+    """Workers on a Ray cluster of this machine; one that is killed is replaced, and its call made again."""
+    pytest.importorskip("ray")
+    # Ray's own default lets its workers starve on a busy machine.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    killed = []
+
+    def kill_one(done, total):
+        workers = [one for one in psutil.Process().children(recursive=True) if "RayWorker" in one.name()]
+        if done and not killed and workers:
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    assert make(tmp_path, engine="ray", processes=1, progress=kill_one) == contents(whole)
+    assert killed
 
 
 @pytest.fixture
