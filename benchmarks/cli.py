@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fk_steer.console import console, one_line_errors
 
-from .generation_cli import drawbench, geneval, run
+from .generation_cli import drawbench, geneval, run, scaling
 
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
-for command in (run, geneval, drawbench):
+for command in (run, geneval, drawbench, scaling):
     app.command()(command)
 
 # Options that several benchmarks share.

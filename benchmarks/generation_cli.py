@@ -141,3 +141,27 @@ geneval = _of(
     "geneval", "Steered images for GenEval's prompts, as its evaluator and `fk-steer eval geneval` take them."
 )
 drawbench = _of("drawbench", "Steered images for DrawBench's prompts, in GenEval's layout.")
+
+
+def scaling(
+    out: Annotated[Path, typer.Option(help="JSON file for samples per second and ratios.")],
+    processes: Annotated[int, typer.Option(min=2, help="To compare with one; each needs a core.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each, in turn.")] = 3,
+    limit: Annotated[int, typer.Option(min=8, help="Prompts of each measurement.")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 10,
+) -> None:
+    """How much faster several processes make a run than one, a thread each, on a CPU."""
+    with one_line_errors():
+        from fk_steer.files import write_json
+        from fk_steer.loading import quiet_libraries
+
+        quiet_libraries()
+        from .generation import GenerationSettings
+        from .scaling import measure
+        from .speed import machine
+
+        settings = GenerationSettings("shapes", "shapes", limit=limit, steps=steps, samples_per_prompt=1, batch_size=2)
+        measured = measure(settings, processes, repeats, lambda line: console.print(line, highlight=False))
+        setup = {"prompts": limit, "steps": steps, "batch_size": settings.batch_size, "machine": machine("cpu")}
+        write_json(out, {**setup, **measured})
+        console.print(f"{processes} processes are {measured['ratio']:.2f} times as fast as one", highlight=False)
