@@ -45,18 +45,21 @@ def assert_whole(folder):
 
 
 def in_process(settings, out):
-    """A started process that makes the run."""
+    """A process that makes the run; returns when it has begun."""
     # Forked from a process that has imported everything, once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["generation_runs", "fk_steer.benchmarks.generation_sampling"])
-    process = context.Process(target=_run, args=(settings, out))
+    begun = context.Event()
+    process = context.Process(target=_run, args=(settings, out, begun))
     process.start()
+    assert begun.wait(120)
     return process
 
 
-def _run(settings, out):
+def _run(settings, out, begun):
     torch.set_num_threads(1)
     end_on_sigterm()
+    begun.set()
     generate(settings, out, device="cpu")
 
 
@@ -70,9 +73,7 @@ def kill_often(settings, out, kills, seed):
     while len(numbers) < kills:
         process = in_process(settings, out)
         before, more = len(list(out.rglob("*.*"))), rng.randint(0, 3)
-        # The first lock is taken when the run has begun; then some files later, and perhaps in the middle of a call.
-        while process.is_alive() and not list(out.rglob("0*")):
-            time.sleep(0.001)
+        # At once, or some files later, and perhaps in the middle of a call.
         while process.is_alive() and len(list(out.rglob("*.*"))) < before + more:
             time.sleep(0.001)
         time.sleep(rng.choice([0.0, 0.0, rng.uniform(0.0, 0.3)]))
