@@ -19,8 +19,10 @@ from fk_steer.benchmarks.prompts import (
     Source,
     check_metadata,
     drawbench_prompts,
+    evenly,
     fetch,
     geneval_prompts,
+    prompt_list,
 )
 
 
@@ -129,3 +131,29 @@ def test_metadata_is_checked(tmp_path, change, message):
     path.write_text(f"{json.dumps(GOOD)}\n{json.dumps({**GOOD, **change})}\n")
     with pytest.raises(ValueError, match=f"Line 2 of .* is not GenEval's metadata: .*{message}"):
         geneval_prompts(path)
+
+
+def test_own_lists(tmp_path):
+    (tmp_path / "a.txt").write_text("a red circle\n\n  two stars \n")
+    assert prompt_list(str(tmp_path / "a.txt")) == [{"prompt": "a red circle"}, {"prompt": "two stars"}]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a star", "source": 3}\n')
+    assert prompt_list(str(tmp_path / "a.jsonl")) == [{"prompt": "a star", "source": 3}]
+    (tmp_path / "a.csv").write_text("Prompts,Category\nA red car,Colors\n")
+    assert prompt_list(str(tmp_path / "a.csv")) == [{"prompt": "A red car", "category": "Colors"}]
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a star"}\n{"text": "a star"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .* `prompt`"):
+        prompt_list(str(tmp_path / "bad.jsonl"))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="no prompts"):
+        prompt_list(str(tmp_path / "empty.txt"))
+    with pytest.raises(FileNotFoundError, match="'geneval', 'drawbench', 'shapes' or a file"):
+        prompt_list("nope")
+
+
+def test_evenly():
+    entries = [{"tag": kind} for kind in "aaaabbc"]
+    assert evenly(entries, None) == list(range(7))
+    assert evenly(entries, 3) == [0, 4, 6]
+    assert evenly(entries, 5) == [0, 1, 4, 5, 6]
+    assert evenly(entries, 6) == [0, 1, 2, 4, 5, 6]
+    assert evenly([{"prompt": "x"}] * 3, 2) == [0, 1]
