@@ -34,7 +34,7 @@ class Item:
 def read_items(source: Path) -> list[Item]:
     """The images of a folder in GenEval's layout (`00000/metadata.jsonl`, `00000/samples/00000.png`), of which only the
     prompts are needed, or of a CSV or JSON-lines file with the fields `path`, relative to it, and `prompt`, and perhaps
-    `tag`.
+    `tag` or `category`.
 
     Raises:
         OSError: if there are none.
@@ -77,7 +77,7 @@ def _in_layout(folder: Path) -> list[Item]:
             continue
         metadata = json.loads(record.read_text(encoding="utf-8"))
         prompt = _text(metadata, "prompt", str(record))
-        tag = str(metadata.get("tag", ""))
+        tag = str(metadata.get("tag") or metadata.get("category") or "")
         items += [Item(path.relative_to(folder).as_posix(), path, prompt, record.parent.name, tag) for path in images]
     return items
 
@@ -93,7 +93,7 @@ def _listed(file: Path) -> list[Item]:
         where = f"entry {number} of {file}"
         name = _text(row, "path", where)
         prompt = _text(row, "prompt", where)
-        items.append(Item(name, file.parent / name, prompt, prompt, str(row.get("tag") or "")))
+        items.append(Item(name, file.parent / name, prompt, prompt, str(row.get("tag") or row.get("category") or "")))
     if missing := [item.name for item in items if not item.path.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of the images listed in {file} do not exist, the first: {missing[0]}.")
     return items
