@@ -14,6 +14,8 @@ from rich.table import Table
 
 from fk_steer.console import console, one_line_errors
 
+from .generation_cli import drawbench, geneval, run
+
 
 if TYPE_CHECKING:
     from fk_steer.config import FKSteering
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
+for command in (run, geneval, drawbench):
+    app.command()(command)
 
 # Options that several benchmarks share.
 Model = Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")]

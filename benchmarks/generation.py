@@ -9,104 +9,26 @@ A folder is the record of a run, in GenEval's official layout with a record besi
     00000/grid.png              the prompt's samples side by side
 
 A sample is one steered call of K particles, of which the best image is kept; the samples of a prompt are independent
-repeats. Its noise follows from (seed, number of the prompt, number of the sample) alone, and the calls that samples are
-batched into are fixed by the settings, so that a run gives the same bytes however it is spread, interrupted and resumed.
+repeats. Its noise follows from the seed and the numbers of the prompt and the repeat alone, and the calls that samples
+are batched into are fixed by the settings, so that a run gives the same bytes however it is spread, interrupted and
+resumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from fk_steer.config import DEFAULT_PRESET
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """Everything that the images depend on.
-
-    Attributes:
-        model: hub id or folder of a pipeline, or the name of a bundled one.
-        prompts: 'geneval', 'drawbench', 'shapes' (the bundled world's held-out prompts), or a file: JSON lines with a
-            `prompt` each, a CSV file with the columns `Prompts` and `Category`, or text with a prompt a line.
-        prompts_file: where the list 'geneval' or 'drawbench' is; None to fetch it, once.
-        limit: at most so many prompts, the first of each task or category, as evenly over them as can be; None for all.
-            A prompt's number stays that of the whole list.
-        reward: name of the guide; None for no steering: a sample is one image of the stock pipeline, from the noise
-            that the first particle of a steered sample starts from.
-        reward_options: of the guide, see `fk_steer.load_reward`. A bundled model's 'clip-score' is its own unless
-            `path` is given.
-        preset: name of the steering settings.
-        particles: K; None for the preset's.
-        lmbda: strength of the tilt; None for the reward's.
-        samples_per_prompt: independent samples per prompt and seed.
-        seeds: samples 0 to `samples_per_prompt` - 1 of a prompt have the first seed, the next ones the second, and so
-            on.
-        steps: of the denoising loop; None for 50, bundled models 25.
-        guidance: guidance scale; None for 7.5, bundled models 3.
-        scheduler: name of a Diffusers class; None for the model's, or DDIM if that adds no noise and the settings need
-            some.
-        height, width: in pixels; None for the model's.
-        batch_size: samples per steered call. A call holds samples of one prompt or all samples of several.
-        max_rows: denoiser rows, latents decoded and images scored at a time within a call; None for all.
-        dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
-
-    Raises:
-        ValueError: for a value out of range, an unknown preset, or `particles` or `lmbda` without a reward.
-    """
-
-    model: str
-    prompts: str = "geneval"
-    prompts_file: str | Path | None = None
-    limit: int | None = None
-    reward: str | None = "clip-score"
-    reward_options: Mapping[str, Any] = field(default_factory=dict)
-    preset: str = DEFAULT_PRESET
-    particles: int | None = None
-    lmbda: float | None = None
-    samples_per_prompt: int = 4
-    seeds: tuple[int, ...] = (0,)
-    steps: int | None = None
-    guidance: float | None = None
-    scheduler: str | None = None
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 4
-    max_rows: int | None = None
-    dtype: str = "auto"
+from .generation_folder import Progress, RunFolder
+from .generation_plan import GenerationSettings, Plan, SampleRecord
 
 
-@dataclass(frozen=True)
-class SampleRecord:
-    """What is known of one image beside the image.
+__all__ = ["GenerationSettings", "SampleRecord", "generate", "is_complete", "read_records"]
 
-    Attributes:
-        prompt_index: number of the prompt, that of its folder.
-        sample: number of the sample, that of its image.
-        seed: of the sample, one of `GenerationSettings.seeds`.
-        prompt: its text.
-        preset: name of the steering settings; None without steering.
-        reward: of the image, the best of `rewards`; None without steering.
-        rewards: of the particles alive at the end, best first; empty without steering.
-        scores: the parts of a composite reward, in the order of `rewards`.
-        nfe: denoiser rows, an equal share of its call's.
-        reward_calls: images scored, an equal share of its call's.
-        seconds: wall time, an equal share of its call's.
-    """
 
-    prompt_index: int
-    sample: int
-    seed: int
-    prompt: str
-    preset: str | None
-    reward: float | None
-    rewards: list[float]
-    scores: dict[str, list[float]]
-    nfe: float
-    reward_calls: float
-    seconds: float
+ENGINES = ("local", "ray")
 
 
 def generate(
@@ -116,7 +38,7 @@ def generate(
     processes: int = 1,
     engine: str = "local",
     device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Make what is missing in a folder; returns when it is complete, at once and without loading a model if it is.
 
@@ -126,18 +48,52 @@ def generate(
     Args:
         settings: what to make.
         out: the folder.
-        processes: workers on this machine. Each has one thread, or a GPU in turn.
-        engine: 'local', or 'ray' for `processes` workers on a Ray cluster; lost ones are replaced.
+        processes: workers; several have one thread each, or a GPU in turn.
+        engine: 'local', or 'ray' for workers on a Ray cluster; lost ones are replaced.
         device: None for CUDA if there is a device, else the CPU.
-        progress: called with the numbers of samples done and of all.
+        progress: called with the numbers of samples there and of all.
 
     Raises:
-        ValueError: if the folder was made with other settings, naming the first that differs.
+        ValueError: if the folder was made with other settings, naming the first that differs; for an unknown engine,
+            or workers of workers.
         OSError: if the prompts cannot be had or a file not be written. What was finished is there.
         ImportError: for the engine 'ray' without Ray.
         RuntimeError: if all workers were lost.
     """
-    raise NotImplementedError
+    if processes < 1:
+        raise ValueError(f"Expected `processes` to be at least 1, but got {processes}.")
+    if engine not in ENGINES:
+        raise ValueError(f"Unknown engine {engine!r}. Known: {', '.join(ENGINES)}.")
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if launched and (processes > 1 or engine == "ray"):
+        raise ValueError("Expected one process and the engine 'local' where a launcher has started several already.")
+    plan = Plan.of(settings)
+    folder = RunFolder(out, plan)
+    folder.check()
+    if not folder.missing_shares():
+        progress(plan.num_samples, plan.num_samples)
+        return
+    folder.open()
+    counter = Progress(folder, progress)
+    if engine == "ray":
+        from .generation_ray import run_on_ray
+
+        run_on_ray(folder, processes, device, counter)
+    elif processes > 1:
+        from .generation_workers import run_processes
+
+        run_processes(folder, processes, device, counter)
+    else:
+        from .generation_workers import work
+
+        rank, world = 0, 1
+        if launched:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=device == "cpu")
+            rank, world, device = state.process_index, state.num_processes, str(state.device)
+        work(folder, rank, world, device, counter)
+    folder.close()
 
 
 def is_complete(settings: GenerationSettings, out: str | Path) -> bool:
@@ -147,9 +103,12 @@ def is_complete(settings: GenerationSettings, out: str | Path) -> bool:
         ValueError: if the folder was made with other settings, naming the first that differs.
         OSError: if the prompts cannot be had.
     """
-    raise NotImplementedError
+    folder = RunFolder(out, Plan.of(settings))
+    folder.check()
+    return not folder.missing_shares()
 
 
 def read_records(out: str | Path) -> list[SampleRecord]:
     """The records of a folder, by prompt and sample; those of unfinished runs too."""
-    raise NotImplementedError
+    paths = sorted(Path(out).glob("*/records/*.json"))
+    return [SampleRecord.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in paths]

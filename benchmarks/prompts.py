@@ -6,8 +6,9 @@ import csv
 import hashlib
 import json
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,71 @@ def drawbench_prompts(path: str | Path | None = None) -> list[DrawBenchPrompt]:
             f"follow, but got {len(lines)} in {path or DRAWBENCH.url}. Other lists need a CSV file with categories."
         )
     return [DrawBenchPrompt(line, category) for line, category in zip(lines, categories)]
+
+
+def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any]]:
+    """Prompts by name, or from a file of one's own: entries with the text as `prompt` and what else is known of it.
+
+    Args:
+        name: 'geneval', entries as GenEval's metadata; 'drawbench', entries with a `category`; 'shapes', the bundled
+            world's held-out prompts as GenEval's metadata; or a file: JSON lines with a `prompt` each, a CSV file of
+            DrawBench's columns and categories, or text with a prompt a line.
+        path: where the list 'geneval' or 'drawbench' is; None to fetch it, once.
+
+    Raises:
+        OSError: if it cannot be had.
+        ValueError: for a file of another form, or one without prompts.
+    """
+    if name == "geneval":
+        return geneval_prompts(path)
+    if name == "drawbench":
+        return [asdict(entry) for entry in drawbench_prompts(path)]
+    if path is not None:
+        raise ValueError(f"Only the lists 'geneval' and 'drawbench' are read from a `prompts_file`, not {name!r}.")
+    if name == "shapes":
+        from fk_steer.shapes.captions import evaluation_prompts
+
+        return evaluation_prompts()
+    entries = _own_prompts(Path(name))
+    if not entries:
+        raise ValueError(f"There are no prompts in {name}.")
+    return entries
+
+
+def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
+    """Numbers of at most `limit` of the entries, ascending: the first of each task (`tag`) or category, as evenly over
+    them as can be."""
+    if limit is None:
+        return list(range(len(entries)))
+    rank_in_kind: Counter[Any] = Counter()
+    ranks = []
+    for index, entry in enumerate(entries):
+        kind = entry.get("tag", entry.get("category"))
+        ranks.append((rank_in_kind[kind], index))
+        rank_in_kind[kind] += 1
+    return sorted(index for _, index in sorted(ranks)[:limit])
+
+
+def _own_prompts(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Unknown list of prompts {str(path)!r}. Expected 'geneval', 'drawbench', 'shapes' or a file."
+        )
+    if path.suffix.lower() == ".csv":
+        return [asdict(entry) for entry in drawbench_prompts(path)]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix.lower() != ".jsonl":
+        return [{"prompt": line.strip()} for line in lines]
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"Line {number} of {path} is not JSON: {error}") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise ValueError(f"Expected line {number} of {path} to be an object with a `prompt`, but got {line}")
+        entries.append(entry)
+    return entries
 
 
 def check_metadata(entry: Any) -> dict[str, Any]:

@@ -111,15 +111,15 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is standard."""
-        return _strict(dataclasses.asdict(self))
+        return strict(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trace:
         """Inverse of `to_dict`."""
-        events = [TraceEvent(**_lenient(event)) for event in values["events"]]
+        events = [TraceEvent(**lenient(event)) for event in values["events"]]
         retries = [(populations, cls.from_dict(trace)) for populations, trace in values["retries"]]
-        lenient = {"log_normalizer": _lenient(values["log_normalizer"])}
-        return cls(**{**values, "events": events, "retries": retries, **lenient})
+        log_normalizer = lenient(values["log_normalizer"])
+        return cls(**{**values, "events": events, "retries": retries, "log_normalizer": log_normalizer})
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON, at once or not at all."""
@@ -172,17 +172,19 @@ class Stopwatch:
         return event
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """`value` with infinities and NaN as strings, for standard JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _lenient(value: Any) -> Any:
+def lenient(value: Any) -> Any:
+    """Inverse of `strict` for values that hold no other strings."""
     if isinstance(value, str):
         return float(value)
     if isinstance(value, dict):
-        return {key: _lenient(item) for key, item in value.items()}
-    return [_lenient(item) for item in value] if isinstance(value, list) else value
+        return {key: lenient(item) for key, item in value.items()}
+    return [lenient(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,7 @@
+"""`python -m fk_steer`, for launchers that start modules."""
+
+from .cli import app
+
+
+if __name__ == "__main__":
+    app()
