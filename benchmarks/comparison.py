@@ -25,7 +25,7 @@ from fk_steer.shapes import BUNDLED
 from .accuracy import detector_settings, evaluate_folders
 from .generation import GenerationSettings, generate
 from .image_folder import Item, prompt_folders, read_items
-from .metrics import PANEL, Metric, in_world, parse_metrics, read_metrics, world_options
+from .metrics import DIVERSITY, PANEL, Metric, check_metrics, in_world, parse_metrics, read_metrics, world_options
 from .panel_cli import WORLD_PANEL, score_all
 
 
@@ -53,6 +53,11 @@ class Guide:
     reward: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings_of_reward(self) -> dict[str, Any]:
+        """As `Metric.settings`."""
+        return {"reward": self.reward, "options": dict(self.options)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,9 @@ class Study:
         """Plain values, for the record."""
         cells = {cell.name: dataclasses.asdict(cell.settings) for cell in self.cells()}
         metrics = {metric.label: metric.settings for metric in self.metrics}
-        return json.loads(json.dumps({"metrics": metrics, "detector": dict(self.detector), "cells": cells}, default=str))
+        return json.loads(
+            json.dumps({"metrics": metrics, "detector": dict(self.detector), "cells": cells}, default=str)
+        )
 
 
 KEYS = ("models", "rewards", "prompts", "metrics", "generation", "detector")
@@ -141,16 +148,16 @@ def read_study(config: Mapping[str, Any]) -> Study:
     generation = {"particles": PARTICLES, **(config.get("generation") or {})}
     known = {one.name for one in dataclasses.fields(GenerationSettings)}
     for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
-        if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"Unknown setting {unknown[0]!r} of {where!r}. Known: {', '.join(sorted(known))}.")
+        if strange := [name for name in given if name not in known]:
+            raise ValueError(f"Unknown setting {strange[0]!r} of {where!r}. Known: {', '.join(sorted(known))}.")
     guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
     world = all(one["model"] in BUNDLED for one in models.values())
-    given = config.get("metrics")
+    metrics = config.get("metrics")
     return Study(
         models={label.replace("/", "--"): one for label, one in models.items()},
         guides=guides,
         prompts={Path(label).stem: one for label, one in prompts.items()},
-        metrics=read_metrics(given) if given else _default_metrics(guides, world),
+        metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
         generation=generation,
         detector=config.get("detector") or {},
     )
@@ -267,10 +274,17 @@ def _entries(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
 
 def _default_metrics(guides: Sequence[Guide], world: bool) -> list[Metric]:
     """The rewards that guide, and the panel."""
-    own = {guide.reward: Metric(guide.reward, guide.reward, guide.options) for guide in guides if guide.reward}
     panel = read_metrics(WORLD_PANEL) if world else parse_metrics(PANEL)
-    order = [metric.label for metric in panel]
-    metrics = {metric.label: metric for metric in panel} | own
-    if not world:
-        return [metrics[label] for label in [*order, *(label for label in own if label not in order)]]
-    return [metrics[label] for label in [*own, *(label for label in order if label not in own)]]
+    metrics = {metric.label: Metric(metric.label, metric.reward, {**metric.options}) for metric in panel}
+    own: dict[str, Metric] = {}
+    for guide in guides:
+        if guide.reward is None or any(one.settings == guide.settings_of_reward for one in own.values()):
+            continue
+        # The same reward with other options is another metric.
+        label = guide.label if guide.reward in own else guide.reward
+        own[label] = Metric(label, guide.reward, guide.options)
+    order = dict.fromkeys([*own, *metrics] if world else [*metrics, *own])
+    found = metrics | own
+    if DIVERSITY in found:
+        found[DIVERSITY] = Metric(DIVERSITY, DIVERSITY)
+    return check_metrics([found[label] for label in order])

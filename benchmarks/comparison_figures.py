@@ -98,7 +98,9 @@ def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], widt
 
 def marker_key(number: int) -> str:
     """The marker of a model, for a legend."""
-    return f'<svg class="key" width="14" height="14" viewBox="0 0 14 14" aria-hidden="true">{_marker(number, 7, 7)}</svg>'
+    return (
+        f'<svg class="key" width="14" height="14" viewBox="0 0 14 14" aria-hidden="true">{_marker(number, 7, 7)}</svg>'
+    )
 
 
 def _marker(number: int, x: float, y: float) -> str:

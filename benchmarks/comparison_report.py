@@ -44,19 +44,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Card:
-    """A prompt by all guides of a model.
+    """A prompt by all guides.
 
     Attributes:
-        differs: whether some guides' first images are right and some wrong.
+        models: model -> its columns.
     """
 
     prompts: str
-    model: str
     group: str
     prompt: str
     tag: str
-    differs: bool
-    columns: list[Column]
+    models: dict[str, list[Column]]
+
+    @property
+    def differs(self) -> bool:
+        """Whether for some model some guides' first images are right and some wrong."""
+        return any(len({column.pictures[0]["correct"] for column in columns}) > 1 for columns in self.models.values())
 
 
 def digest(results: Mapping[str, Any], images: int) -> str:
@@ -110,27 +113,19 @@ def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, im
 
 
 def cards(results: Sequence[CellResults], images: int) -> list[Card]:
-    """The prompts that are shown, by list, number and model."""
-    blocks: dict[tuple[str, str], list[CellResults]] = {}
+    """The prompts that are shown, by list and number."""
+    made: dict[tuple[str, str], Card] = {}
     for one in results:
-        blocks.setdefault((one.cell.prompts, one.cell.model), []).append(one)
-    made = []
-    for (prompts, model), block in blocks.items():
-        by_group = [_by_group(one) for one in block]
-        for group in _spread(block[0].pictures, images):
-            columns = [
-                Column(
-                    one.cell.guide,
-                    [_plain_picture(picture, f"{one.cell.name}/{picture.item.name}") for picture in groups[group]],
-                    [label for label, value in one.metrics.items() if value.self_scored],
-                )
-                for one, groups in zip(block, by_group)
-                if group in groups
-            ]
-            item = by_group[0][group][0].item
-            verdicts = {column.pictures[0]["correct"] for column in columns}
-            made.append(Card(prompts, model, group, item.prompt, item.tag, len(verdicts) > 1, columns))
-    return sorted(made, key=lambda card: (card.prompts, card.group))
+        groups = _by_group(one)
+        for group in _spread(one.pictures, images):
+            item = groups[group][0].item
+            columns = made.setdefault(
+                (one.cell.prompts, group), Card(one.cell.prompts, group, item.prompt, item.tag, {})
+            ).models.setdefault(one.cell.model, [])
+            pictures = [_plain_picture(picture, f"{one.cell.name}/{picture.item.name}") for picture in groups[group]]
+            own = [label for label, value in one.metrics.items() if value.self_scored]
+            columns.append(Column(one.cell.guide, pictures, own))
+    return [made[key] for key in sorted(made)]
 
 
 def _by_group(one: CellResults) -> dict[str, list[Picture]]:
@@ -201,9 +196,7 @@ def _headlines(results: Sequence[CellResults]) -> list[dict[str, Any]]:
 def _plots(results: Sequence[CellResults], guides: Sequence[str]) -> list[tuple[str, str]]:
     """(prompts, SVG) of the lists for which there is one."""
     lists = dict.fromkeys(one.cell.prompts for one in results)
-    plots = [
-        (name, accuracy_by_cost([one for one in results if one.cell.prompts == name], guides)) for name in lists
-    ]
+    plots = [(name, accuracy_by_cost([one for one in results if one.cell.prompts == name], guides)) for name in lists]
     return [(name, plot) for name, plot in plots if plot]
 
 
@@ -214,7 +207,7 @@ def _reaches(table: Table) -> list[float]:
 
 
 def _rows(results: Sequence[CellResults]) -> list[list[Any]]:
-    """Every prompt by every guide: list, number, task, model, guide, prompt, share correct, and mean scores by label."""
+    """Every prompt by every guide: list, number, task, model, guide, prompt, share correct, mean scores by label."""
     rows = []
     for one in results:
         labels = list(one.metrics)
@@ -227,9 +220,7 @@ def _rows(results: Sequence[CellResults]) -> list[list[Any]]:
                     means[label] = float(f"{sum(known) / len(known):.5g}")
             item = pictures[0].item
             share = sum(verdicts) / len(verdicts) if verdicts else None
-            rows.append(
-                [one.cell.prompts, group, item.tag, one.cell.model, one.cell.guide, item.prompt, share, means]
-            )
+            rows.append([one.cell.prompts, group, item.tag, one.cell.model, one.cell.guide, item.prompt, share, means])
     return rows
 
 

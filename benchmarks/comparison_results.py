@@ -231,14 +231,16 @@ def _add_differences(one: CellResults, baseline: CellResults) -> None:
 def _add_ranks(rows: Sequence[dict[str, Value]]) -> None:
     for column in dict.fromkeys(column for row in rows for column in row):
         holders = [row for row in rows if column in row]
-        for name, entering in (
-            ("rank", holders),
-            ("fair_rank", [row for row in holders if not row[column].self_scored]),
-        ):
-            # A row on its own is the best of nothing.
-            ranks = ranked([row[column].mean for row in entering]) if len(entering) > 1 else []
-            for row, rank in zip(entering, ranks):
-                row[column] = dataclasses.replace(row[column], **{name: rank})
+        fair = [row for row in holders if not row[column].self_scored]
+        for row, rank in _ranks(holders, column):
+            row[column] = dataclasses.replace(row[column], rank=rank)
+        for row, rank in _ranks(fair, column):
+            row[column] = dataclasses.replace(row[column], fair_rank=rank)
+
+
+def _ranks(rows: list[dict[str, Value]], column: str) -> list[tuple[dict[str, Value], int]]:
+    # A row on its own is the best of nothing.
+    return list(zip(rows, ranked([row[column].mean for row in rows]))) if len(rows) > 1 else []
 
 
 def ranked(values: Sequence[float]) -> list[int]:

@@ -23,6 +23,7 @@ TASK_TITLES = {
     "single_object": "single object",
     OVERALL: "overall",
 }
+PLACES = ("prompts", "model")
 COST_TITLES = {"nfe": "denoiser rows", "reward_calls": "images scored", "seconds": "seconds"}
 
 
@@ -60,9 +61,21 @@ class Table:
     differences: bool = False
     digits: int = 3
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Which of prompts (0) and model (1) tell rows apart."""
+        return tuple(index for index in (0, 1) if len({row.block[index] for row in self.rows}) > 1)
+
     def shown(self, value: Value) -> Estimate | None:
         """What of a value is shown."""
         return value.difference if self.differences else (value.mean, value.error)
+
+    def mark(self, row: Row, rank: int | None) -> int | None:
+        """1 for the best of a block, 2 for the second best of more than two; None for others and in tables of
+        differences."""
+        if self.differences or rank not in (1, 2):
+            return None
+        return rank if rank == 1 or sum(other.block == row.block for other in self.rows) > 2 else None
 
 
 def tables(results: Sequence[CellResults]) -> list[Table]:
@@ -78,7 +91,9 @@ def tables(results: Sequence[CellResults]) -> list[Table]:
     made = []
     for name, title, columns in kinds:
         rows = [
-            Row((one.cell.prompts, one.cell.model), one.cell.guide, tuple(getattr(one, name).get(c) for c, _ in columns))
+            Row(
+                (one.cell.prompts, one.cell.model), one.cell.guide, tuple(getattr(one, name).get(c) for c, _ in columns)
+            )
             for one in results
             if getattr(one, name)
         ]
@@ -112,11 +127,12 @@ def clear(estimate: Estimate) -> bool:
 def for_terminal(table: Table) -> rich.table.Table:
     """The best of a block bold, the second best underlined, a metric that guided itself with a dagger; differences of
     more than two standard errors bold."""
-    shown = rich.table.Table(title=table.title, title_justify="left", box=None, padding=(0, 1))
-    for title in ("prompts", "model", "guide"):
-        shown.add_column(title)
+    shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    for place in table.places:
+        shown.add_column(PLACES[place], no_wrap=True)
+    shown.add_column("guide", no_wrap=True)
     for _, title in table.columns:
-        shown.add_column(title, justify="right")
+        shown.add_column(title.replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
     before = None
     for row in table.rows:
         if before not in (None, row.block):
@@ -127,13 +143,13 @@ def for_terminal(table: Table) -> rich.table.Table:
             if value is None or estimate is None:
                 cells.append("")
                 continue
-            text = number(estimate, table.digits, table.differences) + ("†" if value.self_scored else "")
-            if table.differences:
-                style = "bold" if clear(estimate) else ""
-            else:
-                style = {1: "bold", 2: "underline"}.get(value.rank or 0, "")
+            text = number(estimate, table.digits, table.differences).replace("0.", ".")
+            text = text.replace(" ± ", "±") + ("†" if value.self_scored else "")
+            style = {1: "bold", 2: "underline"}.get(table.mark(row, value.rank) or 0, "")
+            if table.differences and clear(estimate):
+                style = "bold"
             cells.append(f"[{style}]{text}[/{style}]" if style else text)
-        shown.add_row(*map(escape, row.block), escape(row.guide), *cells)
+        shown.add_row(*(escape(row.block[place]) for place in table.places), escape(row.guide), *cells)
         before = row.block
     return shown
 
@@ -141,9 +157,9 @@ def for_terminal(table: Table) -> rich.table.Table:
 def latex(table: Table) -> str:
     """A booktabs table. The best of a block is bold, the second best underlined, a dagger marks a metric that guided
     itself; differences of more than two standard errors are bold."""
-    header = ["prompts", "model", "guide", *(title for _, title in table.columns)]
+    header = [*(PLACES[place] for place in table.places), "guide", *(title for _, title in table.columns)]
     lines = [
-        r"\begin{tabular}{lll" + "r" * len(table.columns) + "}",
+        r"\begin{tabular}{" + "l" * (len(table.places) + 1) + "r" * len(table.columns) + "}",
         r"\toprule",
         " & ".join(map(_latex, header)) + r" \\",
     ]
@@ -151,14 +167,14 @@ def latex(table: Table) -> str:
     for row in table.rows:
         if row.block != before:
             lines.append(r"\midrule")
-        block = row.block if row.block != before else ("", "")
-        cells = [_latex_cell(table, value) for value in row.cells]
+        block = [row.block[place] if row.block != before else "" for place in table.places]
+        cells = [_latex_cell(table, row, value) for value in row.cells]
         lines.append(" & ".join([*map(_latex, (*block, row.guide)), *cells]) + r" \\")
         before = row.block
     return "\n".join([f"% {table.title}", *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _latex_cell(table: Table, value: Value | None) -> str:
+def _latex_cell(table: Table, row: Row, value: Value | None) -> str:
     estimate = None if value is None else table.shown(value)
     if value is None or estimate is None:
         return "--"
@@ -166,8 +182,8 @@ def _latex_cell(table: Table, value: Value | None) -> str:
     text = f"{mean:{'+' if table.differences else ''}.{table.digits}f}".replace("-", "$-$").replace("+", "$+$")
     if table.differences:
         text = rf"\textbf{{{text}}}" if clear(estimate) else text
-    elif value.rank in (1, 2):
-        text = rf"\{'textbf' if value.rank == 1 else 'underline'}{{{text}}}"
+    elif mark := table.mark(row, value.rank):
+        text = rf"\{'textbf' if mark == 1 else 'underline'}{{{text}}}"
     spread = "" if error is None else rf" {{\scriptsize $\pm$ {error:.{table.digits}f}}}"
     return text + (r"$^\dagger$" if value.self_scored else "") + spread
 

@@ -80,7 +80,7 @@ def parse_metrics(texts: Iterable[str], options: Sequence[str] = ()) -> list[Met
     for label, reward, own, path in parts:
         given = reward_options(list(options), reward, names)
         metrics.append(Metric(label, reward, {**own, **({"path": path} if path else {}), **given}))
-    return _checked(metrics)
+    return check_metrics(metrics)
 
 
 def read_metrics(entries: Mapping[str, Any] | Sequence[str]) -> list[Metric]:
@@ -99,7 +99,33 @@ def read_metrics(entries: Mapping[str, Any] | Sequence[str]) -> list[Metric]:
             raise ValueError(f"Expected the options of the metric {label!r} as a mapping, but got {given!r}.")
         options = {name: value for name, value in given.items() if name != "metric"}
         metrics.append(Metric(label, given.get("metric", label), options))
-    return _checked(metrics)
+    return check_metrics(metrics)
+
+
+def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics, diversity with the options of CLIPScore if it has none of its own and that is among them.
+
+    Raises:
+        ValueError: for an unknown reward or option, or a label twice.
+    """
+    seen: set[str] = set()
+    clip = next((dict(metric.options) for metric in metrics if metric.reward == "clip-score"), {})
+    checked = []
+    for metric in metrics:
+        parameters = inspect.signature(_factory(metric.reward)).parameters
+        any_option = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        unknown = [name for name in metric.options if name not in parameters]
+        if unknown and not any_option:
+            raise ValueError(
+                f"Metric '{metric.label}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}."
+            )
+        if metric.label in seen:
+            raise ValueError(f"Expected each metric once, but got '{metric.label}' twice; label them in a YAML file.")
+        seen.add(metric.label)
+        if metric.reward == DIVERSITY and not metric.options:
+            metric = Metric(metric.label, metric.reward, clip)
+        checked.append(metric)
+    return checked
 
 
 def in_world(metric: Metric) -> Metric:
@@ -189,27 +215,6 @@ def _diversity(clip: Any, batch_size: int = 16) -> Scorer:
         return scores
 
     return score
-
-
-def _checked(metrics: list[Metric]) -> list[Metric]:
-    seen: set[str] = set()
-    clip = next((dict(metric.options) for metric in metrics if metric.reward == "clip-score"), {})
-    checked = []
-    for metric in metrics:
-        parameters = inspect.signature(_factory(metric.reward)).parameters
-        any_option = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        unknown = [name for name in metric.options if name not in parameters]
-        if unknown and not any_option:
-            raise ValueError(
-                f"Metric '{metric.label}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}."
-            )
-        if metric.label in seen:
-            raise ValueError(f"Expected each metric once, but got '{metric.label}' twice; label them in a YAML file.")
-        seen.add(metric.label)
-        if metric.reward == DIVERSITY and not metric.options:
-            metric = Metric(metric.label, metric.reward, clip)
-        checked.append(metric)
-    return checked
 
 
 def _factory(reward: str) -> Any:

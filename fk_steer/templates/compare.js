@@ -64,7 +64,7 @@ const tag = document.getElementById("tag");
 const differs = document.getElementById("differs");
 const isShown = (entry) => Object.entries(hiddenValues).every(([kind, values]) => !values.has(entry[kind]));
 function filter() {
-  const filtered = "tbody tr[data-guide], .headline, .plots figure, .plot g, .card, .column";
+  const filtered = "tbody tr[data-guide], .headline, .plots figure, .plot g, .card, .model, .column";
   all(filtered).forEach((element) => element.toggleAttribute("hidden", !isShown(element.dataset)));
   const words = find.value.toLowerCase();
   const cards = all(".card");
@@ -88,8 +88,8 @@ all(".chip").forEach((chip) => chip.addEventListener("click", () => {
 [find, tag, differs].forEach((control) => control.addEventListener("input", filter));
 
 // Images: the large one of a column is the chosen sample's.
-function choose(card, number) {
-  const columns = all(".column", card);
+function choose(model, number) {
+  const columns = all(".column", model);
   const chosen = columns.map((column) => {
     const samples = all(".sample", column);
     const sample = samples[Math.min(number, samples.length - 1)];
@@ -113,10 +113,10 @@ function choose(card, number) {
     }));
   });
 }
-all(".card").forEach((card) => {
-  all(".sample", card).forEach((sample) => sample.addEventListener("click", () =>
-    choose(card, [...sample.parentElement.children].indexOf(sample))));
-  choose(card, 0);
+all(".model").forEach((model) => {
+  all(".sample", model).forEach((sample) => sample.addEventListener("click", () =>
+    choose(model, [...sample.parentElement.children].indexOf(sample))));
+  choose(model, 0);
 });
 // Enlarged pixels look better as squares than blurred.
 all(".strip img, .large").forEach((image) => {
