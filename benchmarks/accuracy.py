@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from fk_steer.console import console
+from fk_steer.console import console, progress_bar
 from fk_steer.files import check_settings, record_settings, write_atomically, write_json
 
 from .geneval import Summary, evaluate_folder, lines, samples, summarize
@@ -71,8 +69,7 @@ def evaluate_folders(
         check_settings(out, settings)
     made: list[Detector] = []
     summaries = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("images", total=sum(map(len, images)))
         for (_, out), some in zip(folders, images):
 

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from fk_steer.console import console
+from fk_steer.console import console, progress_bar
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import BUNDLED
 
@@ -208,8 +206,7 @@ def judged(folder: Path) -> bool:
 
 
 def _generate(cell: Cell, out: Path, device: str | None, processes: int) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(cell.name, total=None)
 
         def progress(done: int, total: int) -> None:

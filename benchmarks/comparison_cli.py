@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fk_steer.console import console, one_line_errors, reward_options
 
@@ -39,7 +40,7 @@ def compare(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:VARIANT][=PATH],...", help="As for `fk-steer eval panel`. [default: its, and the guides]"
+            metavar="NAME[:VARIANT][=PATH],...", help="As for `fk-steer eval panel`. [default: its and the guides]"
         ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Of all guides. [default: adaptive]")] = None,
@@ -62,8 +63,9 @@ def compare(
 ) -> None:
     """Compare rewards as guides: GenEval accuracy by task and metric means for each guide, model and list of prompts.
 
-    Writes a report (report.html), tables (LaTeX, CSV) and results.json. Stopped at any point and run again it does what
-    is missing; a finished study is only printed. What fails is reported and the rest goes on; the exit status is then 1.
+    Writes a report (report.html), tables (LaTeX, CSV) and results.json. Stopped at any point and run again it does
+    what is missing; a finished study is only printed. What fails is reported and the rest goes on; the exit status is
+    then 1.
     """
     with one_line_errors():
         from fk_steer.loading import quiet_libraries
@@ -111,10 +113,9 @@ def _run(
     failures = run_study(made, out, device=device, processes=processes, metric_batch_size=metric_batch_size)
     results = _write(made, out, failures, images)
     for table in map(for_terminal, tables(results)):
-        # A table that does not fit is better cut by the terminal than squeezed.
+        # A table that does not fit is better wrapped by the terminal than squeezed.
         width = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, width=max(width, console.width), crop=False, no_wrap=True)
-        console.print()
+        Console(file=console.file, width=max(width, console.width)).print(table, "")
     for what, problem in failures.items():
         console.print(f"[red]failed[/red] {what}: {problem}", highlight=False, soft_wrap=True)
     console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,8 +144,8 @@ def for_terminal(table: Table) -> rich.table.Table:
             if value is None or estimate is None:
                 cells.append("")
                 continue
-            text = number(estimate, table.digits, table.differences).replace("0.", ".")
-            text = text.replace(" ± ", "±") + ("†" if value.self_scored else "")
+            text = re.sub(r"(?<!\d)0\.", ".", number(estimate, table.digits, table.differences)).replace(" ± ", "±")
+            text += "†" if value.self_scored else ""
             style = {1: "bold", 2: "underline"}.get(table.mark(row, value.rank) or 0, "")
             if table.differences and clear(estimate):
                 style = "bold"

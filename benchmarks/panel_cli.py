@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fk_steer.console import console
+from fk_steer.console import console, progress_bar
 from fk_steer.files import write_atomically, write_json
 from fk_steer.rewards.loading import default_device
 
@@ -102,8 +101,7 @@ def score_all(
         for metric in metrics:
             check_file(folder, metric)
     failures: dict[str, str] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar() as bar:
         for metric in metrics:
             task = bar.add_task(metric.label, total=sum(len(items) for items, _ in folders))
             advance = partial(bar.advance, task)

@@ -106,7 +106,9 @@ function choose(model, number) {
     large.title = sample.dataset.file;
     ["right", "wrong"].forEach((name) => large.classList.toggle(name, sample.classList.contains(name)));
     column.querySelector(".reason").textContent = sample.dataset.reason;
-    column.querySelector(".scores").replaceChildren(...Object.entries(scores).map(([label, value]) => {
+    const known = data.metrics.filter((label) => label in scores);
+    column.querySelector(".scores").replaceChildren(...known.map((label) => {
+      const value = scores[label];
       const row = make("tr", "", value === best[label] && chosen.length > 1 ? "best" : "");
       row.append(make("td", label + (own.includes(label) ? " †" : "")), make("td", value.toFixed(3)));
       return row;
@@ -130,8 +132,9 @@ const ROWS = 50;
 let page = 0;
 let order = { value: null, sign: 0 };
 const judged = data.rows.some((row) => row[6] !== null);
-const columns = ["prompts", "number", "task", "model", "guide", "prompt"].map((name, index) =>
-  ({ name, value: (row) => row[index], number: false }));
+const columns = ["prompts", "number", "task", "model", "guide", "prompt"]
+  .map((name, index) => ({ name, value: (row) => row[index], number: false }))
+  .filter(({ name, value }) => !["prompts", "model"].includes(name) || new Set(data.rows.map(value)).size > 1);
 if (judged) columns.push({ name: "correct", value: (row) => row[6], number: true });
 data.metrics.forEach((label) => columns.push({ name: label, value: (row) => row[7][label] ?? null, number: true }));
 const heading = document.querySelector("#rows thead tr");
