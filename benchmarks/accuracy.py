@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,10 @@ def evaluate_folders(
             for name, problem in unreadable.items():
                 console.print(f"[yellow]skipped[/yellow] {name}: {problem}", highlight=False, soft_wrap=True)
             summary = summarize(results)
-            write_json(out / "summary.json", {**asdict(summary), "unreadable": unreadable})
-            write_atomically(out / "summary.txt", ("\n".join(lines(summary)) + "\n").encode())
+            plain = json.loads(json.dumps({**asdict(summary), "unreadable": unreadable}))
+            # A finished evaluation is left as it is.
+            if not (out / "summary.json").exists() or json.loads((out / "summary.json").read_text()) != plain:
+                write_atomically(out / "summary.txt", ("\n".join(lines(summary)) + "\n").encode())
+                write_json(out / "summary.json", plain)
             summaries.append(summary)
     return summaries

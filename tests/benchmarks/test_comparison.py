@@ -218,11 +218,7 @@ def study(tmp_path_factory):
 
 
 def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".lock"
-    }
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def test_world(study):
@@ -252,15 +248,12 @@ def test_world(study):
 
 def test_every_number_comes_from_its_file(study):
     out, _ = study
-    for cell, (name, value) in (
-        (cell, item)
-        for cell in json.loads((out / "results.json").read_text())["cells"]
-        for item in cell["values"].items()
-    ):
+    cells = json.loads((out / "results.json").read_text())["cells"]
+    for folder, (name, value) in [(cell["folder"], item) for cell in cells for item in cell["values"].items()]:
         kind, _, column = name.rpartition("/")
         files = list(out.glob(value["file"]))
         assert files, value
-        assert all(file.is_relative_to(out / cell["folder"]) for file in files)
+        assert all(file.is_relative_to(out / folder) for file in files)
         if kind == "cost":
             numbers = [json.loads(file.read_text())[column] for file in files]
         elif kind == "accuracy":
@@ -293,16 +286,11 @@ def test_tables_and_csv(study):
 
 def test_a_finished_study_is_left_alone(study):
     out, output = study
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".png", ".json", ".jsonl")}
-    pages = {name: (out / name).stat().st_mtime_ns for name in ("report.html", "results.json", "results.csv")}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     again = compare(*WORLD, "--out", out)
     assert again.exit_code == 0
     assert again.output == output
-    evaluation = re.compile("evaluation/summary.json")
-    after = {path: path.stat().st_mtime_ns for path in before}
-    changed = [path for path in before if after[path] != before[path] and not evaluation.search(path.as_posix())]
-    assert changed == []
-    assert {name: (out / name).stat().st_mtime_ns for name in pages} == pages
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_stopped_and_resumed(study, tmp_path):
@@ -323,23 +311,31 @@ def test_stopped_and_resumed(study, tmp_path):
     again = compare(*WORLD, "--out", copied)
     assert again.exit_code == 0, again.output
 
-    def values(folder):
-        plain = json.loads((folder / "results.json").read_text())
-        return [
-            {name: value for name, value in cell["values"].items() if name != "cost/seconds"} for cell in plain["cells"]
-        ]
+    def measured(folder):
+        cells = json.loads((folder / "results.json").read_text())["cells"]
+        return {
+            (cell["folder"], name): value["mean"]
+            for cell in cells
+            for name, value in cell["values"].items()
+            if name != "cost/seconds"
+        }
 
-    assert values(copied) == values(out)
-    assert sorted(contents(copied)) == sorted(contents(out))
+    # Scores depend on the batch that an image is in by rounding alone; the images not at all.
+    assert measured(copied) == pytest.approx(measured(out), rel=1e-5)
+    lost = "shapes/shapes/clip-score/00040/samples/00001.png"
+    assert (copied / lost).read_bytes() == (out / lost).read_bytes()
+    assert contents(copied) == contents(out)
 
 
 def test_failures_do_not_spoil_the_rest(study, tmp_path):
     """A guide and a metric whose weights are not there."""
     out = tmp_path / "study"
     shutil.copytree(study[0], out)
+    nowhere = tmp_path / "nowhere"
+    nowhere.mkdir()
     result = compare(
-        *WORLD, "--out", out, "--rewards", "image-reward", "--reward-option", "image-reward:path=nowhere",
-        "--metric", "clip-score,image-reward=nowhere",
+        *WORLD, "--out", out, "--rewards", "image-reward", "--reward-option", f"image-reward:path={nowhere}",
+        "--metric", f"clip-score,image-reward={nowhere}",
     )  # fmt: skip
     assert result.exit_code == 1
     plain = json.loads((out / "results.json").read_text())
