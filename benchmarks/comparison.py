@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fk_steer.console import console, progress_bar
+from fk_steer.console import progress_bar, report_failure
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import BUNDLED
 
@@ -183,8 +183,7 @@ def run_study(
             _generate(cell, out, device, processes)
         # Such as weights that are not there: of no concern to the other cells.
         except Exception as error:
-            failures[cell.name] = f"{type(error).__name__}: {error}"
-            console.print(f"[red]{cell.name} failed:[/red] {failures[cell.name]}", highlight=False, soft_wrap=True)
+            failures[cell.name] = report_failure(cell.name, error)
     done = [cell for cell in study.cells() if cell.name not in failures]
     failures |= _judge(study, done, out, device)
     by_metric: dict[str, tuple[Metric, list[tuple[list[Item], Path]]]] = {}
@@ -225,8 +224,7 @@ def _judge(study: Study, cells: Sequence[Cell], out: Path, device: str | None) -
             settings = detector_settings("shapes") if world else detector_settings("mask2former", **study.detector)
             evaluate_folders([(folder, folder / "evaluation") for folder in folders], settings, device)
         except Exception as error:
-            failures["accuracy"] = f"{type(error).__name__}: {error}"
-            console.print(f"[red]accuracy failed:[/red] {failures['accuracy']}", highlight=False, soft_wrap=True)
+            failures["accuracy"] = report_failure("accuracy", error)
     return failures
 
 

@@ -116,8 +116,6 @@ def _run(
         # A table that does not fit is better wrapped by the terminal than squeezed.
         width = console.measure(table, options=console.options.update(width=1000)).maximum
         Console(file=console.file, width=max(width, console.width)).print(table, "")
-    for what, problem in failures.items():
-        console.print(f"[red]failed[/red] {what}: {problem}", highlight=False, soft_wrap=True)
     console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)
     return failures
 

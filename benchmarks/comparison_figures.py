@@ -81,8 +81,10 @@ def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], widt
     )
     models = list(dict.fromkeys(one.cell.model for one, *_ in points))
     for one, nfe, value in points:
-        cell = one.cell
-        colour = f"g{guides.index(cell.guide) % 8}"
+        cell, number = one.cell, guides.index(one.cell.guide)
+        colour = f"g{number % 8}"
+        # Guides of equal cost stand beside one another.
+        at = x(nfe) + 9 * (number - (len(guides) - 1) / 2)
         title = f"{cell.model}, {cell.guide}: {value.mean:.3f}, {nfe:.0f} denoiser rows"
         parts.append(
             f'<g class="{colour}" data-prompts="{escape(cell.prompts)}" data-model="{escape(cell.model)}" '
@@ -90,8 +92,8 @@ def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], widt
         )
         if value.error is not None:
             ends = (y(value.mean - value.error), y(value.mean + value.error))
-            parts.append(f'<line x1="{x(nfe):.1f}" x2="{x(nfe):.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
-        parts.append(_marker(models.index(cell.model), x(nfe), y(value.mean)) + "</g>")
+            parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
+        parts.append(_marker(models.index(cell.model), at, y(value.mean)) + "</g>")
     parts.append("</svg>")
     return "".join(parts)
 

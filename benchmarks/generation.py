@@ -21,6 +21,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fk_steer.rewards.loading import default_device
+
 from .generation_folder import Progress, RunFolder
 from .generation_plan import GenerationSettings, Plan, SampleRecord
 
@@ -90,7 +92,7 @@ def generate(
         if launched:
             from accelerate import PartialState
 
-            state = PartialState(cpu=device == "cpu")
+            state = PartialState(cpu=default_device(device).type == "cpu")
             rank, world, device = state.process_index, state.num_processes, str(state.device)
         work(folder, rank, world, device, counter)
     folder.close()

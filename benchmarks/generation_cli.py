@@ -116,7 +116,9 @@ def run(
             records = read_records(out)
             text = f"{len(records)} images in {out}"
             if steered:
-                mean, error = mean_over_prompts((record.prompt_index, record.reward) for record in records)
+                mean, error = mean_over_prompts(
+                    (record.prompt_index, record.reward) for record in records if record.reward is not None
+                )
                 text += f", mean reward {mean:.4f}" + ("" if error is None else f" ± {error:.4f}")
             console.print(text, highlight=False, soft_wrap=True)
 

@@ -83,6 +83,9 @@ class RunFolder:
     def record(self, sample: Sample) -> Path:
         return self.folder(sample.prompt) / "records" / f"{sample.number:05d}.json"
 
+    def metadata(self, prompt: Prompt) -> Path:
+        return self.folder(prompt) / "metadata.jsonl"
+
     def grid(self, prompt: Prompt) -> Path:
         return self.folder(prompt) / "grid.png"
 
@@ -93,8 +96,8 @@ class RunFolder:
 
     def has_prompt(self, prompt: Prompt) -> bool:
         """Whether everything about a prompt is there."""
-        # The grid is written last.
-        return self.grid(prompt).exists() and self.has(self.plan.samples(prompt))
+        files = (self.grid(prompt), self.metadata(prompt))
+        return all(file.exists() for file in files) and self.has(self.plan.samples(prompt))
 
     def missing_shares(self) -> list[int]:
         """Numbers of the shares of which something is missing."""
@@ -103,15 +106,15 @@ class RunFolder:
 
     def write(self, sample: Sample, image: Image.Image, record: SampleRecord) -> None:
         """Add a sample that is not there yet."""
-        metadata = self.folder(sample.prompt) / "metadata.jsonl"
-        if not metadata.exists():
-            write_atomically(metadata, f"{json.dumps(sample.prompt.entry)}\n".encode())
+        # First: evaluators expect every prompt's folder to have it.
+        self._describe(sample.prompt)
         if not self.has([sample]):
             write_atomically(self.image(sample), png(image))
             write_json(self.record(sample), record.to_dict())
 
     def finish(self, prompt: Prompt) -> None:
         """Put the samples of a prompt side by side, if all are there."""
+        self._describe(prompt)
         samples = self.plan.samples(prompt)
         if self.grid(prompt).exists() or not self.has(samples):
             return
@@ -122,6 +125,10 @@ class RunFolder:
         for number, image in enumerate(images):
             grid.paste(image, (number % columns * width, number // columns * height))
         write_atomically(self.grid(prompt), png(grid))
+
+    def _describe(self, prompt: Prompt) -> None:
+        if not self.metadata(prompt).exists():
+            write_atomically(self.metadata(prompt), f"{json.dumps(prompt.entry)}\n".encode())
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,9 +60,10 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
         raise ImportError("The engine 'ray' needs Ray. Install it: pip install \"fk-steer[ray]\"") from error
 
     plan = folder.plan
+    actors: list[Any] = []
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     try:
         resources = ray.cluster_resources()
         kind = "CPU" if device == "cpu" or not resources.get("GPU") else "GPU"
@@ -95,8 +97,7 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
         raise error.cause from None
     except RayActorError as error:
         raise RuntimeError(
-            f"A worker was lost {RETRIES + 1} times. What is finished is in {folder.path}; run again to go on. Ray says: "
-            f"{error}"
+            f"A worker was lost {RETRIES + 1} times ({error}). Run again to go on from what is in {folder.path}."
         ) from error
     finally:
         if started:

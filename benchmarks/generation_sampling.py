@@ -53,14 +53,14 @@ class Sampler:
             "height": settings.height,
             "width": settings.width,
         }
-        generators = [noise(sample) for sample in samples]
         K = 1 if self.steering is None else self.steering.num_particles
-        # A generator per particle, so that the first particle's noise does not depend on how many there are.
-        call["generator"] = particle_generators(generators, None, len(samples), 1, K)[0]
+        # A generator per particle, so that the noise of the first does not depend on how many there are.
+        call["generator"] = [row for sample in samples for row in particle_generators(noise(sample), None, 1, 1, K)[0]]
         if self.steering is None:
             with _counted_rows(self.pipe) as rows:
                 images = self.pipe(**call).images
-            rewards, scores, nfe, reward_calls = [[] for _ in samples], {}, sum(rows), 0
+            scores, nfe, reward_calls = {}, sum(rows), 0
+            rewards: list[list[float]] = [[] for _ in samples]
         else:
             output = steer(self.pipe, self.reward, self.steering)(**call)
             rewards, trace = output.rewards.tolist(), output.trace

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from fk_steer.console import console, progress_bar
+from fk_steer.console import console, progress_bar, report_failure
 from fk_steer.files import write_atomically, write_json
 from fk_steer.rewards.loading import default_device
 
@@ -24,7 +25,7 @@ from .panel import check_file, score_images, summarize_panel
 WORLD_PANEL = {
     "clip-score": {},
     "held-out-clip": {"metric": "clip-score", "path": "shapes-held-out"},
-    "oracle": {"metric": "shapes-oracle"},
+    "shapes-oracle": {},
     "diversity": {},
 }
 """The default metrics on the bundled world: the CLIP that may have guided, one that never does, and the exact
@@ -110,13 +111,12 @@ def score_all(
                 for items, folder in folders:
                     unreadable = score_images(items, scorer, folder, batch_size, advance)
                     for name, problem in unreadable.items():
-                        console.print(f"[yellow]skipped[/yellow] {name}: {problem}", highlight=False, soft_wrap=True)
+                        console.print(
+                            f"[yellow]skipped[/yellow] {escape(f'{name}: {problem}')}", highlight=False, soft_wrap=True
+                        )
             # The other metrics are worth having whatever is wrong with this one.
             except Exception as error:
-                failures[metric.label] = f"{type(error).__name__}: {error}"
-                console.print(
-                    f"[red]{metric.label} failed:[/red] {failures[metric.label]}", highlight=False, soft_wrap=True
-                )
+                failures[metric.label] = report_failure(metric.label, error)
             finally:
                 scorer.free()
     return failures

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -21,13 +22,24 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
+def report_failure(what: str, error: Exception) -> str:
+    """Say that one of several things has failed, where the others go on.
+
+    Returns:
+        Kind and message of the error.
+    """
+    problem = f"{type(error).__name__}: {error}"
+    console.print(f"[red]failed[/red] {escape(what)}: {escape(problem)}", highlight=False, soft_wrap=True)
+    return problem
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn the errors a user can act on into one line and exit status 1."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that it exists whole or not at all, whatever happens meanwhile."""
+    """Write a file so that it exists whole or not at all, whatever happens meanwhile. What a killed process was at may
+    stay behind as a hidden file, `.NAME.PID.tmp`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            # Otherwise the name could reach the disk before the content does, and the power fail between them.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

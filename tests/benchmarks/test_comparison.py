@@ -227,7 +227,7 @@ def test_world(study):
     assert list(cells) == ["none", "clip-score"]
     none, steered = cells.values()
     tasks = ["color_attr", "counting", "position", "colors", "two_object", "single_object", "overall"]
-    metrics = ["clip-score", "held-out-clip", "oracle", "diversity"]
+    metrics = ["clip-score", "held-out-clip", "shapes-oracle", "diversity"]
     costs = ["nfe", "reward_calls", "seconds"]
     expected = [f"accuracy/{task}" for task in tasks] + metrics + [f"cost/{name}" for name in costs]
     assert list(none) == list(steered) == expected
@@ -299,7 +299,7 @@ def test_stopped_and_resumed(study, tmp_path):
     copied = tmp_path / "study"
     shutil.copytree(out, copied)
     cell = copied / "shapes" / "shapes" / "clip-score"
-    for lost in ("00040/samples/00001.png", "00040/records/00001.json", "00040/grid.png", "panel/oracle.json"):
+    for lost in ("00040/samples/00001.png", "00040/records/00001.json", "00040/grid.png", "panel/shapes-oracle.json"):
         (cell / lost).unlink()
     lines = (cell / "evaluation" / "results.jsonl").read_text().splitlines(keepends=True)
     (cell / "evaluation" / "results.jsonl").write_text("".join(lines[:5]))

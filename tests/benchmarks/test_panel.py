@@ -53,7 +53,7 @@ def test_panel_of_the_world(folder):
     summary = json.loads((folder / "panel" / "summary.json").read_text())
     assert summary["failures"] == {}
     rows = summary["metrics"]
-    assert list(rows) == ["clip-score", "held-out-clip", "oracle", "diversity", "geneval"]
+    assert list(rows) == ["clip-score", "held-out-clip", "shapes-oracle", "diversity", "geneval"]
     # The scores are the rewards themselves.
     items = read_items(folder)
     assert len(items) == PROMPTS * SAMPLES
@@ -67,7 +67,7 @@ def test_panel_of_the_world(folder):
         assert rows[label]["standard_error"] == pytest.approx(means.std(ddof=1) / PROMPTS**0.5, rel=1e-5)
         assert (rows[label]["images"], rows[label]["prompts"]) == (9, 3)
     # The oracle says more than 0.9 of what GenEval's rules call correct.
-    oracle = scores(folder, "oracle")
+    oracle = scores(folder, "shapes-oracle")
     correct = [json.loads(line) for line in (folder / "evaluation" / "results.jsonl").read_text().splitlines()]
     assert [one["correct"] for one in correct] == [value > 0.9 for value in oracle.values()]
     assert sum(one["correct"] for one in correct) >= PROMPTS
