@@ -244,6 +244,8 @@ def _guide(label: str, options: Mapping[str, Any]) -> Guide:
     if reward == NONE:
         return Guide(label, None)
     reward_factory(reward)
+    if Path(label).name != label:
+        raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
     settings = {name: options[name] for name in ("preset", "particles", "lmbda") if name in options}
     own = {name: value for name, value in options.items() if name not in {"reward", *settings}}
     return Guide(label, reward, own, settings)
@@ -259,8 +261,8 @@ def _entries(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     entries = {}
     for label, options in given.items():
         if isinstance(options, str):
-            # A model or a list of prompts by its name or path.
-            options = {key.rstrip("s") if key == "models" else key: options}
+            # By its name or path.
+            options = {{"models": "model", "rewards": "reward"}.get(key, key): options}
         if options is not None and not isinstance(options, Mapping):
             raise ValueError(f"Expected the options of {label!r} as a mapping, but got {options!r}.")
         entries[str(label)] = dict(options or {})

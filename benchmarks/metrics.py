@@ -6,6 +6,7 @@ import gc
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +120,8 @@ def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
             raise ValueError(
                 f"Metric '{metric.label}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}."
             )
+        if Path(metric.label).name != metric.label:
+            raise ValueError(f"Expected a metric's label to be usable as the name of a file, but got {metric.label!r}.")
         if metric.label in seen:
             raise ValueError(f"Expected each metric once, but got '{metric.label}' twice; label them in a YAML file.")
         seen.add(metric.label)

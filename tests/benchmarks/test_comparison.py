@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from browser import CHROMIUM, Browser
+from conftest import REPOSITORY
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -30,7 +32,7 @@ from fk_steer.benchmarks.comparison_results import (
 from fk_steer.benchmarks.comparison_tables import latex, tables
 from fk_steer.benchmarks.generation import GenerationSettings
 from fk_steer.benchmarks.image_folder import Item
-from fk_steer.benchmarks.metrics import Metric
+from fk_steer.benchmarks.metrics import Metric, read_metrics
 from fk_steer.cli import app
 from fk_steer.testing import save_clip, sd
 
@@ -181,18 +183,36 @@ def test_reading_a_study():
     assert of_world[1].options == {"path": "shapes"}
 
 
+def test_the_documented_studies():
+    text = (REPOSITORY / "docs" / "compare.md").read_text()
+    panel, config = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert [metric.label for metric in read_metrics(panel)] == [
+        "clip-score",
+        "held-out-clip",
+        "llava-reward",
+        "diversity",
+    ]
+    config.pop("out")
+    study = read_study(config)
+    assert len(study.cells()) == 2 * 5 * 3
+    cell = next(cell for cell in study.cells() if cell.name == "mine/mine/clip-score-16")
+    assert (cell.settings.prompts, cell.settings.model) == ("LISTS/prompts.txt", "MODELS/fine-tuned")
+    assert (cell.settings.particles, cell.settings.reward, cell.settings.seeds) == (16, "clip-score", (0, 1))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"models": ["shapes"], "rewards": ["none"]}, "at least one entry of 'prompts'"),
         ({"model": ["shapes"]}, "Unknown entry 'model' of a study. Known: models"),
         ({"models": ["shapes"], "rewards": ["hsp"], "prompts": ["shapes"]}, "Unknown reward 'hsp'"),
+        ({"models": ["shapes"], "rewards": {"a/b": "hps"}, "prompts": ["shapes"]}, "label of a guide"),
         (
             {"models": {"shapes": {"step": 3}}, "rewards": ["none"], "prompts": ["shapes"]},
             "Unknown setting 'step' of 'shapes'. Known: batch_size",
         ),
     ],
-    ids=["no prompts", "key", "reward", "setting"],
+    ids=["no prompts", "key", "reward", "label", "setting"],
 )
 def test_studies_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):
