@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fk_steer.console import console, one_line_errors
 
-
-if TYPE_CHECKING:
-    from .geneval_detector import Detector
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -63,53 +59,70 @@ def geneval(
     Run again it judges what is new and prints the summary.
     """
     with one_line_errors():
-        from fk_steer.files import check_settings, record_settings, write_atomically, write_json
         from fk_steer.loading import quiet_libraries
 
         quiet_libraries()
-        from dataclasses import asdict
+        from .accuracy import detector_settings, evaluate_folders
+        from .geneval import lines
 
-        from .geneval import evaluate_folder, lines, samples, summarize
-        from .geneval_colours import CLIP
-        from .geneval_detector import MASK2FORMER
-
-        out = out or folder / "evaluation"
-        images = samples(folder)
-        settings: dict[str, Any] = {"detector": detector.value}
-        if detector is DetectorKind.mask2former:
-            selection = {
-                "threshold": threshold,
-                "counting_threshold": counting_threshold,
-                "max_objects": max_objects,
-                "max_overlap": max_overlap,
-            }
-            settings |= {"path": detector_path or MASK2FORMER, "clip": clip_path or CLIP, **selection}
-        check_settings(out, settings)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("images", total=len(images))
-
-            def load() -> Detector:
-                made = _detector(settings, device)
-                record_settings(out, settings)
-                return made
-
-            results, unreadable = evaluate_folder(
-                images, load, out / "results.jsonl", progress=lambda done: bar.advance(task, done)
-            )
-        for name, problem in unreadable.items():
-            console.print(f"[yellow]skipped[/yellow] {name}: {problem}", highlight=False, soft_wrap=True)
-        summary = summarize(results)
-        write_json(out / "summary.json", {**asdict(summary), "unreadable": unreadable})
-        text = "\n".join(lines(summary))
-        write_atomically(out / "summary.txt", f"{text}\n".encode())
-        console.print(text, highlight=False)
+        settings = detector_settings(
+            detector.value,
+            detector_path,
+            clip_path,
+            threshold=threshold,
+            counting_threshold=counting_threshold,
+            max_objects=max_objects,
+            max_overlap=max_overlap,
+        )
+        (summary,) = evaluate_folders([(folder, out or folder / "evaluation")], settings, device)
+        console.print("\n".join(lines(summary)), highlight=False)
 
 
-def _detector(settings: dict[str, Any], device: str | None) -> Detector:
-    from .geneval_detector import Mask2FormerDetector, Selection, ShapesDetector
+@app.command()
+def panel(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Images in GenEval's layout (00000/metadata.jsonl, 00000/samples/00000.png, ...), or a CSV or JSONL "
+            "file with the fields path and prompt."
+        ),
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:VARIANT][=PATH],...",
+            help="Rewards, and 'diversity'. [default: those of the LLaVA-Reward paper and diversity; with --detector "
+            "shapes the bundled world's]",
+        ),
+    ] = None,
+    metric_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]KEY=VALUE",
+            help="Option of a metric, for example clip-score:variant=hessel; without NAME of all of them.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="YAML file of metrics, label: {metric: NAME, KEY: VALUE, ...}.")
+    ] = None,
+    detector: Annotated[
+        DetectorKind | None,
+        typer.Option(help="Add GenEval's accuracy by this detector. With 'shapes' metrics are the bundled world's."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the scores. [default: 'panel' in FOLDER]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 8,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+) -> None:
+    """Mean scores of images by a panel of metrics, each loaded once and one at a time.
 
-    if settings["detector"] == "shapes":
-        return ShapesDetector()
-    options = {name: value for name, value in settings.items() if name not in ("detector", "path", "clip")}
-    return Mask2FormerDetector(settings["path"], settings["clip"], device, Selection(**options))
+    Run again it scores what is missing and prints the means. A metric that fails is reported and the others go on; the
+    exit status is then 1.
+    """
+    with one_line_errors():
+        from fk_steer.loading import quiet_libraries
+
+        quiet_libraries()
+        from .panel_cli import run
+
+        if not run(folder, metric, metric_option, metrics, detector and detector.value, out, batch_size, device):
+            raise typer.Exit(1)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fk_steer.files import write_atomically
 from fk_steer.geneval import evaluate
 
 from .geneval_detector import Detector
+from .image_folder import open_image, prompt_folders
 from .prompts import check_metadata
 from .shapes import mean_of_means
 
@@ -68,13 +68,11 @@ def samples(folder: Path) -> list[Sample]:
         ValueError: for metadata that is not GenEval's.
     """
     found = []
-    for subfolder in sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()):
-        record = subfolder / "metadata.jsonl"
+    for record, images in prompt_folders(folder):
         try:
             metadata = check_metadata(json.loads(record.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{record} is not GenEval's metadata: {error}") from error
-        images = sorted(path for path in (subfolder / "samples").glob("*") if re.match(r"\d+\.png", path.name))
         found += [Sample(path, metadata) for path in images]
     if not found:
         raise FileNotFoundError(
@@ -126,9 +124,8 @@ def evaluate_folder(
     for number, sample in enumerate(missing, start=1):
         name = str(sample.path)
         try:
-            with Image.open(sample.path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            image = open_image(sample.path)
+        except OSError as error:
             unreadable[name] = str(error)
         else:
             assert eye is not None
@@ -140,17 +137,16 @@ def evaluate_folder(
 
 
 def _read(results: Path, images: Sequence[Sample]) -> dict[str, Result]:
-    """Name of an image -> its result, where that is still of this image and this prompt."""
+    """Name of an image -> its result, where that is still of this image and this prompt. The folder may have moved."""
     read = (Result(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines())
-    by_name = {one.filename: one for one in read}
+    by_name = {Path(one.filename).parts[-3:]: one for one in read}
     written = results.stat().st_mtime
-    return {
-        str(sample.path): by_name[str(sample.path)]
-        for sample in images
-        if str(sample.path) in by_name
-        and by_name[str(sample.path)].metadata == json.dumps(sample.metadata)
-        and sample.path.stat().st_mtime <= written
-    }
+    found = {}
+    for sample in images:
+        one = by_name.get(sample.path.parts[-3:])
+        if one and one.metadata == json.dumps(sample.metadata) and sample.path.stat().st_mtime <= written:
+            found[str(sample.path)] = replace(one, filename=str(sample.path))
+    return found
 
 
 def _in_order(done: dict[str, Result], images: Sequence[Sample]) -> Iterator[Result]:

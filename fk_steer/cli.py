@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from .benchmarks.cli import app as benchmarks
+from .benchmarks.comparison_cli import compare
 from .benchmarks.evaluation_cli import app as evaluation
 from .benchmarks.judge_cli import judge
 from .console import console, one_line_errors, reward_options
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(benchmarks, name="bench")
 app.add_typer(evaluation, name="eval")
 app.add_typer(rewards, name="rewards")
+app.command()(compare)
 app.command()(judge)
 app.command()(score)
 

@@ -10,9 +10,27 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 console = Console()
+
+
+def progress_bar() -> Progress:
+    """A bar that goes when the work is done; nothing where there is no terminal to draw it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def report_failure(what: str, error: Exception) -> str:
+    """Say that one of several things has failed, where the others go on.
+
+    Returns:
+        Kind and message of the error.
+    """
+    problem = f"{type(error).__name__}: {error}"
+    console.print(f"[red]failed[/red] {escape(what)}: {escape(problem)}", highlight=False, soft_wrap=True)
+    return problem
 
 
 @contextmanager
