@@ -72,6 +72,13 @@ def generate(
     plan = Plan.of(settings)
     folder = RunFolder(out, plan)
     folder.check()
+    rank, world = 0, 1
+    if launched:
+        from accelerate import PartialState
+
+        # Before anything that the processes could see differently: they wait for one another here.
+        state = PartialState(cpu=default_device(device).type == "cpu")
+        rank, world, device = state.process_index, state.num_processes, str(state.device)
     if not folder.missing_shares():
         progress(plan.num_samples, plan.num_samples)
         return
@@ -88,12 +95,6 @@ def generate(
     else:
         from .generation_workers import work
 
-        rank, world = 0, 1
-        if launched:
-            from accelerate import PartialState
-
-            state = PartialState(cpu=default_device(device).type == "cpu")
-            rank, world, device = state.process_index, state.num_processes, str(state.device)
         work(folder, rank, world, device, counter)
     folder.close()
 
