@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -38,6 +39,7 @@ class Found:
         box: (left, top, right, bottom) in pixels.
         overlap: of its silhouette with that of the shape, intersection over union in [0, 1].
         purity: share of its inner pixels that have the colour, in [0, 1].
+        mask: its pixels, (H, W) bool.
     """
 
     shape: str
@@ -45,6 +47,7 @@ class Found:
     box: tuple[float, float, float, float]
     overlap: float
     purity: float
+    mask: np.ndarray = field(compare=False, repr=False)
 
     @property
     def score(self) -> float:
@@ -61,10 +64,15 @@ def detect(image: Image.Image | np.ndarray, threshold: float = 0.5) -> dict[str,
         image: RGB, a PIL image or (H, W, 3) in [0, 255].
         threshold: smallest confidence of a detection.
     """
+    return by_shape(components(np.asarray(image)), threshold)
+
+
+def by_shape(found: Iterable[Found], threshold: float = 0.5) -> dict[str, list[Detection]]:
+    """Components as `detect` gives them."""
     detections: dict[str, list[Detection]] = {}
-    for found in components(np.asarray(image)):
-        if found.score >= threshold:
-            detections.setdefault(found.shape, []).append(Detection(found.box, found.score, found.colour))
+    for item in found:
+        if item.score >= threshold:
+            detections.setdefault(item.shape, []).append(Detection(item.box, item.score, item.colour))
     return detections
 
 
@@ -99,7 +107,9 @@ def components(array: np.ndarray) -> list[Found]:
                 float(left + columns.max() + 1),
                 float(top + rows.max() + 1),
             )
-            found.append(Found(shape, colour, box, overlap, purity))
+            mask = np.zeros((height, width), bool)
+            mask[window] = solid
+            found.append(Found(shape, colour, box, overlap, purity, mask))
     return found
 
 

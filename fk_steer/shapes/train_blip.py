@@ -1,9 +1,9 @@
 """Train the world's ImageReward: a BLIP that tells whether a caption is true, then preferences.
 
-    python -m fk_steer.shapes.train_blip --preferences runs/preferences --out runs/blip
+    python -m fk_steer.shapes.train_blip --preferences runs/preferences --backbone runs/llava/backbone --out runs/blip
 
-1. Image-text matching on renders: every image meets its caption, edited versions of it and another image's caption;
-   binary cross-entropy on which are true. As in `train_clip`, images are blurred and noised at random.
+1. Image-text matching on the images and captions of `train_llava`, from whose vision tower it starts: binary
+   cross-entropy on which captions are true.
 2. ImageReward's head on the same network, -log sigmoid(r_chosen - r_rejected) on all pairs of a group of images at once
    (Xu et al., arXiv 2304.05977, section 3).
 """
@@ -23,17 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from llava_reward_guide.backbones.phi3v import Phi3V
+
 from ..rewards.blip import ImageRewardModel
 from ..rewards.images import normalize
 from . import WEIGHTS
 from .blip import make_model, make_tokenizer, med_config, save_reward
-from .train_clip import EDITS, augment, batch, pixels_of
+from .train_llava import CAPTIONS, Examples, told_right
 from .training import train
-from .world import render
-
-
-WITHOUT_PREFIX = 0.2
-"""Share of captions that say 'a star' for 'a photo of a star', as some prompts do."""
 
 
 class Matching(nn.Module):
@@ -90,35 +87,16 @@ class Groups:
         return pixels, list(prompts.values()), torch.tensor([[places[number] for number in pair] for pair in pairs])
 
 
-def matching_loss(
-    model: Matching, tokenizer: Any, rng: np.random.Generator, size: int
-) -> tuple[Tensor, dict[str, float]]:
-    """Of one batch; and how often the own caption is above edited ones that are false."""
-    scenes, lines, true = batch(rng, size, everything=True)
-    own = torch.arange(size)
-    columns = torch.cat([own, *(own + k * size for k in range(1, EDITS + 1)), own.roll(1)])
-    images = own.repeat(EDITS + 2)
-    texts = [lines[column]["prompt"] for column in columns.tolist()]
-    short = np.repeat(rng.random(size) < WITHOUT_PREFIX, EDITS + 2).reshape(size, -1).T.flatten()
-    texts = [text.removeprefix("a photo of ") if cut else text for text, cut in zip(texts, short)]
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
-    pixels = normalize(augment(pixels_of([render(scene) for scene in scenes])))
-    logits = model(pixels, images, tokens)
-    labels = true[images, columns]
-    by_kind = logits.unflatten(0, (-1, size))
-    wrong = ~labels.unflatten(0, (-1, size))[1 : EDITS + 1]
-    told_apart = (by_kind[:1] > by_kind[1 : EDITS + 1])[wrong].float().mean().item()
-    return F.binary_cross_entropy_with_logits(logits, labels.float()), {"edits told apart": told_apart}
-
-
 def main(
     preferences: Annotated[Path, typer.Option(help="Folder made by `fk_steer.shapes.preferences`.")],
+    backbone: Annotated[Path, typer.Option(help="Folder of the multimodal LLM whose vision tower to begin with.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the reward lands in OUT/model.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of image-text matching.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Of image-text matching.")] = 4000,
     preference_steps: Annotated[int, typer.Option(min=1)] = 600,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in matching.")] = 48,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images in matching.")] = 24,
     groups: Annotated[int, typer.Option(min=1, help="Groups of images in a batch of preferences.")] = 16,
     perspective: str = "overall",
+    bf16: Annotated[bool, typer.Option(help="Matrix products of matching in bfloat16.")] = False,
     learning_rate: float = 7e-4,
     preference_learning_rate: float = 2e-4,
     seed: int = 0,
@@ -127,11 +105,26 @@ def main(
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     med = med_config(tokenizer)
-    model = make_model(med, CLIPModel.from_pretrained(WEIGHTS / "guide"))
+    clip = CLIPModel.from_pretrained(WEIGHTS / "guide")
+    # All but what comes after the last layer, which the tower lacks.
+    tower = Phi3V.from_pretrained(str(backbone)).model.vision_embed_tokens.img_processor["vision_model"]
+    clip.vision_model.load_state_dict(tower.state_dict(), strict=False)
+    model = make_model(med, clip)
     matching = Matching(model)
+    examples = Examples(preferences, seed)
+
+    def matching_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        pixels, lines, labels, _ = examples(step, batch_size)
+        texts = [line["prompt"] for several in lines for line in several]
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            images = torch.arange(len(pixels)).repeat_interleave(CAPTIONS)
+            logits = matching(normalize(pixels), images, tokens).float().view_as(labels)
+        return F.binary_cross_entropy_with_logits(logits, labels), told_right(logits, labels)
+
     train(
         matching,
-        lambda step: matching_loss(matching, tokenizer, np.random.default_rng([seed, step]), batch_size),
+        matching_loss,
         steps=steps,
         learning_rate=learning_rate,
         out=out / "matching",

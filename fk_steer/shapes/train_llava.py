@@ -1,12 +1,13 @@
 """Pretrain the world's multimodal LLM: which captions are true of an image.
 
-    torchrun --nproc-per-node 2 -m fk_steer.shapes.train_llava --out runs/llava
+    torchrun --nproc-per-node 2 -m fk_steer.shapes.train_llava --preferences runs/preferences --out runs/llava
 
-Every image meets `CAPTIONS` captions: true ones of everything in it, and edited ones as hard negatives. They share one
-pass over the visual tokens, as each attends to the image and to itself alone. The vision tower learns besides which
-shape and colour lies under each of its patches, and the text model to say the true captions word by word. Images are
-blurred and noised at random, so that x0 predictions can be judged too; held-out combinations are among them (see
-`captions`).
+Half of the images are renders, the others samples and x0 predictions of the tiny pipeline, those of the training split
+of `preferences`; the truth about these is what the exact detector finds. Every image meets `CAPTIONS` captions: true
+ones of everything in it, and edited ones as hard negatives. They share one pass over the visual tokens, as each attends
+to the image and to itself alone. The vision tower learns besides which shape and colour lies under each of its patches,
+and the text model to say the true captions word by word. Renders are blurred and noised at random; held-out
+combinations are among them (see `captions`).
 
 What comes out is the backbone alone. The linear readout it is trained through is left behind: rewards bring their own
 (`llava_reward_guide`).
@@ -14,6 +15,8 @@ What comes out is the backbone alone. The linear readout it is trained through i
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +29,13 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from llava_reward_guide.backbones.phi3v import Phi3V
-from llava_reward_guide.images import CLIP_MEAN, CLIP_STD
 from llava_reward_guide.untrained import save_backbone
 
 from ..geneval import Detection, evaluate
+from ..rewards.images import normalize
 from . import WEIGHTS
 from .captions import RELATIONS, Mention, detections_of, metadata, parse, sample_pair
+from .detector import by_shape, components
 from .llava import make_backbone
 from .train_clip import augment, edit, pixels_of
 from .training import join_processes, train
@@ -39,7 +43,7 @@ from .world import COLOURS, SHAPES, SIZE, Scene, corners_of, render, sample_scen
 
 
 CAPTIONS = 8
-PARTIAL = 0.3
+PARTIAL = 0.5
 """Label of a caption all of whose conditions are nearly met; one that is met in no part has 0, a true one 1."""
 
 PATCH = 8
@@ -92,19 +96,95 @@ def captions_of(
     return lines + [edit(line, rng, everything=True) for line in lines]
 
 
-def patch_labels(scene: Scene) -> np.ndarray:
+def patch_labels(canvas: np.ndarray, kinds: Sequence[tuple[str | None, str]]) -> np.ndarray:
     """(patches, 2) long: shape and colour that cover each patch most, counted from 1; 0 where less than a quarter is
-    covered."""
-    size = SIZE
-    canvas = Image.new("L", (size, size))
+    covered, and for the shape of what is none.
+
+    Args:
+        canvas: (H, W), number of the object at each pixel, counted from 1; 0 is the background.
+        kinds: shape (None if it cannot be told) and colour of the objects.
+    """
+    side = SIZE // PATCH
+    cells = canvas.reshape(side, PATCH, side, PATCH).swapaxes(1, 2).reshape(side * side, -1)
+    cover = np.stack([(cells == index).mean(1) for index in range(len(kinds) + 1)], axis=1)
+    cover[:, 0] = 0.25
+    numbers = [(SHAPES.index(s) + 1 if s else 0, list(COLOURS).index(c) + 1) for s, c in kinds]
+    return np.array([(0, 0), *numbers])[cover.argmax(1)]
+
+
+def patches_of(scene: Scene) -> np.ndarray:
+    """`patch_labels` of a render."""
+    canvas = Image.new("L", (SIZE, SIZE))
     draw = ImageDraw.Draw(canvas)
     for index, item in enumerate(scene.objects, start=1):
         draw.polygon([(float(x), float(y)) for x, y in corners_of(item)], fill=index)
-    side = size // PATCH
-    cells = np.asarray(canvas).reshape(side, PATCH, side, PATCH).swapaxes(1, 2).reshape(side * side, -1)
-    cover = np.stack([(cells == index).mean(1) for index in range(1, len(scene.objects) + 1)], axis=1)
-    kinds = np.array([(SHAPES.index(i.name) + 1, list(COLOURS).index(i.colour) + 1) for i in scene.objects])
-    return np.where(cover.max(1, keepdims=True) >= 0.25, kinds[cover.argmax(1)], 0)
+    return patch_labels(np.asarray(canvas), [(item.name, item.colour) for item in scene.objects])
+
+
+class Pictures:
+    """Samples and x0 predictions of the training split of `preferences`, and what the detector says of them.
+
+    Args:
+        folder: made by `preferences`.
+        part: of all pictures, such as `slice(1, None, 2)`.
+    """
+
+    def __init__(self, folder: Path, part: slice) -> None:
+        records = sorted((folder / "records" / "train").glob("*.json"))
+        pictures = [picture for record in records for group in json.loads(record.read_text()) for picture in group]
+        pictures = [picture for picture in pictures if picture["kind"] != "artefact"][part]
+        self.prompts = [picture["prompt"] for picture in pictures]
+        self.images = [Image.open(folder / picture["path"]).convert("RGB") for picture in pictures]
+        self.detections, self.patches = zip(*map(self._see, self.images))
+
+    @staticmethod
+    def _see(image: Image.Image) -> tuple[dict[str, list[Detection]], np.ndarray]:
+        found = components(np.asarray(image))
+        canvas = np.zeros((SIZE, SIZE), int)
+        for index, item in enumerate(found, start=1):
+            canvas[item.mask] = index
+        kinds = [(item.shape if item.score >= 0.5 else None, item.colour) for item in found]
+        return by_shape(found), patch_labels(canvas, kinds)
+
+
+class Examples:
+    """Batches of this process's share: half renders, half pictures of the training split of `preferences`.
+
+    Args:
+        preferences: folder of the preferences.
+        seed: what a batch holds follows from it, the step and the process.
+    """
+
+    def __init__(self, preferences: Path, seed: int) -> None:
+        self.seed = seed
+        self.process, self.processes = join_processes()
+        self.pictures = Pictures(preferences, slice(self.process, None, self.processes))
+
+    def __call__(self, step: int, size: int) -> tuple[Tensor, list[list[dict[str, Any]]], Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1], renders first; metadata of `CAPTIONS` captions of each; their labels (B, C);
+        labels of their patches (B, patches, 2). `size` is that of all processes together."""
+        rng = np.random.default_rng([self.seed, step, self.process])
+        own = size // self.processes
+        pairs = [sample_pair(rng, everything=True) for _ in range(own // 2)]
+        # Half of the renders are not of their caption's making.
+        scenes = [sample_any(rng) if rng.random() < 0.5 else scene for scene, _ in pairs]
+        pictures = self.pictures
+        chosen = rng.integers(len(pictures.images), size=own - len(scenes))
+        found = [detections_of(scene) for scene in scenes] + [pictures.detections[index] for index in chosen]
+        texts = [text for _, text in pairs] + [pictures.prompts[index] for index in chosen]
+        lines = [captions_of(rng, some, parse(text)) for some, text in zip(found, texts)]
+        labels = torch.tensor([[label(line, some) for line in several] for some, several in zip(found, lines)])
+        kinds = np.stack([patches_of(scene) for scene in scenes] + [pictures.patches[index] for index in chosen])
+        images = [pictures.images[index] for index in chosen]
+        drawn = augment(pixels_of([render(scene) for scene in scenes]))
+        return torch.cat([drawn, pixels_of(images)]), lines, labels, torch.from_numpy(kinds)
+
+
+def told_right(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Share of captions (B, C) told true or not, of renders and of samples."""
+    right = ((logits > 0) == (labels == 1)).float()
+    renders = len(right) // 2
+    return {"told right": right[:renders].mean().item(), "told right on samples": right[renders:].mean().item()}
 
 
 class Reader(nn.Module):
@@ -161,10 +241,12 @@ class Reader(nn.Module):
 
 
 def main(
+    preferences: Annotated[Path, typer.Option(help="Folder made by fk_steer.shapes.preferences.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the backbone lands in OUT/backbone.")],
-    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    steps: Annotated[int, typer.Option(min=1)] = 6000,
     batch_size: Annotated[int, typer.Option(min=2, help="Images of a step, over all processes.")] = 32,
     learning_rate: float = 1e-3,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     clip: Annotated[Path, typer.Option(help="CLIP whose tower to begin with.")] = WEIGHTS / "guide",
     seed: int = 0,
 ) -> None:
@@ -173,27 +255,20 @@ def main(
     torch.manual_seed(seed)
     backbone = make_backbone(CLIPModel.from_pretrained(clip))
     reader = Reader(backbone)
-    mean, std = (torch.tensor(value)[:, None, None] for value in (CLIP_MEAN, CLIP_STD))
+    examples = Examples(preferences, seed)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([seed, step, process])
-        pairs = [sample_pair(rng, everything=True) for _ in range(batch_size // processes)]
-        # Half of the images are not of their caption's making.
-        scenes = [sample_any(rng) if rng.random() < 0.5 else scene for scene, _ in pairs]
-        found = [detections_of(scene) for scene in scenes]
-        lines = [captions_of(rng, some, parse(text)) for some, (_, text) in zip(found, pairs)]
-        wanted = torch.tensor([[label(line, some) for line in several] for some, several in zip(found, lines)])
-        kinds = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
-        pixels = (augment(pixels_of([render(scene) for scene in scenes])) - mean) / std
-        logits, words, patches = reader(pixels, [[line["prompt"] for line in several] for several in lines])
+        pixels, lines, wanted, kinds = examples(step, batch_size)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = reader(normalize(pixels), [[line["prompt"] for line in several] for several in lines])
+        logits, words, patches = (part.float() for part in output)
         say = words[wanted == 1].mean()
         match = F.binary_cross_entropy_with_logits(logits, wanted)
         shapes, colours = patches.split([len(SHAPES) + 1, len(COLOURS) + 1], dim=-1)
         dense = F.cross_entropy(shapes.flatten(0, 1), kinds[..., 0].flatten())
         dense = dense + F.cross_entropy(colours.flatten(0, 1), kinds[..., 1].flatten())
-        right = ((logits > 0) == (wanted == 1)).float().mean()
-        shown = {"match": match, "words": say, "patches": dense, "told right": right}
-        return match + 0.5 * say + 0.25 * dense, {name: value.item() for name, value in shown.items()}
+        shown = {"match": match.item(), "words": say.item(), "patches": dense.item(), **told_right(logits, wanted)}
+        return match + 0.5 * say + 0.25 * dense, shown
 
     train(
         reader,

@@ -228,7 +228,7 @@ def test_naming_metrics():
 
 def test_metrics_that_only_compare():
     scorer = LazyScorer(
-        Metric("pair", "unified-reward", {"model": "x", "task": "pair", "base_url": "http://127.0.0.1:1"}), "cpu"
+        Metric("pair", "unified-reward", {"model": "x", "variant": "pair", "base_url": "http://127.0.0.1:1"}), "cpu"
     )
     with pytest.raises(ValueError, match="compare with one another"):
         scorer([Image.new("RGB", (8, 8))], ["a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from fk_steer.benchmarks import llava_world
 from fk_steer.shapes import BUNDLED_LLAVA_REWARD, WEIGHTS, train_llava
 from fk_steer.shapes.captions import CONVERSE, Mention, detections_of, metadata, parse, sample_pair
 from fk_steer.shapes.llava import make_backbone, make_text_tokenizer
+from fk_steer.shapes.preference_images import Picture
 from fk_steer.shapes.tokenizer import words
 from fk_steer.shapes.train_clip import pixels_of
-from fk_steer.shapes.train_llava import CAPTIONS, PARTIAL, Reader, captions_of, label, patch_labels
+from fk_steer.shapes.train_llava import CAPTIONS, PARTIAL, Reader, captions_of, label, patches_of
 from fk_steer.shapes.train_llava_reward import recipe
 from fk_steer.shapes.world import COLOURS, SHAPES, render, sample_scene
 from llava_reward_guide import LlavaReward
@@ -87,7 +89,7 @@ def test_labels():
 def test_patch_labels():
     scene = sample_scene(np.random.default_rng(0), [("square", "green")])
     item = scene.objects[0]
-    kinds = patch_labels(scene).reshape(8, 8, 2)
+    kinds = patches_of(scene).reshape(8, 8, 2)
     inside = kinds[int(item.y) // 8, int(item.x) // 8]
     assert inside.tolist() == [SHAPES.index("square") + 1, list(COLOURS).index("green") + 1]
     share = (kinds[..., 0] > 0).mean()
@@ -164,7 +166,14 @@ def test_published_layout_keeps_the_scores(tmp_path):
 
 def test_training_lands_where_it_is_loaded(tmp_path):
     """Backbone and adapter, two steps each, load without conversion."""
-    train_llava.main(tmp_path / "llava", steps=2, batch_size=2)
+    pictures = []
+    for index in range(2):
+        render(sample_scene(np.random.default_rng(index), [("star", "red")])).save(tmp_path / f"{index}.png")
+        fields = (f"{index}.png", index, "a photo of a star", "single_object", "sample", 1.0, 0.9)
+        pictures.append(asdict(Picture(*fields)))
+    (tmp_path / "records" / "train").mkdir(parents=True)
+    (tmp_path / "records" / "train" / "00000.json").write_text(json.dumps([pictures]))
+    train_llava.main(tmp_path, tmp_path / "llava", steps=2, batch_size=4)
     rng = np.random.default_rng(0)
     items = []
     for index in range(4):

@@ -17,12 +17,14 @@ from fk_steer.rewards.images import normalize
 from fk_steer.shapes import WEIGHTS, blip, train_blip
 from fk_steer.shapes.artefacts import ON_PIXELS, STRENGTHS, merge, spoil
 from fk_steer.shapes.captions import TASKS, detections_of, evaluation_prompts, is_true, parse, sample_pair
+from fk_steer.shapes.llava import make_backbone
 from fk_steer.shapes.oracle import judge
 from fk_steer.shapes.preference_images import SPLITS, Picture, grade, meaning, prompt_of, prompts, scene_of
 from fk_steer.shapes.preferences import PERSPECTIVES, agreement, clean, describe, main, pairs, score
 from fk_steer.shapes.train_clip import pixels_of
 from fk_steer.shapes.world import render
 from llava_reward_guide.data import read_items
+from llava_reward_guide.untrained import save_backbone
 
 
 def picture(group: int, index: int, **facts) -> Picture:
@@ -195,7 +197,9 @@ class TestTraining:
         assert torch.cosine_similarity(found, wanted).mean() > 0.8
 
     def test_run(self, data, tmp_path):
-        train_blip.main(data, tmp_path, steps=2, preference_steps=3, batch_size=4, groups=2)
+        torch.manual_seed(0)
+        save_backbone(make_backbone(CLIPModel.from_pretrained(WEIGHTS / "guide")), tmp_path / "backbone")
+        train_blip.main(data, tmp_path / "backbone", tmp_path, steps=2, preference_steps=3, batch_size=4, groups=2)
         reward = load_reward("image-reward", path=str(tmp_path / "model"), device="cpu")
         groups = train_blip.Groups(data / "overall.json")
         pixels, texts, compared = groups.take(range(len(groups.groups)))
