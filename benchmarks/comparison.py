@@ -21,7 +21,7 @@ from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import BUNDLED
 
 from .accuracy import detector_settings, evaluate_folders
-from .generation import GenerationSettings, generate
+from .generation import GenerationSettings, generate, is_first_process
 from .image_folder import Item, prompt_folders, read_items
 from .metrics import DIVERSITY, PANEL, Metric, check_metrics, in_world, parse_metrics, read_metrics, world_options
 from .panel_cli import WORLD_PANEL, score_all
@@ -165,7 +165,7 @@ def run_study(
     study: Study, out: Path, *, device: str | None = None, processes: int = 1, metric_batch_size: int = 8
 ) -> dict[str, str]:
     """Do what is missing: generate all cells, then judge them by one detector, then score them by one metric after the
-    other.
+    other. Under `accelerate launch` the processes generate together, and the first one does the rest alone.
 
     Args:
         study: what to do.
@@ -184,6 +184,8 @@ def run_study(
         # Such as weights that are not there: of no concern to the other cells.
         except Exception as error:
             failures[cell.name] = report_failure(cell.name, error)
+    if not is_first_process():
+        return failures
     done = [cell for cell in study.cells() if cell.name not in failures]
     failures |= _judge(study, done, out, device)
     by_metric: dict[str, tuple[Metric, list[tuple[list[Item], Path]]]] = {}

@@ -108,9 +108,12 @@ def _run(
     """Run a study, write what it gave and print the tables; what failed."""
     from .comparison import read_study, run_study
     from .comparison_tables import for_terminal, tables
+    from .generation import is_first_process
 
     made = read_study(config)
     failures = run_study(made, out, device=device, processes=processes, metric_batch_size=metric_batch_size)
+    if not is_first_process():
+        return failures
     results = _write(made, out, failures, images)
     for table in map(for_terminal, tables(results)):
         # A table that does not fit is better wrapped by the terminal than squeezed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -225,15 +226,18 @@ def _rows(results: Sequence[CellResults]) -> list[list[Any]]:
 
 
 def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[dict[str, str]]:
-    """Plots of the runs whose traces are there: `traces/00000.json` of a sample in its prompt's folder."""
-    found = []
+    """Plots of steered samples, as many of each run; the first ones whose traces are there."""
+    by_run = []
     for one in results:
-        for picture in one.pictures:
-            name = f"{one.cell.name}/{picture.item.group}/traces/{picture.item.path.stem}.json"
-            if (out / name).exists():
-                found.append((one.cell, picture.item, name))
+        named = (
+            (f"{one.cell.name}/{picture.item.group}/traces/{picture.item.path.stem}.json", picture.item)
+            for picture in one.pictures
+        )
+        there = ((one.cell, item, name) for name, item in named if (out / name).exists())
+        if found := list(itertools.islice(there, most)):
+            by_run.append(found)
     plots = []
-    for cell, item, name in found[:most]:
+    for cell, item, name in [one for found in by_run for one in found[: max(1, most // len(by_run))]]:
         plot = base64.b64encode(figure_png(Trace.load(out / name).plot())).decode()
         plots.append(
             {

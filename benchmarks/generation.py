@@ -6,6 +6,7 @@ A folder is the record of a run, in GenEval's official layout with a record besi
     00000/metadata.jsonl        the prompt's entry of the list, for example its line of GenEval's metadata
     00000/samples/00000.png     the best image of a sample by final reward
     00000/records/00000.json    its `SampleRecord`
+    00000/traces/00000.json     of a steered sample, its `fk_steer.Trace` without the seconds
     00000/grid.png              the prompt's samples side by side
 
 A sample is one steered call of K particles, of which the best image is kept; the samples of a prompt are independent
@@ -66,7 +67,7 @@ def generate(
         raise ValueError(f"Expected `processes` to be at least 1, but got {processes}.")
     if engine not in ENGINES:
         raise ValueError(f"Unknown engine {engine!r}. Known: {', '.join(ENGINES)}.")
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = launched_processes() > 1
     if launched and (processes > 1 or engine == "ray"):
         raise ValueError("Expected one process and the engine 'local' where a launcher has started several already.")
     plan = Plan.of(settings)
@@ -97,6 +98,16 @@ def generate(
 
         work(folder, rank, world, device, counter)
     folder.close()
+
+
+def launched_processes() -> int:
+    """How many processes a launcher such as `accelerate launch` has started; 1 without."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that does what is not shared."""
+    return launched_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def is_complete(settings: GenerationSettings, out: str | Path) -> bool:

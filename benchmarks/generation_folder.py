@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from fk_steer.files import check_settings, png, record_settings, write_atomically, write_json
+from fk_steer.trace import Trace
 
 from .generation_plan import Plan, Prompt, Sample, SampleRecord
 
@@ -83,6 +84,9 @@ class RunFolder:
     def record(self, sample: Sample) -> Path:
         return self.folder(sample.prompt) / "records" / f"{sample.number:05d}.json"
 
+    def trace(self, sample: Sample) -> Path:
+        return self.folder(sample.prompt) / "traces" / f"{sample.number:05d}.json"
+
     def metadata(self, prompt: Prompt) -> Path:
         return self.folder(prompt) / "metadata.jsonl"
 
@@ -104,12 +108,14 @@ class RunFolder:
         shares = enumerate(self.plan.shares)
         return [number for number, share in shares if not all(self.has_prompt(prompt) for prompt in share)]
 
-    def write(self, sample: Sample, image: Image.Image, record: SampleRecord) -> None:
+    def write(self, sample: Sample, image: Image.Image, record: SampleRecord, trace: Trace | None = None) -> None:
         """Add a sample that is not there yet."""
         # First: evaluators expect every prompt's folder to have it.
         self._describe(sample.prompt)
         if not self.has([sample]):
             write_atomically(self.image(sample), png(image))
+            if trace is not None:
+                trace.save(self.trace(sample))
             write_json(self.record(sample), record.to_dict())
 
     def finish(self, prompt: Prompt) -> None:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fk_steer.config import FKSteering
 from fk_steer.diffusion import steer
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
+from fk_steer.trace import Trace
 
 from .generation_plan import Plan, Sample, SampleRecord
 
@@ -42,8 +44,11 @@ class Sampler:
         ):
             warnings.warn(note, stacklevel=2)
 
-    def __call__(self, samples: Sequence[Sample]) -> list[tuple[Image.Image, SampleRecord]]:
-        """The best image of each sample and its record, all made in one call."""
+    def __call__(self, samples: Sequence[Sample]) -> list[tuple[Image.Image, SampleRecord, Trace | None]]:
+        """The best image of each sample, its record and, if steered, its trace, all made in one call.
+
+        Traces come without seconds, so that they are the same every time.
+        """
         settings = self.settings
         started = time.perf_counter()
         call: dict[str, Any] = {
@@ -61,11 +66,13 @@ class Sampler:
                 images = self.pipe(**call).images
             scores, nfe, reward_calls = {}, sum(rows), 0
             rewards: list[list[float]] = [[] for _ in samples]
+            traces: list[Trace | None] = [None for _ in samples]
         else:
             output = steer(self.pipe, self.reward, self.steering)(**call)
             rewards, trace = output.rewards.tolist(), output.trace
             images = output.images[:: len(rewards[0])]
             scores, nfe, reward_calls = _sorted_scores(trace.events[-1]), trace.nfe, trace.reward_calls
+            traces = [replace(trace.of(number), seconds={}) for number in range(len(samples))]
         share = len(samples)
         seconds = time.perf_counter() - started
         return [
@@ -84,6 +91,7 @@ class Sampler:
                     reward_calls=reward_calls / share,
                     seconds=seconds / share,
                 ),
+                traces[number],
             )
             for number, (sample, image, of_particles) in enumerate(zip(samples, images, rewards))
         ]

@@ -20,6 +20,7 @@ from fk_steer.rewards.clip import CLIPReward
 from fk_steer.rewards.judge import ChatJudge
 from fk_steer.rewards.local import unit
 from fk_steer.rewards.registry import reward_factory
+from fk_steer.shapes import BUNDLED_REWARDS
 
 
 DIVERSITY = "diversity"
@@ -139,7 +140,7 @@ def in_world(metric: Metric) -> Metric:
 def world_options(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a reward with the bundled world's weights in place of published ones, if it has weights and none
     are given."""
-    if "path" in options or "path" not in inspect.signature(_factory(reward)).parameters:
+    if "path" in options or reward not in (*BUNDLED_REWARDS, DIVERSITY):
         return dict(options)
     return {"path": "shapes", **options}
 

@@ -72,6 +72,13 @@ class TraceEvent:
         names = {f.name for f in dataclasses.fields(cls)} - where.keys()
         return cls(**{name: getattr(event, name).tolist() for name in names}, **where)
 
+    def of(self, population: int) -> TraceEvent:
+        """The same for one population alone, but for the counts, which are of the run."""
+        lists = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        own = {name: [values[population]] for name, values in lists.items() if isinstance(values, list)}
+        scores = {name: [values[population]] for name, values in self.scores.items()}
+        return dataclasses.replace(self, **own, scores=scores)
+
 
 @dataclass
 class Trace:
@@ -108,6 +115,20 @@ class Trace:
     reward_calls_by_part: dict[str, int] = field(default_factory=dict)
     retries: list[tuple[list[int], Trace]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def of(self, population: int) -> Trace:
+        """The same for one population alone, but for counts and seconds, which are of the run."""
+        return dataclasses.replace(
+            self,
+            prompts=[self.prompts[population]],
+            events=[event.of(population) for event in self.events],
+            log_normalizer=self.log_normalizer[population : population + 1],
+            retries=[
+                ([0], trace.of(populations.index(population)))
+                for populations, trace in self.retries
+                if population in populations
+            ],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is standard."""

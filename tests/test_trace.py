@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -47,6 +48,26 @@ def test_json_round_trip(trace, tmp_path):
     trace.save(tmp_path / "deep" / "trace.json")
     assert Trace.load(tmp_path / "deep" / "trace.json") == trace
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["trace.json"]
+
+
+def test_one_population(trace, tmp_path):
+    """As if the others had not been, but for the counts."""
+    one = trace.of(1)
+    assert one.prompts == PROMPTS[1:]
+    for own, event in zip(one.events, trace.events):
+        assert own.rewards == event.rewards[1:]
+        assert own.parents == event.parents[1:]
+        assert own.scores == {name: values[1:] for name, values in event.scores.items()}
+        assert (own.nfe, own.step) == (event.nfe, event.step)
+    assert one.log_normalizer == trace.log_normalizer[1:]
+    assert Trace.from_dict(one.to_dict()) == one
+    with_retry = dataclasses.replace(trace, retries=[([1], one), ([0, 1], trace)])
+    assert with_retry.of(1).retries == [([0], one), ([0], one)]
+    assert with_retry.of(0).retries == [([0], trace.of(0))]
+    # It is drawn as it was in company.
+    one.plot().savefig(tmp_path / "one.png")
+    trace.plot(1).savefig(tmp_path / "together.png")
+    assert Image.open(tmp_path / "one.png").tobytes() == Image.open(tmp_path / "together.png").tobytes()
 
 
 def test_infinities_survive_standard_json():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shapes import BUNDLED_IMAGE_REWARDS, resolve
 from .base import Images
 from .blip import ImageRewardModel, text_config, to_transformers, vision_config
 from .card import RewardCard
@@ -39,9 +40,9 @@ class ImageReward(LocalReward):
 
     Args:
         variant: 'v1.0', the only one published.
-        path: folder or hub id of ImageReward.pt and med_config.json. A folder may hold ImageReward.safetensors in place
-            of the first, and vit_config.json for a vision model other than ViT-L/16; it has to hold vocab.txt or
-            tokenizer.json unless `tokenizer` is given.
+        path: folder or hub id of ImageReward.pt and med_config.json; 'shapes' for the bundled world's ImageReward. A
+            folder may hold ImageReward.safetensors in place of the first, and vit_config.json for a vision model other
+            than ViT-L/16; it has to hold vocab.txt or tokenizer.json unless `tokenizer` is given.
         tokenizer: hub id or folder of BERT's tokenizer.
         revision: of a hub id given as `path`.
         device: None for a CUDA device if there is one.
@@ -78,6 +79,8 @@ class ImageReward(LocalReward):
         compile: bool = False,
     ) -> None:
         check_variant(variant, self.card, self.name)
+        if path is not None:
+            path = resolve(path, BUNDLED_IMAGE_REWARDS)
         if tokenizer is None:
             own = path and any((Path(path) / name).exists() for name in ("vocab.txt", "tokenizer.json"))
             tokenizer = path if path and own else TOKENIZER[0]

@@ -27,7 +27,10 @@ BUNDLED_LLAVA_REWARD = WEIGHTS / "llava-reward"
 """The bundled LLaVA-Reward: a folder per perspective (alignment, fidelity, overall; '-gpm' for general preference), and
 `backbone`, which they share. For either pipeline."""
 
-BUNDLED_REWARDS = ("clip-score", "llava-reward")
+BUNDLED_IMAGE_REWARDS = dict.fromkeys(BUNDLED, "image-reward")
+"""Name of a bundled pipeline -> the folder of its ImageReward, trained on preferences about what 'shapes' draws."""
+
+BUNDLED_REWARDS = ("clip-score", "image-reward", "llava-reward")
 """Rewards that have weights for the bundled pipelines: their `path` takes the names of these."""
 
 NUM_INFERENCE_STEPS = 25

@@ -25,7 +25,8 @@ LLAVA_REWARDS = ("alignment", "alignment-gpm", "fidelity", "overall")
 
 def main(
     runs: Annotated[
-        Path, typer.Option(help="Folder of the runs guide, judge, preview, llava, llava-reward/*, sd, sdxl.")
+        Path,
+        typer.Option(help="Folder of the runs guide, judge, preview, image-reward, llava, llava-reward/*, sd, sdxl."),
     ],
     out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
 ) -> None:
@@ -34,6 +35,7 @@ def main(
         save_half(CLIPModel.from_pretrained(runs / name / "model"), out / name)
         CLIPTokenizer.from_pretrained(runs / name / "model").save_pretrained(out / name)
     save_half(AutoencoderTiny.from_pretrained(runs / "preview" / "model"), out / "preview")
+    shutil.copytree(runs / "image-reward" / "model", out / "image-reward", dirs_exist_ok=True)
     copy_half(runs / "llava" / "backbone", out / "llava-reward" / "backbone")
     for name in LLAVA_REWARDS:
         copy_half(runs / "llava-reward" / name / "final", out / "llava-reward" / name)

@@ -3,8 +3,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -304,6 +307,22 @@ def test_tables_and_csv(study):
     assert f"{values['clip-score', 'clip-score']['mean']:.3f}" in text
 
 
+def test_launched_processes_share_the_generation(study, tmp_path):
+    """Under `accelerate launch` one of them judges, scores and prints."""
+    launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    command = [*launch.split(), "--main_process_port", "0", "-m", "fk_steer", "compare", *map(str, WORLD)]
+    result = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *command, "--device", "cpu", "--out", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path) == contents(study[0])
+    assert result.stdout.count("GenEval accuracy by task") == 1
+
+
 def test_a_finished_study_is_left_alone(study):
     out, output = study
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -420,6 +439,8 @@ def test_page_opens(browser, study):
     assert column(browser, "table-accuracy", 8) == overall
     assert browser.texts("h1") == ["Rewards as guides"]
     assert len(browser.texts(".card")) == 4
+    # The first six of the twelve steered samples.
+    assert browser.evaluate("document.querySelectorAll('img.lineage').length") == 6
     assert browser.evaluate("[...document.images].filter(e => e.checkVisibility()).every(e => e.naturalWidth > 0)")
     assert browser.evaluate("document.querySelectorAll('.large').length") == 4 * 2
     assert len(browser.texts("#rows tbody tr")) == 6 * 2

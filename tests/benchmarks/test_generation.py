@@ -34,6 +34,7 @@ from fk_steer.loading import load_guide, load_pipeline
 from fk_steer.shapes import GUIDANCE_SCALE
 from fk_steer.shapes.captions import evaluation_prompts
 from fk_steer.testing import save_clip, sd_scheduler, sdxl
+from fk_steer.trace import Trace
 
 
 DATA = Path(os.environ.get("FK_STEER_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -68,7 +69,9 @@ def no_model(monkeypatch):
 
 def test_layout(whole):
     names = {"metadata.jsonl", "grid.png"} | {
-        f"{part}/{number:05d}.{kind}" for part, kind in (("samples", "png"), ("records", "json")) for number in (0, 1)
+        f"{part}/{number:05d}.{kind}"
+        for part, kind in (("samples", "png"), ("records", "json"), ("traces", "json"))
+        for number in (0, 1)
     }
     # The first prompt of each of the first four tasks, by its number in the whole list.
     assert set(contents(whole)) == {"settings.json"} | {f"{n:05d}/{name}" for n in (0, 40, 80, 120) for name in names}
@@ -111,6 +114,8 @@ def test_a_sample_is_the_best_of_one_steered_call(whole):
         assert (record.sample, record.seed, record.prompt, record.preset) == (number, 0, prompt, "adaptive")
         assert record.nfe == output.trace.nfe / 2
         assert record.reward_calls == output.trace.reward_calls / 2
+        trace = Trace.load(whole / "00080" / "traces" / f"{number:05d}.json")
+        assert trace == dataclasses.replace(output.trace.of(number), seconds={})
     assert records[0].rewards != records[1].rewards
 
 

@@ -16,7 +16,8 @@ from fk_steer.benchmarks.speed import record
 from fk_steer.cli import app
 from fk_steer.rewards.images import to_uint8
 from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, WEIGHTS, load_pipeline, resolve
-from fk_steer.shapes.captions import detections_of, is_true, parse, sample_pair
+from fk_steer.shapes.artefacts import ON_PIXELS, spoil
+from fk_steer.shapes.captions import detections_of, evaluation_prompts, is_true, parse, sample_pair
 from fk_steer.shapes.oracle import judge
 from fk_steer.shapes.train_clip import edit, pixels_of
 from fk_steer.shapes.world import SHAPES, render
@@ -195,3 +196,49 @@ def test_speed(tmp_path):
         "steered": 1, "floor": 1, "straight-through": 1,
     }  # fmt: skip
     assert -1.0 < measured["reward"]["straight-through"] < 1.0
+
+
+class TestImageReward:
+    @pytest.fixture(scope="class")
+    def reward(self):
+        return load_reward("image-reward", path="shapes", device="cpu")
+
+    def test_prefers_true_captions(self, reward):
+        rng = np.random.default_rng(20_000_001)
+        own, edited, images = [], [], []
+        while len(images) < 100:
+            scene, text = sample_pair(rng)
+            line = edit(parse(text), rng)
+            if not is_true(line, detections_of(scene)):
+                own.append(text)
+                edited.append(line["prompt"])
+                images.append(render(scene))
+        pixels = pixels_of(images)
+        assert (reward(pixels, own) > reward(pixels, edited)).float().mean() > 0.8
+
+    def test_prefers_clean_images(self, reward):
+        scenes = [sample_pair(np.random.default_rng([20_000_002, number])) for number in range(50)]
+        texts = [text for _, text in scenes]
+        originals = [render(scene) for scene, _ in scenes]
+        for kind in ON_PIXELS:
+            worse = [spoil(image, kind, 1.0, number) for number, image in enumerate(originals)]
+            better = reward(pixels_of(originals), texts) > reward(pixels_of(worse), texts)
+            assert better.float().mean() > 0.7, kind
+
+    def test_batches_change_nothing(self, reward):
+        pairs = [sample_pair(np.random.default_rng([20_000_003, number])) for number in range(12)]
+        pixels, texts = pixels_of([render(scene) for scene, _ in pairs]), [text for _, text in pairs]
+        alone = torch.cat([reward(pixels[i : i + 1], texts[i : i + 1]) for i in range(12)])
+        torch.testing.assert_close(reward(pixels, texts), alone, atol=1e-5, rtol=1e-5)
+
+    def test_unit_scale_on_samples(self, reward, pipe):
+        prompts = [line["prompt"] for line in evaluation_prompts(4)]
+        generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+        images = pipe(
+            prompts,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=generators,
+            output_type="pt",
+        ).images
+        assert 0.5 < reward(images, prompts).std().item() < 2.0
