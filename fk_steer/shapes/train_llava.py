@@ -248,6 +248,7 @@ def main(
     learning_rate: float = 1e-3,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     clip: Annotated[Path, typer.Option(help="CLIP whose tower to begin with.")] = WEIGHTS / "guide",
+    weights: Annotated[Path | None, typer.Option(help="Folder of a finished run, to begin with its weights.")] = None,
     seed: int = 0,
 ) -> None:
     """Pretrain the multimodal LLM of the world."""
@@ -255,6 +256,8 @@ def main(
     torch.manual_seed(seed)
     backbone = make_backbone(CLIPModel.from_pretrained(clip))
     reader = Reader(backbone)
+    if weights is not None:
+        reader.load_state_dict(torch.load(weights / "checkpoint.pt", weights_only=True)["module"])
     examples = Examples(preferences, seed)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
