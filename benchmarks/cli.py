@@ -167,27 +167,32 @@ def llava(
         Path | None, typer.Option(help="Multimodal LLM to train on. [default: the bundled one]")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
 ) -> None:
     """LLaVA-Reward without its parts, one at a time, on the bundled world's preferences, beside the world's CLIPs."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    import torch
+
     with one_line_errors():
         from fk_steer.shapes import BUNDLED_LLAVA_REWARD
 
         from .llava_world import CLIPS, VARIANTS, judged_by_clip, over_seeds, run
 
-        rows, first = {}, None
-        for name, changes in VARIANTS.items():
-            results = [
-                run(
-                    preferences,
-                    backbone or BUNDLED_LLAVA_REWARD / "backbone",
-                    out / f"{name.replace(',', '').replace(' ', '-')}-{seed}",
-                    seed,
-                    changes,
-                )
-                for seed in range(seeds)
-            ]
-            rows[name] = over_seeds(results, first)
-            first = first or results
+        backbone = backbone or BUNDLED_LLAVA_REWARD / "backbone"
+        jobs = [
+            (preferences, backbone, out / f"{name.replace(',', '').replace(' ', '-')}-{seed}", seed, changes)
+            for name, changes in VARIANTS.items()
+            for seed in range(seeds)
+        ]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            results = list(pool.map(run, *zip(*jobs)))
+        rows = {
+            name: over_seeds(results[first : first + seeds], results[:seeds] if first else None)
+            for name, first in zip(VARIANTS, range(0, len(results), seeds))
+        }
         for name, clip in CLIPS.items():
             rows[name] = over_seeds([judged_by_clip(preferences, clip)])
         _write_table(out / "llava-reward", rows)

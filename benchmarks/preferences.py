@@ -27,11 +27,16 @@ from fk_steer.shapes.train_clip import pixels_of
 from .geneval import Estimate, clustered_mean
 
 
-REWARDS = {
-    "guide": ("clip-score", "shapes"),
-    "judge": ("clip-score", "shapes-held-out"),
+REWARDS: dict[str, tuple[str, dict[str, str]]] = {
+    "guide": ("clip-score", {"path": "shapes"}),
+    "judge": ("clip-score", {"path": "shapes-held-out"}),
+    "image-reward": ("image-reward", {"path": "shapes"}),
+    **{
+        f"llava-reward, {perspective}": ("llava-reward", {"path": "shapes", "perspective": perspective})
+        for perspective in PERSPECTIVES
+    },
 }
-"""Name in the table -> reward and its `path`."""
+"""Name in the table -> reward and its options."""
 
 
 def accuracies(reward: RewardFunction, file: Path) -> dict[str, Estimate]:
@@ -70,14 +75,12 @@ def accuracies(reward: RewardFunction, file: Path) -> dict[str, Estimate]:
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder made by `fk_steer.shapes.preferences`.")],
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
-    image_reward: Annotated[Path | None, typer.Option(help="OUT/model of `train_blip`, to be tested too.")] = None,
 ) -> None:
     """Print accuracies on held-out pairs with clean labels."""
     quiet_libraries()
     results: dict[str, dict[str, dict[str, Estimate]]] = {}
-    tested = {**({"image-reward": ("image-reward", str(image_reward))} if image_reward else {}), **REWARDS}
-    for label, (name, path) in tested.items():
-        reward = load_reward(name, path=path)
+    for label, (name, options) in REWARDS.items():
+        reward = load_reward(name, **options)
         for perspective in PERSPECTIVES:
             found = accuracies(reward, folder / f"{perspective}-heldout-clean.json")
             results.setdefault(perspective, {})[label] = found

@@ -75,7 +75,7 @@ class TraceEvent:
     def of(self, population: int) -> TraceEvent:
         """The same for one population alone, but for the counts, which are of the run."""
         lists = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        own = {name: [values[population]] for name, values in lists.items() if isinstance(values, list)}
+        own: dict[str, Any] = {name: [values[population]] for name, values in lists.items() if isinstance(values, list)}
         scores = {name: [values[population]] for name, values in self.scores.items()}
         return dataclasses.replace(self, **own, scores=scores)
 

@@ -189,7 +189,7 @@ def describe_images(groups: Sequence[Sequence[Picture]]) -> dict[str, Any]:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the data. A run that was stopped goes on where it was.")],
-    prompts: Annotated[int, typer.Option(min=1, help="Groups of images to train on.")] = 1800,
+    prompts: Annotated[int, typer.Option(min=1, help="Groups of images to train on.")] = 4200,
     held_out: Annotated[int, typer.Option(min=1, help="Groups of images of other prompts.")] = 300,
     steps: Annotated[int, typer.Option(min=5, help="Of the denoising loop.")] = NUM_INFERENCE_STEPS,
     seed: int = 0,
