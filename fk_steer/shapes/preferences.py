@@ -3,8 +3,8 @@
     python -m fk_steer.shapes.preferences --out runs/preferences
 
 Of two images with scores a and b the first is preferred with probability sigmoid((a - b) / T), the Bradley-Terry model
-that rewards are trained on. T = `TEMPERATURE` makes about seven labels in ten agree with the scores, as people agree
-with one another about generated images (about 65% in ImageReward, Xu et al., arXiv 2304.05977).
+that rewards are trained on. With T = `TEMPERATURE` two labellers agree on 65% of the alignment pairs, as many as
+people do about generated images (65.3% in ImageReward, Xu et al., arXiv 2304.05977), and each with the scores on 75%.
 
 | perspective | pairs | score |
 |---|---|---|
@@ -36,7 +36,7 @@ from .oracle import judge
 from .preference_images import SPLITS, Picture, make_images, meaning
 
 
-TEMPERATURE = 0.5
+TEMPERATURE = 0.33
 FIDELITY_WEIGHT = 0.4
 OVERALL_TIE = 0.1
 PERSPECTIVES = ("alignment", "fidelity", "overall")
@@ -169,6 +169,7 @@ def describe(items: Sequence[dict[str, Any]], ties: int) -> dict[str, Any]:
         "by artefact": dict(sorted(Counter(item["artefact"] for item in items if item["artefact"]).items())),
         "agreement of labels and scores": sum(i["chosen_path"] == i["clean_chosen_path"] for i in items) / number,
         "agreement expected": sum(map(agreement, gaps)) / number,
+        "agreement of two labels expected": sum(agreement(g) ** 2 + (1 - agreement(g)) ** 2 for g in gaps) / number,
     }
 
 
