@@ -8,11 +8,11 @@ people do about generated images (65.3% in ImageReward, Xu et al., arXiv 2304.05
 
 | perspective | pairs | score |
 |---|---|---|
-| alignment | two samples, or two x0 predictions of one moment, of the same group | mean degree to which GenEval's conditions are met |
+| alignment | two samples, or two x0 predictions of one moment, of the same group | half the mean degree to which GenEval's conditions are met, and a half if all are |
 | fidelity | a render or sample and itself with an artefact, or with it at two strengths | 1 - strength |
-| overall | two samples, x0 predictions or members of the artefact series of the same group | alignment + 0.4 fidelity |
+| overall | two samples, x0 predictions or members of the artefact series of the same group | alignment + 0.2 fidelity |
 
-Pairs with the same score, and for `overall` those that differ by no more than 0.1, are ties and left out.
+Pairs with the same score, and for `overall` those that differ by no more than 0.05, are ties and left out.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .oracle import judge
 from .preference_images import SPLITS, Picture, make_images, meaning
 
 
-TEMPERATURE = 0.33
-FIDELITY_WEIGHT = 0.4
-OVERALL_TIE = 0.1
+TEMPERATURE = 0.4
+FIDELITY_WEIGHT = 0.2
+OVERALL_TIE = 0.05
 PERSPECTIVES = ("alignment", "fidelity", "overall")
 
 
 def score(picture: Picture, perspective: str) -> float:
     """What a perspective compares by, see the table above."""
-    if perspective == "alignment":
-        return picture.alignment
     if perspective == "fidelity":
         return 1.0 - picture.strength
-    return picture.alignment + FIDELITY_WEIGHT * picture.fidelity
+    # Right or not counts as much as how nearly: one star too many among four is a failure, though most is as asked.
+    alignment = 0.5 * picture.alignment + 0.5 * (picture.alignment == 1.0)
+    return alignment if perspective == "alignment" else alignment + FIDELITY_WEIGHT * picture.fidelity
 
 
 def comparable(group: Sequence[Picture], perspective: str) -> Iterable[tuple[Picture, Picture]]:

@@ -124,7 +124,7 @@ def test_a_batch_is_as_its_images(reward):
     together = reward(pixels, prompts)
     alone = torch.cat([reward(pixels[index : index + 1], prompts[index : index + 1]) for index in range(6)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
-    assert reward.default_lmbda == 10
+    assert reward.default_lmbda == 20
 
 
 @needs_weights
