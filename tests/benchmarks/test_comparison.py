@@ -320,7 +320,7 @@ def test_launched_processes_share_the_generation(study, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path) == contents(study[0])
-    assert result.stdout.count("GenEval accuracy by task") == 1
+    assert result.stdout.count("Results in") == 1
 
 
 def test_a_finished_study_is_left_alone(study):
