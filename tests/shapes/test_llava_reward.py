@@ -12,10 +12,17 @@ from transformers import CLIPModel
 
 from fk_steer import load_reward
 from fk_steer.benchmarks import llava_world
-from fk_steer.shapes import BUNDLED_LLAVA_REWARD, WEIGHTS, train_llava
-from fk_steer.shapes.captions import CONVERSE, Mention, detections_of, metadata, parse, sample_pair
+from fk_steer.shapes import (
+    BUNDLED_LLAVA_REWARD,
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    WEIGHTS,
+    load_pipeline,
+    train_llava,
+)
+from fk_steer.shapes.captions import detections_of, parse, sample_pair
 from fk_steer.shapes.llava import make_backbone, make_text_tokenizer
-from fk_steer.shapes.preference_images import Picture
+from fk_steer.shapes.preference_images import Picture, grade, prompts
 from fk_steer.shapes.tokenizer import words
 from fk_steer.shapes.train_clip import pixels_of
 from fk_steer.shapes.train_llava import CAPTIONS, PARTIAL, Reader, captions_of, label, patches_of
@@ -128,23 +135,24 @@ def test_a_batch_is_as_its_images(reward):
 
 
 @needs_weights
-def test_tells_positions_better_than_clip(reward):
-    """Two renders of the same objects, one with the relation that was asked for and one turned round."""
-    rng = np.random.default_rng(30_000_000)
-    turns = {"right of": 0.0, "above": 90.0, "left of": 180.0, "below": 270.0}
-    prompts, right, wrong = [], [], []
-    for _ in range(150):
-        first, second = rng.choice(SHAPES, 2, replace=False)
-        relation = str(rng.choice(list(turns)))
-        prompts.append(metadata("position", Mention(str(first)), Mention(str(second)), relation)["prompt"])
-        kinds = [(str(second), str(rng.choice(list(COLOURS)))), (str(first), str(rng.choice(list(COLOURS))))]
-        right.append(render(sample_scene(rng, kinds, turns[relation] + rng.uniform(-35, 35))))
-        wrong.append(render(sample_scene(rng, kinds, turns[CONVERSE[relation]] + rng.uniform(-35, 35))))
+def test_judges_samples_better_than_clip(reward):
+    """Pairs of samples of prompts that training never saw, by the exact detector's grades."""
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    lines = [line for task in ("counting", "position", "color_attr") for line in prompts("held-out")[task][::7][:12]]
+    texts = [line["prompt"] for line in lines for _ in range(4)]
+    generators = [torch.Generator().manual_seed(40_000_000 + number) for number in range(len(texts))]
+    call = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE, "eta": 1.0}
+    images = pipe(texts, generator=generators, **call).images
+    grades = torch.tensor([grade(image, text)["alignment"] for image, text in zip(images, texts)]).view(-1, 4)
+    better = (grades[:, :, None] > grades[:, None]).flatten()
     told = {}
     for name, judge in (("llava", reward), ("clip", load_reward("clip-score", path="shapes", device="cpu"))):
-        told[name] = (judge(pixels_of(right), prompts) > judge(pixels_of(wrong), prompts)).float()
+        scores = judge(pixels_of(images), texts).view(-1, 4)
+        told[name] = (scores[:, :, None] > scores[:, None]).flatten()[better].float()
+    assert len(told["llava"]) > 50
     gain = told["llava"] - told["clip"]
-    assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
+    assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5, (told["llava"].mean(), told["clip"].mean())
 
 
 @needs_weights
