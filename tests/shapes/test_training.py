@@ -87,6 +87,12 @@ def test_unet_of_the_sdxl_twin(unets):
 
 
 def test_package(unets, tmp_path):
+    # Their training is tested elsewhere.
+    shipped = {"llava/backbone": "llava-reward/backbone", "image-reward/model": "image-reward"}
+    shipped |= {f"llava-reward/{name}/final": f"llava-reward/{name}" for name in package.LLAVA_REWARDS}
+    for run, folder in shipped.items():
+        (unets / run).parent.mkdir(parents=True, exist_ok=True)
+        (unets / run).symlink_to(WEIGHTS / folder)
     package.main(unets, tmp_path)
     layout = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     assert layout == {path.relative_to(WEIGHTS) for path in WEIGHTS.rglob("*") if path.is_file()}
