@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -26,6 +27,7 @@ from fk_steer.benchmarks.generation import (
     is_complete,
     read_records,
 )
+from fk_steer.benchmarks.generation_folder import RunFolder
 from fk_steer.benchmarks.generation_plan import Plan
 from fk_steer.benchmarks.geneval import samples
 from fk_steer.cli import app
@@ -257,16 +259,22 @@ def test_infinite_rewards_are_recorded():
 
 
 def test_processes_share_the_work_and_outlive_one_another(whole, tmp_path):
+    folder = RunFolder(tmp_path, Plan.of(SETTINGS))
+    folder.open()
     killed = []
+    with contextlib.ExitStack() as held:
+        # Until one of the workers is dead, so that both are there to be killed, however fast they are.
+        assert held.enter_context(folder.share(3))
 
-    def kill_one(done, total):
-        if done and not killed:
-            workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-            killed.append(workers[0].pid)
-            workers[0].send_signal(signal.SIGKILL)
+        def kill_one(done, total):
+            if done and not killed:
+                workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+                killed.append(workers[0].pid)
+                workers[0].send_signal(signal.SIGKILL)
+                held.close()
 
-    with pytest.warns(UserWarning, match=r"Workers were lost \(killed by SIGKILL\)"):
-        assert make(tmp_path, processes=2, progress=kill_one) == contents(whole)
+        with pytest.warns(UserWarning, match=r"Workers were lost \(killed by SIGKILL\)"):
+            assert make(tmp_path, processes=2, progress=kill_one) == contents(whole)
     assert killed
 
 
