@@ -217,7 +217,7 @@ def speed(
     """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's; peak
     memory by number of particles."""
     with one_line_errors():
-        from fk_steer.loading import quiet_libraries
+        from fk_steer.loading import load_preview, quiet_libraries
 
         quiet_libraries()
         from fk_steer.files import write_json
@@ -229,7 +229,8 @@ def speed(
         pipe, guide, call = subject(model, full_size, device, steps, size)
         if previews and full_size is not None:
             raise ValueError("There is no preview decoder of random weights: leave out --previews or --full-size.")
-        steering = _sized(preset, call["num_inference_steps"], preview_decoder=model if previews else None)
+        decoder = load_preview(model, pipe) if previews else None
+        steering = _sized(preset, call["num_inference_steps"], preview_decoder=decoder)
         measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, **call)
         setup = {"model": full_size or model, "preset": preset, "previews": previews, "prompts": prompts, **call}
         setup["machine"] = machine(device)

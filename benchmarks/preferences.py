@@ -24,6 +24,7 @@ from fk_steer.shapes.captions import TASKS
 from fk_steer.shapes.preferences import PERSPECTIVES
 from fk_steer.shapes.train_clip import pixels_of
 
+from .comparison_tables import number as plus_minus
 from .geneval import Estimate, clustered_mean
 
 
@@ -87,15 +88,10 @@ def main(
     for perspective, rows in results.items():
         table = Table("pairs", *rows, title=perspective)
         for column in next(iter(rows.values())):
-            table.add_row(column, *(_shown(found[column]) for found in rows.values()))
+            table.add_row(column, *(plus_minus(found[column], 1) for found in rows.values()))
         console.print(table)
     if out is not None:
         write_json(out, results)
-
-
-def _shown(estimate: Estimate) -> str:
-    value, error = estimate
-    return f"{value:.1f}" if error is None else f"{value:.1f} ± {error:.1f}"
 
 
 if __name__ == "__main__":

@@ -95,11 +95,12 @@ class Recording:
 
 
 def record(pipe: Any, reward: RewardFunction, steering: FKSteering, prompts: list[str], **call: Any) -> Recording:
-    """The denoiser, decoder and reward calls of a steered run."""
+    """The denoiser, decoder and reward calls of a steered run; a preview decoder is to be a module, not a name."""
     recording = Recording()
     with ExitStack() as patches:
         patches.enter_context(intercept(pipe.unet, "forward", recording.of))
-        patches.enter_context(intercept(pipe.vae, "decode", recording.of))
+        for decoder in filter(None, (pipe.vae, steering.preview_decoder)):
+            patches.enter_context(intercept(decoder, "decode", recording.of))
         _call(steer(pipe, recording.of(reward), steering), prompts, call)
     return recording
 

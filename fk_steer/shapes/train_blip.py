@@ -96,7 +96,7 @@ def main(
     batch_size: Annotated[int, typer.Option(min=2, help="Images in matching.")] = 24,
     groups: Annotated[int, typer.Option(min=1, help="Groups of images in a batch of preferences.")] = 16,
     perspective: str = "overall",
-    bf16: Annotated[bool, typer.Option(help="Matrix products of matching in bfloat16.")] = False,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     learning_rate: float = 7e-4,
     preference_learning_rate: float = 2e-4,
     seed: int = 0,
@@ -137,7 +137,8 @@ def main(
 
     def rate(pixels: Tensor, prompts: list[str]) -> Tensor:
         tokens = tokenizer(prompts, padding=True, return_tensors="pt")
-        return model.mlp(read(model, normalize(pixels), torch.arange(len(prompts)), tokens))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and torch.is_grad_enabled()):
+            return model.mlp(read(model, normalize(pixels), torch.arange(len(prompts)), tokens)).float()
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         # Every group once in an epoch, each epoch in an order of its own.

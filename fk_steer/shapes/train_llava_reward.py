@@ -74,10 +74,12 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the run; the checkpoint lands in OUT/final.")],
     perspective: Annotated[str, typer.Option(help="'alignment', 'fidelity' or 'overall'.")] = "alignment",
     objective: Annotated[str, typer.Option(help="'bradley-terry' or 'general-preference'.")] = "bradley-terry",
+    num_crops: Annotated[int | None, typer.Option(help="Most crops of an image. [default: the backbone's, 1]")] = None,
     seed: int = 0,
 ) -> None:
     """Train an adapter on the world's preferences."""
-    result = train(recipe(preferences, backbone, out, perspective, objective=objective, seed=seed))
+    settings = recipe(preferences, backbone, out, perspective, objective=objective, num_crops=num_crops, seed=seed)
+    result = train(settings)
     console.print_json(data=result.validation)
 
 
