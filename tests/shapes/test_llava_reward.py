@@ -8,10 +8,14 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.stats import kendalltau
 from transformers import CLIPModel
 
 from fk_steer import load_reward
 from fk_steer.benchmarks import llava_world
+from fk_steer.benchmarks.crops import agreement
+from fk_steer.benchmarks.preferences import accuracies
 from fk_steer.shapes import (
     BUNDLED_LLAVA_REWARD,
     GUIDANCE_SCALE,
@@ -207,3 +211,28 @@ def test_table_of_variants():
     assert found == {"overall": 50, "samples": 50, "x0 predictions": 50, "colors": 0, "position": 75}
     row = llava_world.over_seeds([{"overall": 50.0}, {"overall": 54.0}], [{"overall": 40.0}, {"overall": 42.0}])
     assert row == {"overall": (52.0, 2.0), "gain": (11.0, 1.0)}
+
+
+@needs_weights
+def test_agreement_of_fewer_crops(tmp_path):
+    rng, items = np.random.default_rng(0), []
+    for group, prompt in enumerate(("a photo of a red star", "a photo of a blue square")):
+        for side in range(3):
+            render(sample_scene(rng, [(prompt.split()[-1], prompt.split()[-2])])).save(tmp_path / f"{group}{side}.png")
+        for chosen, rejected in ((0, 1), (2, 0)):
+            paths = {"chosen_path": f"{group}{chosen}.png", "reject_path": f"{group}{rejected}.png"}
+            facts = {"tag": "colors", "progress": 1.0, "artefact": "", "group": group}
+            items.append({"prompt": prompt, **paths, **facts})
+    (tmp_path / "pairs.json").write_text(json.dumps(items))
+    backbone = str(BUNDLED_LLAVA_REWARD / "backbone")
+    reward = LlavaReward.from_pretrained(BUNDLED_LLAVA_REWARD / "alignment", backbone=backbone, device="cpu")
+    found = agreement(reward, tmp_path / "pairs.json", [1, 4])
+    assert found[4]["kendall_tau"] == (1, 0) and found[4]["same_best"] == (100, 0)
+    taus = []
+    for prompt, group in (("a photo of a red star", 0), ("a photo of a blue square", 1)):
+        images = [Image.open(tmp_path / f"{group}{side}.png") for side in range(3)]
+        taus.append(kendalltau(*(reward.score(images, [prompt] * 3, crops) for crops in (1, 4))).statistic)
+    assert found[1]["kendall_tau"][0] == pytest.approx(sum(taus) / 2)
+    assert found[1]["told_right"] == accuracies(reward.score, tmp_path / "pairs.json")["all"]
+    # The tower sees four crops and the whole, against the whole alone; the text costs the same.
+    assert 3 < found[4]["tflop_per_image"] / found[1]["tflop_per_image"] < 5
