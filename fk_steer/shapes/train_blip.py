@@ -4,8 +4,8 @@
 
 1. Image-text matching on the images and captions of `train_llava`, from whose vision tower it starts: binary
    cross-entropy on which captions are true.
-2. ImageReward's head on the same network, -log sigmoid(r_chosen - r_rejected) on all pairs of a group of images at once
-   (Xu et al., arXiv 2304.05977, section 3).
+2. ImageReward's head on the same network, begun as the logit of matching: -log sigmoid(r_chosen - r_rejected) on all
+   pairs of a group of images at once (Xu et al., arXiv 2304.05977, section 3).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers import CLIPModel
 
 from llava_reward_guide.backbones.phi3v import Phi3V
 
-from ..rewards.blip import ImageRewardModel
+from ..rewards.blip import ImageRewardModel, Score
 from ..rewards.images import normalize
 from . import WEIGHTS
 from .blip import make_model, make_tokenizer, med_config, save_reward
@@ -53,6 +53,23 @@ def read(model: Any, pixels: Tensor, images: Tensor, tokens: Any) -> Tensor:
         tokens["input_ids"], attention_mask=tokens["attention_mask"], encoder_hidden_states=seen, is_decoder=False
     ).last_hidden_state
     return hidden[:, 0]
+
+
+@torch.no_grad()
+def begin_as(score: Score, head: nn.Linear) -> None:
+    """Give ImageReward's head weights by which it is nearly `head`, so that preferences go on from matching.
+
+    Every unit of the first layer gets that logit, every unit after it the mean of those before, which dropout barely
+    changes; a tenth of the random weights tells units apart.
+    """
+    first, *others = (layer for layer in score.layers if isinstance(layer, nn.Linear))
+    for layer in (first, *others):
+        layer.weight.mul_(0.1)
+        layer.bias.zero_()
+    first.weight.add_(head.weight)
+    first.bias.add_(head.bias)
+    for layer in others:
+        layer.weight.add_(1 / layer.in_features)
 
 
 class Groups:
@@ -91,14 +108,14 @@ def main(
     preferences: Annotated[Path, typer.Option(help="Folder made by `fk_steer.shapes.preferences`.")],
     backbone: Annotated[Path, typer.Option(help="Folder of the multimodal LLM whose vision tower to begin with.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the reward lands in OUT/model.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of image-text matching.")] = 4000,
-    preference_steps: Annotated[int, typer.Option(min=1)] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Of image-text matching.")] = 8000,
+    preference_steps: Annotated[int, typer.Option(min=1)] = 800,
     batch_size: Annotated[int, typer.Option(min=2, help="Images in matching.")] = 24,
     groups: Annotated[int, typer.Option(min=1, help="Groups of images in a batch of preferences.")] = 16,
     perspective: str = "overall",
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     learning_rate: float = 7e-4,
-    preference_learning_rate: float = 2e-4,
+    preference_learning_rate: float = 5e-5,
     seed: int = 0,
 ) -> None:
     """Train an ImageReward on the world."""
@@ -133,6 +150,7 @@ def main(
         seed=seed,
     )
 
+    begin_as(model.mlp, matching.head)
     data = Groups(preferences / f"{perspective}.json")
 
     def rate(pixels: Tensor, prompts: list[str]) -> Tensor:

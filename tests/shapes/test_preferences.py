@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import CLIPModel
 
 from fk_steer.rewards import load_reward
+from fk_steer.rewards.blip import Score
 from fk_steer.rewards.images import normalize
 from fk_steer.shapes import WEIGHTS, blip, train_blip
 from fk_steer.shapes.artefacts import ON_PIXELS, STRENGTHS, merge, spoil
@@ -203,6 +204,15 @@ class TestTraining:
             found, wanted = (module(pixel_values=pixels).pooler_output for module in (model.vision, clip.vision_model))
         found, wanted = found - found.mean(0), wanted - wanted.mean(0)
         assert torch.cosine_similarity(found, wanted).mean() > 0.8
+
+    def test_preferences_go_on_from_matching(self):
+        torch.manual_seed(0)
+        mlp, head, features = Score(128), torch.nn.Linear(128, 1), torch.randn(500, 128)
+        train_blip.begin_as(mlp, head)
+        with torch.no_grad():
+            logits = head(features).squeeze(-1)
+            assert torch.corrcoef(torch.stack([mlp.eval()(features), logits]))[0, 1] > 0.99
+            assert torch.corrcoef(torch.stack([mlp.train()(features), logits]))[0, 1] > 0.9
 
     def test_run(self, data, tmp_path):
         torch.manual_seed(0)
