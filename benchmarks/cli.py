@@ -211,6 +211,7 @@ def speed(
     previews: Annotated[
         bool, typer.Option("--previews", help="Decode x0 predictions with the bundled preview decoder.")
     ] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too, with up to 64 particles.")] = True,
     size: Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")] = None,
     device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
 ) -> None:
@@ -231,7 +232,7 @@ def speed(
             raise ValueError("There is no preview decoder of random weights: leave out --previews or --full-size.")
         decoder = load_preview(model, pipe) if previews else None
         steering = _sized(preset, call["num_inference_steps"], preview_decoder=decoder)
-        measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, **call)
+        measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, memory=memory, **call)
         setup = {"model": full_size or model, "preset": preset, "previews": previews, "prompts": prompts, **call}
         setup["machine"] = machine(device)
         write_json(out, {**setup, **measured})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -68,8 +69,11 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
     return classes[kind].from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
 
 
+_PREVIEWS: WeakKeyDictionary[Any, dict[str, AutoencoderTiny]] = WeakKeyDictionary()
+
+
 def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
-    """A preview decoder for a pipeline, on its device.
+    """A preview decoder for a pipeline, on its device; loaded once for each autoencoder.
 
     Args:
         name: hub id or folder of an `AutoencoderTiny`, or the name of a bundled pipeline.
@@ -77,8 +81,10 @@ def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
     """
     from diffusers import AutoencoderTiny
 
-    tiny = AutoencoderTiny.from_pretrained(resolve(name, BUNDLED_PREVIEWS))
-    return tiny.to(pipe._execution_device, pipe.vae.dtype)
+    loaded = _PREVIEWS.setdefault(pipe.vae, {})
+    if name not in loaded:
+        loaded[name] = AutoencoderTiny.from_pretrained(resolve(name, BUNDLED_PREVIEWS))
+    return loaded[name].to(pipe._execution_device, pipe.vae.dtype)
 
 
 def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardFunction:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fk_steer import FKSteering, load_reward, steer
 from fk_steer.benchmarks.speed import record
 from fk_steer.cli import app
+from fk_steer.loading import load_preview
 from fk_steer.rewards.images import to_uint8
 from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, WEIGHTS, load_pipeline, resolve
 from fk_steer.shapes.artefacts import ON_PIXELS, spoil
@@ -164,18 +165,26 @@ def test_compute(tmp_path):
     assert (tmp_path / "compute.png").stat().st_size > 10_000
 
 
-def test_the_floor_does_the_same_work(pipe):
+@pytest.mark.parametrize("previews", [False, True])
+def test_the_floor_does_the_same_work(pipe, name, previews):
     reward = load_reward("clip-score", path="shapes")
-    settings = FKSteering.preset("psp", lmbda=20.0)
+    decoder = load_preview(name, pipe) if previews else None
+    settings = FKSteering.preset("psp", lmbda=20.0, preview_decoder=decoder)
     call = {"num_inference_steps": 8, "guidance_scale": 3.0}
     prompts = ["a photo of two stars", "a photo of a red moon"]
     rows = {"denoiser": 0, "decode": 0, "reward": 0}
     for function, args, _ in record(pipe, reward, settings, prompts, **call).calls:
         owner = getattr(function, "__self__", None)
-        part = {id(pipe.unet): "denoiser", id(pipe.vae): "decode"}.get(id(owner), "reward")
-        rows[part] += len(args[0])
+        decodes = owner is not None and owner in (pipe.vae, decoder)
+        rows["denoiser" if owner is pipe.unet else "decode" if decodes else "reward"] += len(args[0])
     trace = steer(pipe, reward, settings)(prompts, **call).trace
     assert rows == {"denoiser": trace.nfe, "decode": trace.reward_calls, "reward": trace.reward_calls}
+
+
+def test_previews_are_loaded_once(pipe, name):
+    decoder = load_preview(name, pipe)
+    assert load_preview(name, pipe) is decoder
+    assert load_preview(name, load_pipeline(name)) is not decoder
 
 
 def test_preview(tmp_path):
