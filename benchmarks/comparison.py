@@ -90,6 +90,7 @@ class Study:
         metrics: in the order of the columns.
         generation: fields of `GenerationSettings` for all cells.
         detector: arguments of `detector_settings` for models that are not bundled.
+        baseline: label of the guide that differences are to; None for no differences.
     """
 
     models: Mapping[str, Mapping[str, Any]]
@@ -98,6 +99,7 @@ class Study:
     metrics: Sequence[Metric]
     generation: Mapping[str, Any] = field(default_factory=dict)
     detector: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
 
     def cells(self) -> list[Cell]:
         """The grid, guides varying fastest."""
@@ -123,7 +125,7 @@ class Study:
         )
 
 
-KEYS = ("models", "rewards", "prompts", "metrics", "generation", "detector")
+KEYS = ("models", "rewards", "prompts", "metrics", "generation", "detector", "baseline")
 
 
 def read_study(config: Mapping[str, Any]) -> Study:
@@ -132,7 +134,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
     Args:
         config: `models`, `rewards` and `prompts`, each a list of names or a mapping from labels to options; perhaps
             `metrics`, see `read_metrics`; `generation`, fields of `GenerationSettings` for all cells; `detector`,
-            options of `detector_settings`.
+            options of `detector_settings`; `baseline`, the label of a guide, by default the one without steering.
 
     Raises:
         ValueError: for an unknown key or name, saying which are known.
@@ -149,6 +151,10 @@ def read_study(config: Mapping[str, Any]) -> Study:
         if strange := [name for name in given if name not in known]:
             raise ValueError(f"Unknown setting {strange[0]!r} of {where!r}. Known: {', '.join(sorted(known))}.")
     guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
+    unsteered = next((guide.label for guide in guides if guide.reward is None), None)
+    baseline = config.get("baseline") or unsteered
+    if baseline is not None and baseline not in (labels := [guide.label for guide in guides]):
+        raise ValueError(f"Expected the baseline to be one of the guides {', '.join(labels)}, but got {baseline!r}.")
     world = all(one["model"] in BUNDLED for one in models.values())
     metrics = config.get("metrics")
     return Study(
@@ -158,6 +164,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
         metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
         generation=generation,
         detector=config.get("detector") or {},
+        baseline=baseline,
     )
 
 

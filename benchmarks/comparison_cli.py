@@ -43,6 +43,7 @@ def compare(
             metavar="NAME[:VARIANT][=PATH],...", help="As for `fk-steer eval panel`. [default: its and the guides]"
         ),
     ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Guide that differences are to. [default: none]")] = None,
     preset: Annotated[str | None, typer.Option(help="Of all guides. [default: adaptive]")] = None,
     particles: Annotated[int | None, typer.Option(min=1, help="Of all guides. [default: 4]")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Images per prompt. [default: 4]")] = None,
@@ -78,7 +79,7 @@ def compare(
             if study is None:
                 raise ValueError("Expected a folder for the results by --out.")
             folder = study.with_suffix("")
-        overrides: dict[str, Any] = {"models": _names(model), "prompts": _names(prompts)}
+        overrides: dict[str, Any] = {"models": _names(model), "prompts": _names(prompts), "baseline": baseline}
         names = _names(rewards)
         if reward_option and not names:
             raise ValueError("Expected --reward-option with --rewards; a study's file holds the options of its own.")
@@ -115,7 +116,7 @@ def _run(
     if not is_first_process():
         return failures
     results = _write(made, out, failures, images)
-    for table in map(for_terminal, tables(results)):
+    for table in map(for_terminal, tables(results, made.baseline)):
         # A table that does not fit is better wrapped by the terminal than squeezed.
         width = console.measure(table, options=console.options.update(width=1000)).maximum
         Console(file=console.file, width=max(width, console.width)).print(table, "")
@@ -140,7 +141,7 @@ def _write(study: Study, out: Path, failures: dict[str, str], images: int) -> li
         return results
     write_json(out / "results.json", plain)
     write_atomically(out / "results.csv", long_csv(results).encode())
-    for table in tables(results):
+    for table in tables(results, study.baseline):
         write_atomically(out / "tables" / f"{table.name}.tex", latex(table).encode())
     title = "Rewards as guides"
     # Last: it says of what it was made.

@@ -91,7 +91,7 @@ def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, im
 
     environment = Environment(loader=PackageLoader("fk_steer"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": number, "clear": clear, "interval": interval, "marker_key": marker_key}
-    shown = tables(results)
+    shown = tables(results, plain["baseline"])
     guides = list(dict.fromkeys(one.cell.guide for one in results))
     return environment.get_template(TEMPLATES[0]).render(
         title=title,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .comparison import NONE, Cell, Study
+from .comparison import Cell, Study
 from .generation import SampleRecord, read_records
 from .geneval import Estimate, clustered_mean
 from .image_folder import Item, read_items
@@ -104,7 +104,7 @@ def gather(study: Study, out: Path) -> list[CellResults]:
         except FileNotFoundError:
             continue
         results.append(_read(cell, study.metrics_of(cell), items, out))
-    _compare(results)
+    _compare(results, study.baseline)
     return results
 
 
@@ -194,13 +194,13 @@ def _group_means(pictures: Iterable[Picture], measure: Measure) -> dict[tuple[st
     return {key: sum(some) / len(some) for key, some in values.items()}
 
 
-def _compare(results: Sequence[CellResults]) -> None:
-    """Add differences to no steering, and ranks, among the guides of a model on the same prompts."""
+def _compare(results: Sequence[CellResults], baseline_guide: str | None) -> None:
+    """Add differences to the baseline, and ranks, among the guides of a model on the same prompts."""
     blocks: dict[tuple[str, str], list[CellResults]] = {}
     for one in results:
         blocks.setdefault((one.cell.prompts, one.cell.model), []).append(one)
     for block in blocks.values():
-        baseline = next((one for one in block if one.cell.settings.reward is None), None)
+        baseline = next((one for one in block if one.cell.guide == baseline_guide), None)
         if baseline is not None:
             for one in block:
                 if one is not baseline:
@@ -269,4 +269,4 @@ def to_dict(results: Sequence[CellResults], study: Study, failures: Mapping[str,
                 "values": {name: dataclasses.asdict(value) for name, value in one.values().items()},
             }
         )
-    return {"baseline": NONE, "cells": cells, "failures": dict(failures), "study": study.to_dict()}
+    return {"baseline": study.baseline, "cells": cells, "failures": dict(failures), "study": study.to_dict()}

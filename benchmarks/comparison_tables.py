@@ -51,7 +51,7 @@ class Table:
         title: what it shows.
         columns: (name, title) each.
         rows: block by block.
-        differences: whether the differences to no steering are shown in place of the means.
+        differences: whether the differences to the baseline are shown in place of the means.
         digits: of the numbers.
     """
 
@@ -79,8 +79,8 @@ class Table:
         return rank if rank == 1 or sum(other.block == row.block for other in self.rows) > 2 else None
 
 
-def tables(results: Sequence[CellResults]) -> list[Table]:
-    """Accuracy by task, means by metric, their differences to no steering, and costs; those that have rows."""
+def tables(results: Sequence[CellResults], baseline: str | None) -> list[Table]:
+    """Accuracy by task, means by metric, their differences to the baseline, and costs; those that have rows."""
     accuracies = list(dict.fromkeys(task for one in results for task in one.accuracy))
     tasks = [task for task in TASKS if task in accuracies]
     tasks += [task for task in accuracies if task not in (*tasks, OVERALL)] + [OVERALL]
@@ -100,9 +100,8 @@ def tables(results: Sequence[CellResults]) -> list[Table]:
         ]
         made.append(Table(name, title, tuple(columns), tuple(rows)))
         steered = tuple(row for row in rows if any(value and value.difference for value in row.cells))
-        made.append(
-            Table(f"{name}-differences", f"{title}: difference to none", tuple(columns), steered, differences=True)
-        )
+        title += f": difference to {baseline}"
+        made.append(Table(f"{name}-differences", title, tuple(columns), steered, differences=True))
     costs = tuple(
         Row((one.cell.prompts, one.cell.model), one.cell.guide, tuple(one.costs[name] for name in COSTS))
         for one in results

@@ -101,27 +101,27 @@ def test_best_and_second_best():
         cell_results("clip-score", {"hps": 0.28, "aesthetic": 5.5}),
         cell_results("hps", {"hps": 0.3, "aesthetic": 5.5}, self_scored=True),
     ]
-    _compare(results)
+    _compare(results, "none")
     assert [one.metrics["hps"].rank for one in results] == [3, 2, 1]
     assert [one.metrics["hps"].fair_rank for one in results] == [2, 1, None]
     assert [one.metrics["aesthetic"].rank for one in results] == [2, 1, 1]
-    (table,) = [table for table in tables(results) if table.name == "metrics"]
+    (table,) = [table for table in tables(results, None) if table.name == "metrics"]
     text = latex(table)
     assert r"\textbf{0.300}$^\dagger$" in text
     assert r"\underline{0.280}" in text
     assert text.count(r"\textbf{5.500}") == 2
     assert "0.200 {" in text
     # Of two, the worse one is not called second best; a single one not the best.
-    _compare(results[:2])
-    (table,) = [table for table in tables(results[:2]) if table.name == "metrics"]
+    _compare(results[:2], "none")
+    (table,) = [table for table in tables(results[:2], None) if table.name == "metrics"]
     assert "underline" not in latex(table)
     alone = [cell_results("none", {"hps": 0.2})]
-    _compare(alone)
+    _compare(alone, "none")
     assert alone[0].metrics["hps"].rank is None
     # Other models are of no concern.
     other = [replace(one.cell, model="other") for one in results]
     both = results + [CellResults(cell, [], {}, {"hps": Value(1.0, None, 1, 1, "f")}, {}) for cell in other[:1]]
-    _compare(both)
+    _compare(both, "none")
     assert both[2].metrics["hps"].rank == 1
 
 
@@ -137,7 +137,7 @@ def test_overall_difference_of_unequal_tasks():
         return cell_results(guide, {}, accuracy, pictures=pictures)
 
     results = [judged("none", none), judged("hps", own)]
-    _compare(results)
+    _compare(results, "none")
     accuracy = results[1].accuracy
     assert accuracy["colors"].difference[0] == pytest.approx(2 / 3)
     assert accuracy["position"].difference[0] == pytest.approx(1 / 2)
@@ -148,6 +148,13 @@ def test_overall_difference_of_unequal_tasks():
     assert error == pytest.approx(math.hypot(*errors) / 2)
     assert results[0].accuracy[OVERALL].difference is None
     assert paired_difference(own, none, verdict)[0] == pytest.approx(3 / 5)
+    # The other way round.
+    results = [judged("none", none), judged("hps", own)]
+    _compare(results, "hps")
+    assert results[0].accuracy[OVERALL].difference == (pytest.approx(-mean), pytest.approx(error))
+    assert results[1].accuracy[OVERALL].difference is None
+    titles = [table.title for table in tables(results, "hps") if table.differences and table.rows]
+    assert titles == ["GenEval accuracy by task: difference to hps"]
 
 
 # The study
@@ -182,6 +189,7 @@ def test_reading_a_study():
         "hps", "clip-score", "vqa-score", "llava-reward", "image-reward", "diversity", "strong",
     ]  # fmt: skip
     assert study.metrics[-1] == Metric("strong", "clip-score", {"path": "mine"})
+    assert study.baseline == "none"
     of_world = study.metrics_of(study.cells()[0])
     assert of_world[1].options == {"path": "shapes"}
 
@@ -214,8 +222,12 @@ def test_the_documented_studies():
             {"models": {"shapes": {"step": 3}}, "rewards": ["none"], "prompts": ["shapes"]},
             "Unknown setting 'step' of 'shapes'. Known: batch_size",
         ),
+        (
+            {"models": ["shapes"], "rewards": ["none", "hps"], "prompts": ["shapes"], "baseline": "clip-score"},
+            "one of the guides none, hps, but got 'clip-score'",
+        ),
     ],
-    ids=["no prompts", "key", "reward", "label", "setting"],
+    ids=["no prompts", "key", "reward", "label", "setting", "baseline"],
 )
 def test_studies_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):
