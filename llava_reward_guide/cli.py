@@ -37,7 +37,7 @@ class DType(str, Enum):
 
 
 Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="Folder of a checkpoint, or owner/repository[/folder] on the hub.")
+    str, typer.Option("--checkpoint", "-c", help="Folder of a checkpoint, or owner/repository/folder on the hub.")
 ]
 BackboneOption = Annotated[str | None, typer.Option(help="Folder or hub id. [default: the checkpoint's]")]
 ObjectiveOption = Annotated[

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import typer
 from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from typer.testing import CliRunner
@@ -13,6 +14,9 @@ from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.pipelines import FKStableDiffusionPipeline
 from fk_steer.testing import PROMPTS, save_clip, sd, sd_scheduler, sdxl
+from llava_reward_guide.cli import app as llava_reward
+from llava_reward_guide.data.__main__ import app as data
+from llava_reward_guide.train import app as train
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +170,25 @@ def test_presets():
     paper = json.loads(invoke("presets", "fk-paper").output)
     assert FKSteering.from_dict(paper) == FKSteering.preset("fk-paper")
     assert "Unknown preset" in invoke("presets", "nope").stderr
+
+
+def commands(command, names=()):
+    """All commands below one, as the words that call them."""
+    yield names
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*names, name))
+
+
+PROGRAMS = {"fk-steer": app, "llava-reward": llava_reward, "train": train, "data": data}
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [(name, words) for name, program in PROGRAMS.items() for words in commands(typer.main.get_command(program))],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_every_command_explains_itself(program, words):
+    # As on a terminal, where markup in a text is read.
+    result = CliRunner().invoke(PROGRAMS[program], [*words, "--help"], color=True)
+    assert result.exit_code == 0, result.exception
+    assert "Usage:" in result.output

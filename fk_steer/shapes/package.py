@@ -20,7 +20,7 @@ from . import WEIGHTS
 from .models import copy_half, save_half
 
 
-LLAVA_REWARDS = ("alignment", "alignment-gpm", "fidelity", "overall")
+LLAVA_REWARDS = ("alignment", "alignment-gpm", "fidelity", "fidelity-gpm", "overall", "overall-gpm")
 
 
 def main(

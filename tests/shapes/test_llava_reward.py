@@ -37,7 +37,7 @@ from llava_reward_guide.images import normalize
 from llava_reward_guide.training import train
 
 
-SHIPPED = ("alignment", "alignment-gpm", "fidelity", "overall")
+SHIPPED = ("alignment", "alignment-gpm", "fidelity", "fidelity-gpm", "overall", "overall-gpm")
 
 needs_weights = pytest.mark.skipif(
     not (BUNDLED_LLAVA_REWARD / "backbone").is_dir(), reason="no weights in fk_steer/shapes/weights/llava-reward"
@@ -125,7 +125,7 @@ def test_shipped_perspectives_load(name):
 
 @needs_weights
 def test_unknown_perspective():
-    with pytest.raises(ValueError, match="alignment, alignment-gpm, fidelity, overall"):
+    with pytest.raises(ValueError, match="alignment, alignment-gpm, fidelity, fidelity-gpm, overall, overall-gpm"):
         load_reward("llava-reward", path="shapes", perspective="safety")
 
 
@@ -161,7 +161,7 @@ def test_judges_samples(reward):
 def test_published_layout_keeps_the_scores(tmp_path):
     pixels, prompts = scenes_and_captions(8)
     options = {"backbone": str(BUNDLED_LLAVA_REWARD / "backbone"), "device": "cpu"}
-    for name in ("alignment", "alignment-gpm"):
+    for name in SHIPPED:
         ours = LlavaReward.from_pretrained(BUNDLED_LLAVA_REWARD / name, merge=False, **options)
         ours.save_pretrained(tmp_path / name, layout="published")
         published = LlavaReward.from_pretrained(tmp_path / name, merge=False, **options)
