@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbones import Backbone
@@ -110,9 +110,9 @@ def read_checkpoint(
         stored = json.loads((folder / OUR_CONFIG).read_text())
         if stored["format_version"] > FORMAT_VERSION:
             raise CheckpointError(f"'{folder}' was saved by a newer version; expected format {FORMAT_VERSION}.")
-        weights = load_file(_existing(folder / "head.safetensors"))
+        weights = read_tensors(_existing(folder / "head.safetensors"))
         if (folder / "projector.safetensors").is_file():
-            weights.update(load_file(folder / "projector.safetensors"))
+            weights.update(read_tensors(folder / "projector.safetensors"))
         backbone = stored["backbone"]
         if backbone["model_type"] != base.model_type:
             raise CheckpointError(
@@ -203,8 +203,13 @@ def _published_weights(folder: Path) -> dict[str, Tensor]:
         # A full fine-tune: the head's parameters lie among those of the backbone, which is loaded elsewhere.
         weights = {}
         for shard in shards:
-            with safe_open(shard, "pt") as file:
-                weights.update({key: file.get_tensor(key) for key in file.keys() if key.endswith(HEAD_NAMES)})  # noqa: SIM118
+            try:
+                with safe_open(shard, "pt") as file:
+                    weights.update({key: file.get_tensor(key) for key in file.keys() if key.endswith(HEAD_NAMES)})  # noqa: SIM118
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"Could not read tensors from '{shard}'. Expected safetensors. ({error})"
+                ) from error
         return weights
     return read_tensors(_existing(folder / PUBLISHED_WEIGHTS))
 

@@ -178,6 +178,7 @@ def evaluate_json(
     from rich.console import Console
     from rich.progress import Progress
 
+    from .report import finite
     from .scoring import evaluate, read_evaluation, report_evaluation
 
     with one_line_errors():
@@ -194,7 +195,7 @@ def evaluate_json(
         _write(out, asdict(result))
     if report is not None:
         report_evaluation(report, result)
-    typer.echo(json.dumps(result.summary, indent=2))
+    typer.echo(json.dumps(finite(result.summary), indent=2))
     _report([item["error"] for item in result.items if "error" in item])
 
 
@@ -250,8 +251,10 @@ def bench(
 
 
 def _write(path: Path, content: Any) -> None:
+    from .report import finite
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _report(errors: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Reading tensors from files."""
+"""Reading tensors from files, and writing files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,13 +20,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A file of tensors: safetensors, or a pickle of which nothing but tensors is loaded.
 
     Raises:
-        CheckpointError: if it cannot be read.
+        CheckpointError: if it cannot be read, or holds something else.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise ValueError(f"it holds a {type(found).__name__}, not tensors by name")
+        return dict(found)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"Could not read tensors from '{path}'. Expected safetensors, or a file of torch.save with nothing but "
@@ -53,6 +57,13 @@ def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str, 
             f"and the settings it was trained with."
         )
     module.load_state_dict(dict(weights))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, complete or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

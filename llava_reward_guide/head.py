@@ -71,9 +71,10 @@ class RewardHead(nn.Module):
         if not self.config.add_cross_attention:
             return states
         # (Q W_k) E^T in place of Q (E W_k^T)^T, and (A E) W_v^T in place of A (E W_v^T): the same numbers without
-        # projecting every visual token, of which there are thousands, for one query.
-        queries = self.W_q(states) @ self.W_k.weight
-        scores = (queries @ visual.transpose(1, 2)).float() / states.shape[-1] ** 0.5
+        # projecting every visual token, of which there are thousands, for one query. Scaled first, as sums of products
+        # may be too large for float16.
+        queries = (self.W_q(states) / states.shape[-1] ** 0.5) @ self.W_k.weight
+        scores = (queries @ visual.transpose(1, 2)).float()
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)
             # A row without any visual token attends to nothing.

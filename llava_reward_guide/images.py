@@ -27,18 +27,18 @@ CROP_TOKENS = 12
 
 
 class ImageError(ValueError):
-    """An image file that cannot be scored; the message names it."""
+    """An image that cannot be scored; of a file the message names it."""
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """An image file as RGB.
+    """An image file as RGB, the way up that its EXIF says.
 
     Raises:
         ImageError: if it is missing or not a readable image.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise ImageError(f"Expected an image at '{path}', but there is no such file.") from None
     # Truncated and hostile files raise all of these, by format.
@@ -104,7 +104,8 @@ def hd_layout(width: int, height: int, num_crops: int = 16, crop: int = CROP, si
         side: the same in visual tokens.
 
     Raises:
-        ValueError: for an image so elongated that even one row of crops is too many, or sizes below one.
+        ImageError: for an image so elongated that even one row of crops is too many.
+        ValueError: for sizes below one.
     """
     if min(width, height, num_crops) < 1:
         raise ValueError(f"Expected sizes and `num_crops` of at least 1, but got {width} x {height} and {num_crops}.")
@@ -116,7 +117,7 @@ def hd_layout(width: int, height: int, num_crops: int = 16, crop: int = CROP, si
     scale -= 1
     long, short = crop * scale, int(crop * scale / ratio)
     if short < 1:
-        raise ValueError(f"Expected an image less elongated than {crop * scale}:1, but got {width} x {height}.")
+        raise ImageError(f"Expected an image less elongated than {crop * scale}:1, but got {width} x {height}.")
     total = crop * math.ceil(short / crop)
     before = (total - short) // 2
     after = total - short - before

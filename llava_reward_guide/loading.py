@@ -74,13 +74,16 @@ def load(
     Raises:
         CheckpointError: for a checkpoint or backbone that is missing, incomplete or does not fit.
         ImportError: if an option needs a package that is not installed.
-        ValueError: for an unknown option.
+        ValueError: for an unknown option, or one of a value that cannot be.
     """
     names = dict(checkpoint) if isinstance(checkpoint, Mapping) else {perspective or "default": checkpoint}
     if not names or (perspective is not None and perspective not in names):
         raise ValueError(f"Unknown perspective {perspective!r}. Known: {', '.join(names)}.")
     if attn_implementation not in ATTENTION:
         raise ValueError(f"Unknown attention {attn_implementation!r}. Known: {', '.join(ATTENTION)}.")
+    for setting, value in (("num_crops", num_crops), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"Expected `{setting}` to be at least 1, but got {value}.")
     if merge is None:
         merge = len(names) == 1 and quantize is None
     if merge and (len(names) > 1 or quantize is not None):

@@ -174,12 +174,12 @@ def attach(model: Any, name: str, adapter: Adapter) -> None:
             weight.data = tensor.to(weight.device, model.dtype)
 
 
-def activate(model: nn.Module, name: str | None, trainable: bool = False) -> None:
+def activate(model: nn.Module, name: str | None) -> None:
     """Use the adapter of this name and no other; None for the weights alone."""
     for layer in _lora_layers(model).values():
         layer.enable_adapters(name is not None)
         if name is not None:
-            layer.set_adapter(name, inference_mode=not trainable)
+            layer.set_adapter(name, inference_mode=True)
 
 
 def extract(model: nn.Module, name: str, prefixes: Mapping[str, str], state: Mapping[str, Tensor]) -> Adapter | None:

@@ -90,6 +90,8 @@ class LlavaReward(nn.Module):
                 lora.merge(self.backbone.model, adapter)
             else:
                 lora.attach(self.backbone.model, name, adapter)
+                # New modules begin in training mode, with dropout on.
+                self.backbone.model.train(self.training)
                 perspective.has_adapter = True
             self._merged = merge
         perspective.head.train(self.training)
@@ -153,7 +155,8 @@ class LlavaReward(nn.Module):
             (B, value_head_dim) float32 on the device of the model.
 
         Raises:
-            ValueError: if there are not as many prompts as images, or no image at all.
+            ImageError: for an image so elongated that the backbone cannot take it.
+            ValueError: if there are not as many prompts as images, no image at all, or a size below one.
         """
         rows = self._rows(images, prompts, num_crops)
         return self._embed_rows(rows, [self.active], batch_size)[self.active]
@@ -283,7 +286,9 @@ class LlavaReward(nn.Module):
             # What the released code makes of padding depends on the batch; alone, a row has none.
             batch_size = 1
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-        size = batch_size or self.batch_size
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"Expected `batch_size` to be at least 1, but got {size}.")
         results: dict[str, list[Tensor]] = {name: [] for name in names}
         for start in range(0, len(order), size):
             inputs = self.backbone.collate([rows[index] for index in order[start : start + size]]).to(self.device)

@@ -39,6 +39,14 @@ def build_perspective(backbone: Backbone, base_projector: nn.Module, checkpoint:
             f"'{source}' asks for SkipCA (add_cross_attention: true), which LLaVA-Reward does not have on "
             f"{type(backbone).__name__}. Use a checkpoint without it, or one of another backbone."
         )
+    layers = backbone.config.num_hidden_layers
+    for name in ("hidden_layer", "visual_layer"):
+        layer = getattr(config, name)
+        if layer is not None and not 0 <= layer <= layers:
+            raise CheckpointError(
+                f"Expected `{name}` of '{source}' to be between 0 and {layers}, the layers of this "
+                f"{type(backbone).__name__}, but got {layer}."
+            )
     head = RewardHead(config, backbone.hidden_size, backbone.config.rms_norm_eps)
     load_exactly(head, checkpoint.head, source, f"a head for hidden size {backbone.hidden_size}")
     projector = base_projector

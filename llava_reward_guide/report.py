@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -85,6 +86,15 @@ def reward_distribution(rewards: Sequence[tuple[str, Any, float]]) -> dict[str, 
     }
 
 
+def finite(content: Any) -> Any:
+    """The same with None, JSON's null, for numbers that are not finite, which JSON has none of."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def plot_reliability(result: Reliability, path: str | Path) -> None:
     """Reliability diagram with the number of predictions below it."""
     from matplotlib.figure import Figure
@@ -112,6 +122,6 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"summary": summary, "reliability": asdict(calibration), "rewards": distribution}
-    text = json.dumps(content, indent=2, ensure_ascii=False).replace(": NaN", ": null").replace("NaN", "null")
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False)
     (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     plot_reliability(calibration, folder / "reliability.png")

@@ -28,7 +28,7 @@ class ScoredFile:
 
     Attributes:
         path, prompt: as given.
-        reward: value_head_dim numbers; None if the image could not be read.
+        reward: value_head_dim numbers; None if the image could not be scored.
         error: why not.
     """
 
@@ -44,7 +44,7 @@ def score_files(
     num_crops: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[ScoredFile]:
-    """Score (path, prompt) pairs. Images that cannot be read are reported in the result, and the others scored.
+    """Score (path, prompt) pairs. Images that cannot be scored are reported in the result, and the others scored.
 
     Args:
         progress: called with the number of files done since the last call.
@@ -56,7 +56,9 @@ def score_files(
         errors: list[str | None] = []
         for path, _ in chunk:
             try:
-                images.append(load_image(path))
+                image = load_image(path)
+                reward.backbone.check_size(image, str(path), num_crops)
+                images.append(image)
                 errors.append(None)
             except ImageError as error:
                 errors.append(str(error))

@@ -22,13 +22,15 @@ def main(**options: Any) -> None:
         config = load_config(options.pop("config"), {name: v for name, v in options.items() if v is not None})
         if not config.train_data:
             raise ValueError("Expected `train_data`, a file of pairs or labelled images, but got none.")
+        from .report import finite
         from .training import train
 
         result = train(config)
     if not result.finished:
         # As a process that SIGTERM ended, so that a scheduler starts it again.
         raise typer.Exit(143)
-    typer.echo(json.dumps({"checkpoint": str(result.checkpoint), "step": result.step, **result.validation}, indent=2))
+    figures = {"checkpoint": str(result.checkpoint), "step": result.step, **finite(result.validation)}
+    typer.echo(json.dumps(figures, indent=2))
 
 
 def _parameters() -> list[inspect.Parameter]:

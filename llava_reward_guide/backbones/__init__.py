@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import CheckpointError
-from .base import Backbone, BackboneInputs, BackboneOutput, Row
+from .base import Backbone, BackboneInputs, BackboneOutput, Row, load_weights
 from .text import read_config
 
 
@@ -53,16 +53,17 @@ def backbone_of(path: str | Path, revision: str | None = None) -> type[Backbone]
         ValueError: for a model of another type.
     """
     try:
-        return backbone_class(read_config(str(path), revision).get("model_type", ""))
-    except OSError as error:
+        config = read_config(str(path), revision)
+    except (OSError, ValueError) as error:
         raise _not_loaded(path, error) from error
+    return backbone_class(config.get("model_type", ""))
 
 
 def load_backbone(path: str | Path, revision: str | None = None, **options: Any) -> Backbone:
     """A backbone from a folder or hub id; `options` are those of `from_pretrained` in `transformers`.
 
     Raises:
-        CheckpointError: if it cannot be loaded.
+        CheckpointError: if it cannot be loaded, or lacks weights.
         ValueError: for a model of another type.
     """
     kind = backbone_of(path, revision)
@@ -87,5 +88,6 @@ __all__ = [
     "backbone_class",
     "backbone_of",
     "load_backbone",
+    "load_weights",
     "register",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..files import CheckpointError
+from ..images import ImageError
 from .text import TextTokenizer
 
 
@@ -114,11 +118,15 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_pretrained(cls, path: str, **options: Any) -> Backbone:
-        """Load model and text pipeline from a folder or hub id; `options` are those of `transformers`."""
+        """Load model, by `load_weights`, and text pipeline from a folder or hub id; `options` are of `transformers`."""
 
     @abstractmethod
     def prepare_row(self, image: Image, prompt: str, num_crops: int | None = None) -> Row:
-        """Text and pixels of one RGB image with its prompt; `num_crops` overrides the backbone's."""
+        """Text and pixels of one RGB image with its prompt; `num_crops` overrides the backbone's.
+
+        Raises:
+            ImageError: for an image so elongated that the backbone cannot take it.
+        """
 
     @abstractmethod
     def embed_images(self, inputs: BackboneInputs) -> Tensor:
@@ -126,7 +134,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def vision_flops(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
-        """(FLOPs of tower and projector, number of visual tokens) for an image of this size in pixels."""
+        """(FLOPs of tower and projector, number of visual tokens) for an image of this size in pixels.
+
+        Raises:
+            ImageError: as `prepare_row`.
+        """
 
     @property
     @abstractmethod
@@ -162,6 +174,17 @@ class Backbone(nn.Module, ABC):
     def prepare(self, images: Sequence[Image], prompts: Sequence[str], num_crops: int | None = None) -> BackboneInputs:
         """A batch of RGB images with their prompts, on the CPU."""
         return self.collate([self.prepare_row(image, prompt, num_crops) for image, prompt in zip(images, prompts)])
+
+    def check_size(self, image: Image, name: str, num_crops: int | None = None) -> None:
+        """Tell what `prepare_row` cannot take without preparing it.
+
+        Raises:
+            ImageError: naming the image.
+        """
+        try:
+            self.vision_flops(*image.size, num_crops)
+        except ImageError as error:
+            raise ImageError(f"The image at '{name}' cannot be scored. {error}") from None
 
     def collate(self, rows: Sequence[Row], padding_side: str = "left") -> BackboneInputs:
         """Pad rows to one length."""
@@ -217,3 +240,23 @@ class Backbone(nn.Module, ABC):
         tokens = pad_sequence(list(visual.split(counts.tolist())), batch_first=True)
         mask = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
         return tokens, mask
+
+
+def load_weights(kind: Any, path: str, **options: Any) -> Any:
+    """A model of `transformers` by `kind.from_pretrained`, which fills weights that the files lack with random numbers.
+
+    Raises:
+        CheckpointError: if a weight is missing or of another shape, or a file is corrupt.
+    """
+    try:
+        # Mismatches are an error all the same, one that names them.
+        model, found = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"Could not read the weights of {kind.__name__} in '{path}': {reason}.") from error
+    wrong = [f"{name} is {tuple(got)} instead of {tuple(own)}" for name, got, own in sorted(found["mismatched_keys"])]
+    wrong += [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"Expected all weights of {kind.__name__} in '{path}', but {', '.join(wrong[:3])}{more}.")
+    return model

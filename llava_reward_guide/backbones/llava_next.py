@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, LlavaNextModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, select_best_resolution
 
 from ..images import normalize
-from .base import Backbone, BackboneInputs, Row
+from .base import Backbone, BackboneInputs, Row, load_weights
 from .cost import clip_flops
 from .text import TextTokenizer
 
@@ -84,7 +84,7 @@ class LlavaNext(Backbone):
     @classmethod
     def from_pretrained(cls, path: str, **options: Any) -> LlavaNext:
         tokenizer = TextTokenizer.from_pretrained(path, options.get("revision"))
-        return cls(LlavaNextModel.from_pretrained(path, **options), tokenizer)
+        return cls(load_weights(LlavaNextModel, path, **options), tokenizer)
 
     @property
     def text_model(self) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3Model
 
 from ..images import hd_crops, hd_layout, hd_transform
-from .base import Backbone, BackboneInputs, BackboneOutput, Row
+from .base import Backbone, BackboneInputs, BackboneOutput, Row, load_weights
 from .cost import clip_flops
 from .text import TextTokenizer
 
@@ -185,7 +185,7 @@ class Phi3V(Backbone):
     def __init__(self, model: Phi3VModel, tokenizer: TextTokenizer, num_crops: int | None = None) -> None:
         super().__init__(model, tokenizer.id_of("<|endoftext|>"))
         self.tokenizer = tokenizer
-        self.num_crops: int = num_crops or model.config.num_crops
+        self.num_crops: int = model.config.num_crops if num_crops is None else num_crops
         vision = model.config.vision_config
         self.crop = vision.image_size
         self.crop_tokens = vision.image_size // vision.patch_size // 2
@@ -204,7 +204,7 @@ class Phi3V(Backbone):
             path, revision=revision, **({} if vision_config is None else {"vision_config": vision_config})
         )
         tokenizer = TextTokenizer.from_pretrained(path, revision)
-        return cls(Phi3VModel.from_pretrained(path, config=config, **options), tokenizer, num_crops)
+        return cls(load_weights(Phi3VModel, path, config=config, **options), tokenizer, num_crops)
 
     @property
     def text_model(self) -> Phi3VModel:
@@ -212,7 +212,7 @@ class Phi3V(Backbone):
 
     def prepare_row(self, image: Image, prompt: str, num_crops: int | None = None) -> Row:
         """`<|user|>`, the image and the prompt, then the end of text at once; each chunk of text begins with BOS."""
-        num_crops = num_crops or self.num_crops
+        num_crops = self.num_crops if num_crops is None else num_crops
         pixels = hd_transform(image, num_crops, self.crop)
         layout = hd_layout(*image.size, num_crops, self.crop, self.crop_tokens)
         bos = self.config.bos_token_id
@@ -251,7 +251,8 @@ class Phi3V(Backbone):
         return tokens, None if as_coded else mask
 
     def vision_flops(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
-        layout = hd_layout(width, height, num_crops or self.num_crops, self.crop, self.crop_tokens)
+        num_crops = self.num_crops if num_crops is None else num_crops
+        layout = hd_layout(width, height, num_crops, self.crop, self.crop_tokens)
         vision = self.model.vision_embed_tokens.img_processor["vision_model"].config
         size, merged = self.hidden_size, 4 * vision.hidden_size
         projector = 2 * layout.num_tokens * (merged * size + size * size)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLModel
 
-from ..images import normalize
-from .base import Backbone, BackboneInputs, Row
+from ..images import ImageError, normalize
+from .base import Backbone, BackboneInputs, Row, load_weights
 from .text import TextTokenizer
 
 
@@ -26,12 +26,13 @@ def smart_size(width: int, height: int, pixels: tuple[int, int]) -> tuple[int, i
     """Multiples of 28 nearest to a size, scaled where the area is outside `pixels` (least, most).
 
     Raises:
-        ValueError: for an image more elongated than 200:1, which the model cannot take.
+        ImageError: for an image more elongated than 200:1, which the model cannot take.
     """
     if max(width, height) > 200 * min(width, height):
-        raise ValueError(f"Expected an image less elongated than 200:1, but got {width} x {height}.")
+        raise ImageError(f"Expected an image less elongated than 200:1, but got {width} x {height}.")
     least, most = pixels
-    size = [round(side / MERGED) * MERGED for side in (width, height)]
+    # At least 28 in the first resize; in the second sides are so long already.
+    size = [max(MERGED, round(side / MERGED) * MERGED) for side in (width, height)]
     area = size[0] * size[1]
     if area > most:
         scale = math.sqrt(width * height / most)
@@ -95,7 +96,7 @@ class Qwen25VL(Backbone):
     @classmethod
     def from_pretrained(cls, path: str, **options: Any) -> Qwen25VL:
         tokenizer = TextTokenizer.from_pretrained(path, options.get("revision"))
-        return cls(Qwen2_5_VLModel.from_pretrained(path, **options), tokenizer)
+        return cls(load_weights(Qwen2_5_VLModel, path, **options), tokenizer)
 
     @property
     def text_model(self) -> Any:

@@ -24,9 +24,13 @@ class TextTokenizer:
         """From a folder or hub id.
 
         Raises:
-            OSError: if there is no tokenizer.json.
+            OSError: if there is no tokenizer.json, or it cannot be read.
         """
-        return cls(Tokenizer.from_file(cached_file(path, "tokenizer.json", revision=revision)))
+        file = cached_file(path, "tokenizer.json", revision=revision)
+        try:
+            return cls(Tokenizer.from_file(file))
+        except Exception as error:  # which is what the library raises
+            raise OSError(f"Could not read the tokenizer in '{file}': {error}.") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; nothing is added around it."""
@@ -73,6 +77,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
 
     Raises:
         OSError: if there is none.
+        ValueError: if it is no JSON.
     """
     with open(cached_file(path, "config.json", revision=revision), encoding="utf-8") as file:
         return json.load(file)

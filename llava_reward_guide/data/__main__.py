@@ -11,7 +11,7 @@ import typer
 
 from ..cli import one_line_errors
 from .convert import best_images, labels_from_annotations, pairs_from_ratings
-from .items import Items, check_images, read_rows
+from .items import Items, check_images, read_rows, standard
 from .overlap import remove_overlap
 
 
@@ -23,7 +23,15 @@ app = typer.Typer(
 )
 
 Sources = Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON, JSONL or CSV.")]
-Out = Annotated[Path, typer.Option(help="JSON to write. Paths in it are as in the sources.")]
+
+
+def _no_csv(path: Path) -> Path:
+    if path.suffix == ".csv":
+        raise typer.BadParameter("Expected a name that ends in .json or .jsonl; CSV has no place for two prompts.")
+    return path
+
+
+Out = Annotated[Path, typer.Option(help="JSON or JSONL to write. Paths in it are as in the sources.", callback=_no_csv)]
 Evaluation = Annotated[
     list[Path], typer.Option("--evaluation", help="Drop prompts similar to those of this file; may be repeated.")
 ]
@@ -52,6 +60,7 @@ def pairs(
     image_folder: Annotated[
         Path | None, typer.Option(help="What paths are relative to. [default: the folder of the first file]")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="Of that CLIP. [default: cuda if there is one]")] = None,
     validation: Validation = 0.0,
     seed: Seed = 0,
 ) -> None:
@@ -62,6 +71,8 @@ def pairs(
         typer.echo(str(statistics))
         items = _without_overlap(items, evaluation, threshold, distance)
         if negatives is not None:
+            import torch
+
             from .negatives import CLIPEmbedding, hard_negative_images, hard_negative_prompts
 
             folder = sources[0].parent if image_folder is None else image_folder
@@ -69,7 +80,8 @@ def pairs(
             for index, problem in bad.items():
                 typer.echo(f"Skipped: pair {index}: {problem}", err=True)
             items = [items[index] for index in good]
-            embedding = CLIPEmbedding(negatives, folder)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            embedding = CLIPEmbedding(negatives, folder, device)
             best = best_images(items)
             images = [(pair[side], pair["prompt"]) for pair in items for side in ("chosen_path", "reject_path")]
             found = hard_negative_prompts(best, embedding.text) + hard_negative_images(best, images, embedding.image)
@@ -100,6 +112,8 @@ def _without_overlap(items: list[Any], evaluation: list[Path], threshold: float,
     if not evaluation:
         return items
     texts = [text for path in evaluation for row in read_rows(path) for text in _texts(row)]
+    if not texts:
+        raise ValueError(f"Expected prompts in {', '.join(map(str, evaluation))}, but found none.")
     kept, dropped = remove_overlap(items, texts, threshold, distance)
     typer.echo(
         f"{len(dropped)} prompts dropped, and with them {len(items) - len(kept)} items, as similar to those of the "
@@ -109,26 +123,33 @@ def _without_overlap(items: list[Any], evaluation: list[Path], threshold: float,
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
-    prompt = row.get("prompt", row.get("caption", []))
-    return [prompt] if isinstance(prompt, str) else list(prompt)
+    """Its prompts that are not empty."""
+    prompt = standard(row).get("prompt") or []
+    return [text for text in ([prompt] if isinstance(prompt, str) else prompt) if text]
 
 
 def _write(items: list[dict[str, Any]], out: Path, validation: float, seed: int) -> None:
-    """By prompt, so that no prompt is in both files; a pair goes by the prompt of the chosen."""
+    """By prompt, so that no prompt is in both files; pairs with a prompt of either are left out."""
 
-    def of(item: dict[str, Any]) -> str:
+    def of(item: dict[str, Any]) -> set[str]:
         # Labelled images without a caption are told apart by their path.
-        return _texts(item)[0] or item.get("path", "")
+        return set(_texts(item)) or {item.get("path", "")}
 
-    prompts = sorted({of(item) for item in items})
+    prompts = sorted(set().union(*map(of, items)))
     random.Random(seed).shuffle(prompts)
     held_out = set(prompts[: round(validation * len(prompts))])
-    parts = {out: [item for item in items if of(item) not in held_out]}
+    parts = {out: [item for item in items if held_out.isdisjoint(of(item))]}
     if held_out:
-        parts[out.with_name(f"{out.stem}-validation{out.suffix}")] = [item for item in items if of(item) in held_out]
+        parts[out.with_name(f"{out.stem}-validation{out.suffix}")] = [item for item in items if of(item) <= held_out]
+    if torn := len(items) - sum(map(len, parts.values())):
+        typer.echo(f"{torn} pairs left out, as one of their prompts is held out and the other is not")
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, part in parts.items():
-        path.write_text(json.dumps(part, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if path.suffix == ".jsonl":
+            text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in part)
+        else:
+            text = json.dumps(part, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
         typer.echo(f"{len(part)} items written to {path}")
 
 

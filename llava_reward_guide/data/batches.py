@@ -56,17 +56,16 @@ class Batch:
 class RewardDataset(Dataset):
     """Items ready for a backbone.
 
-    An image that cannot be read does not end a run: its item enters with weight 0 and says why.
+    An image that cannot be read, or that the backbone cannot take, does not end a run: its item enters with weight 0
+    and says why.
 
     Args:
-        num_crops: most crops of an image; None for the backbone's.
         cache: keep what was prepared. For small images and small backbones, whose preparation costs as much as a step.
     """
 
-    def __init__(self, items: Items, backbone: Backbone, num_crops: int | None = None, cache: bool = False) -> None:
+    def __init__(self, items: Items, backbone: Backbone, cache: bool = False) -> None:
         self.items = items
         self.backbone = backbone
-        self.num_crops = num_crops
         self.cache: dict[int, Example] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -78,11 +77,10 @@ class RewardDataset(Dataset):
         error = None
         prompts = self.items.prompts(index)
         try:
-            images = self.items.images(index)
+            rows = tuple(self.backbone.prepare_row(*pair) for pair in zip(self.items.images(index), prompts))
         except ImageError as problem:
             error = str(problem)
-            images = tuple(Image.new("RGB", (32, 32)) for _ in prompts)
-        rows = tuple(self.backbone.prepare_row(*pair, self.num_crops) for pair in zip(images, prompts))
+            rows = tuple(self.backbone.prepare_row(Image.new("RGB", (32, 32)), prompt) for prompt in prompts)
         example = Example(index, rows, self.items[index].get("label"), error)
         if self.cache is not None:
             self.cache[index] = example

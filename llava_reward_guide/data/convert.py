@@ -61,7 +61,7 @@ def pairs_from_ratings(
         the values that were compared; what became of the data.
 
     Raises:
-        ValueError: if no row has the rating.
+        ValueError: for a row without prompt or image, or if none has the rating.
     """
     field = PERSPECTIVES.get(rating, rating)
     if lower_is_better is None:
@@ -125,6 +125,9 @@ def best_images(pairs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 def _images_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     row = standard(row)
+    wanted = ("prompt", "ranking") if "generations" in row else ("prompt", "path")
+    if missing := [name for name in wanted if row.get(name) is None]:
+        raise ValueError(f"Expected {', '.join(missing)} in every row, but got {dict(row)}.")
     if "generations" not in row:
         return [dict(row)]
     return [

@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..images import ImageError, load_image
 
+
+if TYPE_CHECKING:
+    from ..backbones import Backbone
 
 Item = Mapping[str, Any]
 
@@ -138,7 +141,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         if path.suffix == ".csv":
             rows: Any = list(csv.DictReader(StringIO(text, newline="")))
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Not `splitlines`, which also splits at what may stand within a text, such as U+2028.
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             rows = json.loads(text)
     except FileNotFoundError:
@@ -176,23 +180,27 @@ def open_image(value: Any, folder: Path) -> Image.Image:
         if value.get("bytes") is None:
             return open_image(value["path"], folder)
         try:
-            return Image.open(BytesIO(value["bytes"])).convert("RGB")
+            return ImageOps.exif_transpose(Image.open(BytesIO(value["bytes"]))).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(f"Expected a readable image in the dataset, but it is corrupt: {error}.") from None
     return load_image(folder / str(value))
 
 
 def check_images(
-    items: Items, workers: int = 8, progress: Callable[[int], None] = lambda count: None
+    items: Items,
+    workers: int = 8,
+    progress: Callable[[int], None] = lambda count: None,
+    backbone: Backbone | None = None,
 ) -> tuple[list[int], dict[int, str]]:
     """Decode every image once.
 
     Args:
         workers: threads.
         progress: called with the number of items checked since the last call.
+        backbone: that is to take the images; None to check no more than that they can be read.
 
     Returns:
-        Indices of the items whose images can be read; index -> what is wrong with the others.
+        Indices of the items whose images are good; index -> what is wrong with the others.
     """
     known: dict[str, str | None] = {}
 
@@ -202,7 +210,9 @@ def check_images(
             key = str(item[side]) if isinstance(item[side], (str, Path)) else None
             if key is None or key not in known:
                 try:
-                    open_image(item[side], items.folder)
+                    image = open_image(item[side], items.folder)
+                    if backbone is not None:
+                        backbone.check_size(image, key or "a row of the dataset")
                     problem = None
                 except ImageError as error:
                     problem = str(error)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones import load_weights
 from ..images import load_image
 
 
@@ -90,6 +91,9 @@ class CLIPEmbedding:
     Args:
         name: folder or hub id of a CLIP with its tokenizer.
         folder: what relative paths are relative to.
+
+    Raises:
+        CheckpointError: if its weights are not whole.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class CLIPEmbedding:
     ) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-        self.model = CLIPModel.from_pretrained(name).to(device).eval()
+        self.model = load_weights(CLIPModel, name).to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         side = self.model.config.vision_config.image_size
         self.processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})

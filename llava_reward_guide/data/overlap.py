@@ -61,7 +61,7 @@ def most_similar(prompts: Sequence[str], others: Sequence[str], definition: str 
 def remove_overlap(
     items: Sequence[Mapping[str, Any]], evaluation: Iterable[str], threshold: float = 0.85, definition: str = "max"
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Drop items that have a prompt at least this similar to one of the evaluation.
+    """Drop items that have a prompt at least this similar to one of the evaluation. Empty ones are similar to none.
 
     Args:
         items: pairs or labelled images.
@@ -72,7 +72,7 @@ def remove_overlap(
         The items that stay; the prompts that were dropped.
     """
     texts = list(dict.fromkeys(text for item in items for text in _prompts(item)))
-    others = list(dict.fromkeys(evaluation))
+    others = [text for text in dict.fromkeys(evaluation) if text.strip()]
     if not texts or not others:
         return list(items), []
     near = most_similar(texts, others, definition) >= threshold

@@ -92,12 +92,27 @@ class TrainingConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Known: {', '.join(known)}.")
-        positive = ("batch_size", "micro_batch_size", "epochs", "learning_rate", "validate_every", "save_every")
-        for name in (*positive, "keep_checkpoints", "log_every", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Expected `{name}` to be positive, but got {getattr(self, name)}.")
+        positive: tuple[str, ...] = (
+            "batch_size", "micro_batch_size", "epochs", "learning_rate", "validate_every", "save_every",
+            "keep_checkpoints", "log_every", "max_grad_norm", "lora_alpha", "max_steps", "num_crops",
+        )  # fmt: skip
+        for name in positive if self.full_finetune else (*positive, "lora_rank"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
+        for name in ("ema_decay", "lora_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"Expected `{name}` to be at least 0 and below 1, but got {value}.")
         if self.full_finetune and self.optimizer_scope == "lora_only":
             raise ValueError("Expected `optimizer_scope` 'all' with `full_finetune`, but got 'lora_only'.")
+        # Trained weights are float32, and meet the frozen ones' dtype unless these come first (LoRA) or there are none.
+        mixed = self.optimizer_scope == "all" and not self.full_finetune and self.dtype != "float32"
+        if mixed and self.mixed_precision == "no":
+            raise ValueError(
+                f"Expected `dtype` 'float32' with `mixed_precision` 'no' and `optimizer_scope` 'all', but got "
+                f"{self.dtype!r}."
+            )
         self.reward_config()
 
     def reward_config(self) -> RewardConfig:

@@ -12,6 +12,9 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..files import write_whole
+from ..report import finite
+
 
 class Monitor:
     """Of one run; only the main process shows and logs, every process reports what it skips.
@@ -40,8 +43,9 @@ class Monitor:
         self.task = self.bar.add_task("steps", total=total, completed=done, figures="")
         path = self.folder / "log.jsonl"
         if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= done))
+            # What a crash cut short has no end of line.
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= done))
 
     def advance(self, step: int, figures: Mapping[str, float], log: bool) -> None:
         text = f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.3f}"
@@ -74,4 +78,4 @@ class Monitor:
 
     def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.writelines(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..data import Items, check_images, read_items
 from ..data.batches import Batch, RewardDataset, StepSampler
+from ..files import write_whole
 from ..losses import reward_loss
 from ..model import LlavaReward
 from ..report import write_report
@@ -99,10 +101,11 @@ class Trainer:
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         last, self.progress = read_progress(self.folder / "checkpoints")
+        if last is not None:
+            _same_run(config, self.folder)
+        self.reward = build_reward(config) if reward is None else reward
         if last is None:
             self.progress.skipped = self._unreadable(items)
-        else:
-            _same_run(config, self.folder)
         good = sorted(set(range(len(items))) - set(self.progress.skipped))
         steps = config.max_steps or math.ceil(config.epochs * (len(good) // config.batch_size))
         processes = accelerator.num_processes
@@ -116,7 +119,6 @@ class Trainer:
             settings: Any = accelerator.state.deepspeed_plugin.deepspeed_config
             settings["train_micro_batch_size_per_gpu"] = config.micro_batch_size
             settings["gradient_accumulation_steps"] = self.sampler.accumulation
-        self.reward = build_reward(config) if reward is None else reward
         parameters = make_trainable(self.reward, config)
         # The weights begin alike on all processes, dropout does not.
         set_seed(config.seed, device_specific=True)
@@ -145,7 +147,7 @@ class Trainer:
             load_checkpoint(accelerator, last)
             self.monitor.say(f"Going on from step {self.progress.step} ({last})")
         if accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+            write_whole(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     def _accelerator(self) -> Accelerator:
         config = self.config
@@ -173,11 +175,11 @@ class Trainer:
         return accelerator
 
     def _unreadable(self, items: Items) -> list[int]:
-        """Indices of items whose images cannot be read, reported; the same on every process."""
+        """Indices of items whose images cannot be used, reported; the same on every process."""
         found: list[list[int]] = [[]]
         if self.config.check_images and self.accelerator.is_main_process:
             with self.monitor.counting("images", len(items)) as advance:
-                _, bad = check_images(items, progress=advance)
+                _, bad = check_images(items, progress=advance, backbone=self.reward.backbone)
             self.monitor.skip(f"Item {index}: {problem}" for index, problem in bad.items())
             self.monitor.say(f"{len(items) - len(bad)} items to train on; {len(bad)} skipped as unreadable")
             found = [sorted(bad)]
@@ -317,9 +319,13 @@ class Trainer:
         self.monitor.log(step, {f"validation_{name}": value for name, value in summary.items()})
         return summary
 
-    def _save(self, folder: Path) -> None:
+    def _save(self, place: Path) -> None:
+        """Complete or not at all: parts of two checkpoints would load as one."""
         state = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
+            folder, old = (place.with_name(f"{place.name}.{suffix}") for suffix in ("unfinished", "old"))
+            for left in (folder, old):
+                shutil.rmtree(left, ignore_errors=True)
             self.reward.save_pretrained(folder, state_dict=state)
             if self.config.full_finetune:
                 prefix = "backbone.model."
@@ -327,6 +333,10 @@ class Trainer:
                 save_backbone(self.reward.backbone, folder, own)
             if self.config.published_layout:
                 self.reward.save_pretrained(folder / "published", "published", state)
+            if place.exists():
+                place.rename(old)
+            folder.rename(place)
+            shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _end(self) -> None:
@@ -346,7 +356,13 @@ def _training_items(config: TrainingConfig) -> Items:
 
 
 def _same_run(config: TrainingConfig, folder: Path) -> None:
-    before = yaml.safe_load((folder / "config.yaml").read_text())
+    try:
+        before = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"Expected the settings of the run to go on with in '{folder / 'config.yaml'}', but could not read them: "
+            f"{error}. Choose another `output`, or put the file back."
+        ) from None
     other = [name for name, value in config.to_dict().items() if name not in FREE and before.get(name) != value]
     if other:
         was = ", ".join(f"{name} {before.get(name)!r}" for name in other)

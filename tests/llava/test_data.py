@@ -74,6 +74,10 @@ def test_gap_and_missing_ratings():
     pairs, statistics = pairs_from_ratings(rows, min_gap=0.5)
     assert (pairs, statistics.ties, statistics.unrated) == ([], 1, 1)
     assert len(pairs_from_ratings(rows, min_gap=0.4)[0]) == 1
+    with pytest.raises(ValueError, match="Expected prompt in every row"):
+        pairs_from_ratings([{"path": "a", "rating": 1}])
+    with pytest.raises(ValueError, match="Expected ranking in every row"):
+        pairs_from_ratings([{"prompt": "p", "generations": ["a"]}])
     with pytest.raises(ValueError, match="'fidelity_rating'"):
         pairs_from_ratings(rows, "fidelity")
 
@@ -152,8 +156,11 @@ def test_remove_overlap():
     kept, dropped = remove_overlap(items, ["A red cube "], 0.85)
     assert kept == [{"prompt": "something else"}]
     assert dropped == ["a red cub", "a red cube"]
+    # An empty prompt says nothing.
+    items.append({"prompt": ""})
+    assert remove_overlap(items, ["", " "], 0.85) == (items, [])
     # 1 - 1 / 10 = 0.9 by one definition, 1 - 2 / 20 = 0.9 by the other.
-    assert len(remove_overlap(items, ["A red cube "], 0.91, "yujian-bo")[0]) == 2
+    assert len(remove_overlap(items, ["A red cube "], 0.91, "yujian-bo")[0]) == 3
     with pytest.raises(ValueError, match="yujian-bo"):
         remove_overlap(items, ["a"], 0.5, "cosine")
 
@@ -209,6 +216,9 @@ PAIRS = [
 def test_formats(folder):
     (folder / "pairs.json").write_text(json.dumps(PAIRS))
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)) + "\n")
+    separators = [{**PAIRS[0], "prompt": "a\u2028b\u0085c"}]
+    (folder / "separators.jsonl").write_text(json.dumps(separators[0], ensure_ascii=False), encoding="utf-8")
+    assert [dict(item) for item in read_items(folder / "separators.jsonl")] == separators
     (folder / "labels.csv").write_text('path,prompt,label\na.png,"a, b\nc",1\nb.png,,unsafe\n')
     for name in ("pairs.json", "pairs.jsonl"):
         items = read_items(folder / name)
@@ -252,6 +262,22 @@ def test_unreadable_images(folder):
     assert "missing.png" in batch.errors[0]
 
 
+def test_images_too_elongated(tmp_path):
+    """Readable ones that the backbone cannot take."""
+    Image.new("RGB", (30, 20)).save(tmp_path / "good.png")
+    Image.new("RGB", (400, 1)).save(tmp_path / "strip.png")
+    items = Items([{"prompt": "p", "chosen_path": "good.png", "reject_path": "strip.png"}], tmp_path)
+    backbone = random_backbone("phi3_v", "tiny", num_crops=1)
+    assert check_images(items)[0] == [0]
+    good, bad = check_images(items, backbone=backbone)
+    assert good == []
+    assert "strip.png" in bad[0]
+    dataset = RewardDataset(items, backbone)
+    batch = dataset.collate([dataset[0]])
+    assert batch.weights.tolist() == [0]
+    assert "less elongated than 336:1" in batch.errors[0]
+
+
 def test_hugging_face_dataset(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     columns = {"caption": ["p", "p"], "chosen": [str(folder / "b.png")] * 2}
@@ -280,6 +306,7 @@ def test_command_line_adds_hard_negatives(tmp_path):
     (tmp_path / "ratings.csv").write_text("\n".join(rows))
     out = tmp_path / "pairs.json"
     arguments = ["pairs", str(tmp_path / "ratings.csv"), "--out", str(out), "--negatives", str(WEIGHTS / "guide")]
+    arguments += ["--device", "cpu"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "missing.png" in result.output
@@ -288,6 +315,13 @@ def test_command_line_adds_hard_negatives(tmp_path):
     prompts = {pair["prompt"][0]: pair["prompt"][1] for pair in items if isinstance(pair["prompt"], list)}
     assert prompts["a photo of a red star"] == "a photo of a orange star"
     assert len(items) == 3 + 6
+    result = CliRunner().invoke(app, [*arguments, "--validation", "0.34"])
+    # Of red, orange and blue one is held out: the negatives that cross over are in neither file.
+    parts = [read_items(path) for path in (out, tmp_path / "pairs-validation.json")]
+    sides = [{text for index in range(len(part)) for text in part.prompts(index)} for part in parts]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert f"{9 - sum(map(len, parts))} pairs left out" in result.output
 
 
 def test_command_line(folder, tmp_path):
@@ -308,6 +342,18 @@ def test_command_line(folder, tmp_path):
     assert not prompts[0] & prompts[1]
     assert "prompt 3" not in prompts[0] | prompts[1]
     assert np.all([pair["c_rate"] > pair["r_rate"] for part in written for pair in part])
+    # Evaluations under other names, with a row that has none; lines of JSON out.
+    (tmp_path / "other.json").write_text('[{"text": "prompt 3"}, {"prompt": null}]')
+    arguments = ["pairs", str(tmp_path / "ratings.csv"), "--out", str(tmp_path / "pairs.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, "--evaluation", str(tmp_path / "other.json"), "--threshold", "0.95"])
+    assert "1 prompts dropped, and with them 2 items" in result.output
+    assert len(read_items(tmp_path / "pairs.jsonl")) == 18
+    (tmp_path / "other.json").write_text('[{"question": "prompt 3"}]')
+    result = CliRunner().invoke(app, [*arguments, "--evaluation", str(tmp_path / "other.json")])
+    assert result.exit_code == 1
+    assert "Expected prompts in" in result.output
+    result = CliRunner().invoke(app, [*arguments[:-1], str(tmp_path / "pairs.csv")])
+    assert result.exit_code == 2
     rows = ["image,safety_label,text", "a.png,Safe,x", "b.png,Unsafe,"]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     arguments = ["labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "labels.json")]

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import GPM, IMAGE, SAFETY, checkpoints
 
@@ -139,6 +140,8 @@ def test_unsafe_pickle(root, broken):
     refuses(broken, root / "base", "Could not read tensors")
     (broken / "pytorch_model.bin").write_bytes(b"not tensors")
     refuses(broken, root / "base", "Could not read tensors")
+    torch.save([torch.zeros(1)], broken / "pytorch_model.bin")
+    refuses(broken, root / "base", "a list, not tensors by name")
 
 
 def test_config_and_weights_disagree(root, broken):
@@ -164,6 +167,57 @@ def test_wrong_backbone(root, broken, tmp_path):
     refuses(broken, root / "base", "hidden size 64 in .* found one for 7")
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda weights: weights.pop("model.layers.1.mlp.down_proj.weight"),
+            "layers.1.mlp.down_proj.weight is missing",
+        ),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.ones(7)}),
+            r"norm.weight is \(7,\) instead of \(64,",
+        ),
+    ],
+)
+def test_backbone_that_lacks_weights(root, tmp_path, change, match):
+    """They would be random otherwise."""
+    shutil.copytree(root / "base", tmp_path / "base")
+    weights = load_file(root / "base" / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    refuses(root / "alignment", tmp_path / "base", match)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("model.safetensors", "Could not read the weights"),
+        ("tokenizer.json", "Could not read the tokenizer"),
+        ("config.json", "Could not load the backbone"),
+    ],
+)
+def test_corrupt_backbone(root, tmp_path, name, match):
+    shutil.copytree(root / "base", tmp_path / "base")
+    cut(tmp_path / "base" / name)
+    refuses(root / "alignment", tmp_path / "base", match)
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "projector.safetensors", "lora/adapter_model.safetensors"])
+def test_corrupt_weights(root, tmp_path, name):
+    shutil.copytree(root / "alignment", tmp_path / "cut")
+    cut(tmp_path / "cut" / name)
+    refuses(tmp_path / "cut", root / "base", f"Could not read tensors from '.*{name}'")
+
+
+def test_layers_that_the_backbone_has_not(root):
+    refuses(root / "alignment", root / "base", "`hidden_layer`.* between 0 and 3", config=RewardConfig(hidden_layer=99))
+
+
 def test_wrong_tokenizer(root, broken, tmp_path):
     shutil.copytree(root / "base", tmp_path / "base")
     random_backbone("qwen2_5_vl", "tiny").tokenizer.save(str(tmp_path / "base" / "tokenizer.json"))
@@ -186,6 +240,10 @@ def test_options(root):
         load(root / "alignment", attn_implementation="paged")
     with pytest.raises(ValueError, match="Known: 8bit, 4bit"):
         load(root / "alignment", quantize="2bit")
+    with pytest.raises(ValueError, match="`batch_size` to be at least 1, but got -1"):
+        load(root / "alignment", batch_size=-1)
+    with pytest.raises(ValueError, match="`num_crops` to be at least 1, but got 0"):
+        LlavaReward.from_pretrained(root / "alignment", num_crops=0)
     with pytest.raises(ImportError, match=r'pip install "fk-steer\[flash\]"'):
         load(root / "alignment", attn_implementation="flash_attention_2")
     with pytest.raises(ValueError, match="Known: safetensors, published"):
@@ -213,6 +271,10 @@ def test_published_layout_has_limits(tmp_path):
 def test_load_image(tmp_path):
     IMAGE.save(tmp_path / "good.png")
     assert load_image(tmp_path / "good.png").tobytes() == IMAGE.tobytes()
+    on_its_side = Image.Exif()
+    on_its_side[274] = 6
+    IMAGE.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=on_its_side)
+    assert load_image(tmp_path / "turned.png").tobytes() == IMAGE.tobytes()
     data = (tmp_path / "good.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.png").write_text("not an image")

@@ -58,6 +58,15 @@ def test_score(root, images, expected, tmp_path):
     assert f"{expected[0].item():.4f}" in result.output
 
 
+def test_too_elongated(root, images, tmp_path):
+    Image.new("RGB", (400, 1)).save(images / "strip.png")
+    files = [images / "0.png", images / "strip.png"]
+    result = invoke("score", *files, *on(root / "alignment"), "-p", "x", "--out", tmp_path / "scores.json")
+    assert result.exit_code == 2
+    assert "strip.png" in result.output
+    assert [item["reward"] is None for item in json.loads((tmp_path / "scores.json").read_text())] == [False, True]
+
+
 def test_compare(root, images, expected):
     result = invoke("compare", images / "0.png", images / "1.png", *on(root / "alignment"), "-p", "a red cube")
     assert result.exit_code == 0, result.output
@@ -102,13 +111,22 @@ def test_evaluate_pairs(root, images, expected, tmp_path):
     assert (found["summary"]["items"], found["summary"]["errors"]) == (3, 1)
 
 
-def test_evaluate_labels(root, images):
+def test_evaluate_labels(root, images, tmp_path):
     items = [{"path": f"{index}.png", "label": index % 2, "prompt": ""} for index in range(3)]
     (images / "labels.json").write_text(json.dumps(items))
     objective = ("--objective", "classification")
     result = invoke("evaluate-json", images / "labels.json", *on(root / "safety"), *objective)
     assert result.exit_code == 0, result.output
     assert {"accuracy", "f1", "f1_unsafe", "recall", "auc"} < json.loads(result.stdout).keys()
+    # Of one class there is no AUC; nor has JSON a NaN. Prompts stay as they are.
+    (images / "one.json").write_text(json.dumps([{**items[1], "prompt": "x: NaN"}]))
+    arguments = ("--out", tmp_path / "one.json", "--report", tmp_path)
+    result = invoke("evaluate-json", images / "one.json", *on(root / "safety"), *objective, *arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["auc"] is None
+    assert json.loads((tmp_path / "one.json").read_text())["summary"]["auc"] is None
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (report["summary"]["auc"], list(report["rewards"]["prompts"])) == (None, ["x: NaN"])
     result = invoke("evaluate-json", images / "labels.json", *on(root / "preference"))
     assert result.exit_code == 1
     assert "Expected pairs" in result.output

@@ -110,6 +110,18 @@ def test_only_the_end_is_computed():
     torch.testing.assert_close(pooled(output), head.value_head(means))
 
 
+def test_skip_ca_in_float16():
+    """Products of queries and keys that float16 cannot hold, unless the queries are scaled first."""
+    head = RewardHead(RewardConfig(), 256, 1e-5)
+    for layer in (head.W_q, head.W_k, head.W_v):
+        torch.nn.init.eye_(layer.weight)
+    hidden = torch.full((1, 1, 256), 20.0)
+    visual = torch.stack([torch.full((256,), 20.0), torch.full((256,), 19.96875)])[None]
+    expected = head.skip_connection(hidden, visual, None)
+    found = head.half().skip_connection(hidden.half(), visual.half(), None)
+    torch.testing.assert_close(found.float(), expected, atol=1e-2, rtol=0)
+
+
 def test_no_visual_tokens_no_attention():
     head = RewardHead(RewardConfig(), 8, 1e-5)
     hidden = torch.randn(2, 1, 8)
@@ -181,6 +193,16 @@ def test_perspectives():
         reward.set_perspective("beauty")
     with pytest.raises(ValueError, match="a perspective 'safety' already"):
         new_perspective(reward, "safety", RewardConfig(), rank=0)
+
+
+def test_new_perspective_keeps_the_mode():
+    """One added to a model that scores has no dropout."""
+    reward = make()
+    new_perspective(reward, "new", RewardConfig(), rank=4, dropout=0.5)
+    assert not any(module.training for module in reward.modules())
+    reward.train()
+    new_perspective(reward, "newer", RewardConfig(), rank=4, dropout=0.5)
+    assert reward.backbone.text_model.layers[0].self_attn.o_proj.lora_dropout["newer"].training
 
 
 def test_general_preference():
@@ -299,6 +321,11 @@ def test_bad_calls():
         reward.score(IMAGES[:2], "a red cube")
     with pytest.raises(ValueError, match="0 images and 0 prompts"):
         reward.score([], [])
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"`batch_size` to be at least 1, but got {size}"):
+            reward.score(IMAGES[:2], PROMPTS[:2], batch_size=size)
+    with pytest.raises(ValueError, match="at least 1, but got 100 x 100 and 0"):
+        reward.score(IMAGES[:1], ["x"], num_crops=0)
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         reward.score(torch.zeros(2, 1, 8, 8), ["x", "y"])
     with pytest.raises(ValueError, match="Known: full, tiny"):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from llava_reward_guide import RewardConfig, random_reward
-from llava_reward_guide.backbones.qwen2_5_vl import PROCESSOR_PIXELS, resize_twice, smart_size
+from llava_reward_guide.backbones.qwen2_5_vl import LOADING_PIXELS, PROCESSOR_PIXELS, resize_twice, smart_size
 from llava_reward_guide.images import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.untrained import random_backbone
 
@@ -244,6 +244,8 @@ def test_qwen_tokens():
 def test_smart_size():
     assert smart_size(512, 512, PROCESSOR_PIXELS) == (504, 504)
     assert smart_size(200, 100, PROCESSOR_PIXELS) == (644, 336)
+    # By qwen-vl-utils' smart_resize a side has at least 28 pixels before the area is looked at.
+    assert smart_size(2000, 10, LOADING_PIXELS) == (1988, 28)
     width, height = smart_size(4000, 3000, PROCESSOR_PIXELS)
     assert width * height <= PROCESSOR_PIXELS[1]
     assert resize_twice(Image.new("RGB", (512, 512))).size == (504, 504)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from llava_reward_guide import LlavaReward, RewardConfig, new_perspective
+from llava_reward_guide.lora import Adapter
 from llava_reward_guide.report import pair_reliability, reliability, reward_distribution
 from llava_reward_guide.train import app
 from llava_reward_guide.training import NonFiniteError, TrainingConfig, train
@@ -24,6 +25,7 @@ from llava_reward_guide.training.config import load_config, shipped_configs
 from llava_reward_guide.training.progress import Monitor
 from llava_reward_guide.training.setup import count_parameters, make_trainable
 from llava_reward_guide.training.state import ExponentialMovingAverage
+from llava_reward_guide.training.trainer import Trainer
 from llava_reward_guide.untrained import random_backbone, save_backbone
 
 
@@ -187,6 +189,34 @@ def test_killed_run_goes_on_exactly(data, tmp_path, monkeypatch):
         train(config(data, tmp_path / "killed", **{**changes, "learning_rate": 1e-3}))
 
 
+def test_torn_files(data, tmp_path, monkeypatch):
+    """A log whose last line was cut, and a crash in the middle of a checkpoint."""
+    run = config(data, tmp_path, max_steps=2)
+    train(run)
+    whole = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(whole + '{"step": 3, "lo')
+    train(run)
+    assert (tmp_path / "log.jsonl").read_text() == whole
+    trainer, before = Trainer(run), weights(tmp_path / "final")
+    with torch.no_grad():
+        trainer.reward.head.value_head.weight.add_(1)
+
+    def crash(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "write", crash)
+        with pytest.raises(KeyboardInterrupt):
+            trainer._save(tmp_path / "final")
+    torch.testing.assert_close(weights(tmp_path / "final"), before, rtol=0, atol=0)
+    trainer._save(tmp_path / "final")
+    assert not torch.equal(weights(tmp_path / "final")["value_head.weight"], before["value_head.weight"])
+    assert sorted(path.name for path in tmp_path.iterdir() if "." in path.name) == ["config.yaml", "log.jsonl"]
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"settings of the run .*config\.yaml"):
+        train(run)
+
+
 def test_sigterm_saves_and_exits(data, tmp_path, monkeypatch):
     run = config(data, tmp_path / "stopped")
     with monkeypatch.context() as patch:
@@ -344,11 +374,21 @@ def test_shipped_recipes():
         ({"optimizer_scope": "none"}, "lora_only"),
         ({"learning_rate": 0}, "positive"),
         ({"full_finetune": True, "optimizer_scope": "lora_only"}, "full_finetune"),
+        ({"max_steps": 0}, "`max_steps` to be positive"),
+        ({"lora_rank": 0}, "`lora_rank` to be positive"),
+        ({"num_crops": 0}, "`num_crops` to be positive"),
+        ({"ema_decay": 2.0}, "`ema_decay` to be at least 0 and below 1"),
+        ({"mixed_precision": "no"}, "`dtype` 'float32' with `mixed_precision` 'no'"),
     ],
 )
 def test_wrong_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         load_config("phi3v-alignment", changes)
+
+
+def test_precision_without_mixing():
+    for changes in ({"dtype": "float32"}, {"optimizer_scope": "lora_only"}, {"full_finetune": True, "lora_rank": 0}):
+        load_config("phi3v-alignment", {"mixed_precision": "no", **changes})
 
 
 def test_command_line(data, tmp_path):
