@@ -39,9 +39,9 @@ class Sampler:
         self.reward: Any = None
         if settings.reward is not None:
             self.reward = load_guide(settings.reward, device, **settings.reward_options)
-        if (settings.scheduler or self.steering) and (
-            note := set_scheduler(self.pipe, settings.scheduler, self.steering or FKSteering(num_particles=1))
-        ):
+        # Without steering a single particle stands for the stock pipeline: it needs no noise of its own.
+        steering = self.steering or FKSteering(num_particles=1)
+        if note := set_scheduler(self.pipe, settings.scheduler, steering, settings.steps):
             warnings.warn(note, stacklevel=2)
 
     def __call__(self, samples: Sequence[Sample]) -> list[tuple[Image.Image, SampleRecord, Trace | None]]:

@@ -40,7 +40,7 @@ def measure(
         shared), 'peak bytes' of one call on rank 0 by way, and the largest 'difference' of a reward; None on the other
         ranks.
     """
-    set_scheduler(pipe, None, steering)
+    set_scheduler(pipe, None, steering, call.get("num_inference_steps"))
     texts = [line["prompt"] for line in evaluation_prompts()[:prompts]]
     steered = steer(pipe, reward, steering)
 

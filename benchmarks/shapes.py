@@ -173,7 +173,7 @@ def _guide(reward: str, model: str) -> RewardFunction:
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:
     pipe = _loaded(job.model)
     stock_scheduler = pipe.scheduler
-    set_scheduler(pipe, None, job.steering)
+    set_scheduler(pipe, None, job.steering, job.steps)
     try:
         output = steer(pipe, _guide(job.reward, job.model), job.steering)(
             [line["prompt"] for _, line in chunk],

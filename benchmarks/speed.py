@@ -174,7 +174,7 @@ def measure(
         mean 'reward' of the best images of the steered and the straight-through runs, and 'peak bytes' by number of
         particles.
     """
-    set_scheduler(pipe, None, steering)
+    set_scheduler(pipe, None, steering, call.get("num_inference_steps"))
     texts = [line["prompt"] for line in evaluation_prompts()[:prompts]]
     lmbda = lmbda_for(reward, steering.lmbda) or 0.0
     # What records a reward's calls does not have its default.

@@ -194,9 +194,11 @@ def _generate_missing(
     reward = load_guide(settings["reward"], target, **settings["reward_options"])
     pipe = load_pipeline(settings["model"], kind.value, settings["dtype"], target)
     pipe.set_progress_bar_config(leave=False, disable=not writes)
-    stock_scheduler = pipe.scheduler
-    if note := set_scheduler(pipe, settings["scheduler"], steering):
+    unsteered_scheduler = pipe.scheduler
+    if note := set_scheduler(pipe, settings["scheduler"], steering, settings["steps"]):
         console.print(f"{note} Choose another with --scheduler.", highlight=False)
+    elif settings["scheduler"]:
+        unsteered_scheduler = pipe.scheduler
     call = {
         "num_inference_steps": settings["steps"],
         "guidance_scale": settings["guidance"],
@@ -208,7 +210,7 @@ def _generate_missing(
     runs = {"": (steering, pipe.scheduler)}
     if settings["compare"]:
         unsteered = FKSteering(**{**vars(steering), "schedule": Schedule(), "eta": 0.0})
-        runs = {"unsteered-": (unsteered, stock_scheduler), **runs}
+        runs = {"unsteered-": (unsteered, unsteered_scheduler), **runs}
     if writes:
         record_settings(out, settings)
     for index in missing:

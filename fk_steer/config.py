@@ -27,7 +27,7 @@ class FKSteering:
         lmbda: strength of the tilt exp(lambda r), finite and at least 0. None takes the reward's `default_lmbda`;
             with the tempering 'target-ess' it is an upper limit, and None is no limit.
         potential: how rewards along the way are turned into weights: 'difference', 'max', 'sum' or 'current'.
-        resampler: 'ssp', 'systematic', 'stratified', 'residual', 'multinomial' or 'top-k'.
+        resampler: 'ssp', 'systematic', 'stratified', 'residual', 'multinomial', 'top-k' or 'argmax'.
         tempering: lambda along the way: a name ('constant', 'rising', 'geometric', 'target-ess') or an instance with
             settings of its own.
         schedule: when x0 predictions are scored, how many particles live on and when noise is injected. A plain
@@ -46,10 +46,10 @@ class FKSteering:
             pipeline call wins.
         elite: from the first event in the noise window or the step before it on, the particle with the highest reward
             at that event goes on without noise and survives every resampling, so that the result is never worse than
-            what the best seed gives. For samplers whose noise can be switched.
+            what the best seed gives. For samplers whose noise can be switched; others are refused.
         standardize: weigh z-scores of the rewards within each prompt instead of the rewards.
         target_reward: a prompt whose best x0 prediction reaches this reward goes on with that particle alone; the
-            denoiser rows that saves are reported. None never stops.
+            denoiser rows that saves are reported. A cascade's is on the scale of its last reward. None never stops.
         rollover: spend those rows on running prompts that have not reached `target_reward` again, from other noise,
             those nearest to it first; the better images are kept.
         preview_decoder: decodes x0 predictions in place of the pipeline's VAE: an `AutoencoderTiny` or the hub id or
@@ -95,8 +95,14 @@ class FKSteering:
             object.__setattr__(self, "tempering", TEMPERINGS[self.tempering]())
         if not isinstance(self.schedule, Schedule):
             object.__setattr__(self, "schedule", Schedule(at=tuple(self.schedule)))
-        if self.num_particles < 1:
-            raise ValueError(f"Expected `num_particles` to be at least 1, but got {self.num_particles}.")
+        for name in ("num_particles", "reward_batch_size", "decode_batch_size", "denoise_batch_size"):
+            size, none = getattr(self, name), "" if name == "num_particles" else "None or "
+            if not (isinstance(size, int) and size >= 1) and not (none and size is None):
+                raise ValueError(f"Expected `{name}` to be {none}an integer of at least 1, but got {size!r}.")
+        if self.seed is not None and not (isinstance(self.seed, int) and self.seed >= 0):
+            raise ValueError(f"Expected `seed` to be None or an integer of at least 0, but got {self.seed!r}.")
+        if self.target_reward is not None and math.isnan(self.target_reward):
+            raise ValueError("Expected `target_reward` to be a number, but got NaN.")
         if self.lmbda is not None and not (math.isfinite(self.lmbda) and self.lmbda >= 0):
             raise ValueError(f"Expected `lmbda` to be finite and at least 0, but got {self.lmbda}.")
         for name in ("ess_threshold", "eta", "preview_until"):
@@ -107,10 +113,6 @@ class FKSteering:
             raise ValueError("`rollover` spends what prompts save by reaching `target_reward`, which is not set.")
         if self.floor is not None and self.potential != "max":
             raise ValueError(f"`floor` is only used by the potential 'max', but the potential is '{self.potential}'.")
-        for name in ("reward_batch_size", "decode_batch_size", "denoise_batch_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"Expected `{name}` to be None or at least 1, but got {size}.")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> FKSteering:
@@ -124,10 +126,11 @@ class FKSteering:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON; `from_dict` is the inverse. A `preview_decoder` object is named only."""
-        settings = dataclasses.asdict(self)
+        preview = self.preview_decoder
+        if preview is not None and not isinstance(preview, str):
+            preview = type(preview).__name__
+        settings = dataclasses.asdict(dataclasses.replace(self, preview_decoder=preview))
         settings["tempering"] = {"name": self.tempering.name, **settings["tempering"]}  # type: ignore[union-attr]
-        if self.preview_decoder is not None and not isinstance(self.preview_decoder, str):
-            settings["preview_decoder"] = type(self.preview_decoder).__name__
         return json.loads(json.dumps(settings))
 
     @classmethod
@@ -162,13 +165,14 @@ class FKSteering:
                 return settings
         raise ValueError(f"No number of particles fits a budget of {budget:g} trajectories with this schedule.")
 
-    def may_duplicate(self, events: Mapping[int, int]) -> bool:
-        """Whether resampling at `events` (step -> particles alive after it) can make copies of a particle."""
-        sizes = [self.num_particles, *events.values()]
-        grows = any(after > before for before, after in zip(sizes, sizes[1:]))
-        if self.resampler == "top-k":
-            return grows
-        return bool(events) and (self.ess_threshold > 0.0 or len(set(sizes)) > 1)
+    def duplicating(self, events: Mapping[int, int]) -> list[int]:
+        """Those of `events` (step -> particles alive after it) at which resampling can make copies of a particle."""
+        before = [self.num_particles, *events.values()]
+        return [
+            step
+            for (step, after), size in zip(events.items(), before)
+            if after > size or (after > 1 and self.resampler != "top-k" and (self.ess_threshold > 0.0 or after != size))
+        ]
 
 
 @dataclass(frozen=True)

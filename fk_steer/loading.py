@@ -98,8 +98,11 @@ def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardF
     return load_reward(name, **options)
 
 
-def set_scheduler(pipe: Any, name: str | None, steering: FKSteering) -> str | None:
+def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: int | None = None) -> str | None:
     """Give a pipeline the scheduler of that name, or one that adds noise if the settings need it and its own adds none.
+
+    Args:
+        num_steps: of the denoising loop; None for the 50 that most pipelines take by default.
 
     Returns:
         What was done, if the user did not ask for it.
@@ -109,7 +112,7 @@ def set_scheduler(pipe: Any, name: str | None, steering: FKSteering) -> str | No
     """
     import diffusers
 
-    from .diffusion.schedulers import adds_noise
+    from .diffusion.schedulers import adds_noise, parametrisation
 
     if name is not None:
         scheduler_class = getattr(diffusers, name, None)
@@ -117,11 +120,19 @@ def set_scheduler(pipe: Any, name: str | None, steering: FKSteering) -> str | No
             raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.")
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
         return None
-    if not steering.may_duplicate({0: steering.num_particles}) or adds_noise(pipe.scheduler, steering.eta):
+    events = steering.schedule.events(num_steps or 50, steering.num_particles)
+    if not steering.duplicating(events) or adds_noise(pipe.scheduler, steering.eta):
         return None
-    before = type(pipe.scheduler).__name__
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    before, config = type(pipe.scheduler).__name__, pipe.scheduler.config
+    kind = parametrisation(pipe.scheduler)
+    if kind == "flow":
+        shift = config.get("flow_shift", config.get("shift", 1.0))
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift)
+    elif kind == "edm":
+        pipe.scheduler = diffusers.EDMDPMSolverMultistepScheduler.from_config(config)
+    else:
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
     return (
-        f"{before} adds no noise, so copies of a particle would stay identical; sampling with DDIMScheduler at eta "
-        f"{steering.eta:g}."
+        f"{before} adds no noise, so copies of a particle would stay identical; sampling with "
+        f"{type(pipe.scheduler).__name__} at eta {steering.eta:g}."
     )

@@ -43,7 +43,7 @@ class TraceEvent:
         distinct_roots: (P,) how many of the initial particles still have descendants.
         stopped: (P,) whether the prompt had reached the reward asked for and goes on with its best particle alone.
         nfe: rows the denoiser has been run on so far; two per particle and step under classifier-free guidance.
-        reward_calls: images the reward has scored so far, this event included.
+        reward_calls: images scored so far, this event included, once for each reward of a `ZScoreSum`.
     """
 
     step: int
@@ -92,11 +92,11 @@ class Trace:
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
             do not give one (truncation selection, standardised or pairwise rewards, no exact terminal weight).
-        nfe: rows the denoiser was run on.
+        nfe: rows the denoiser was run on; a ControlNet's are not counted.
         nfe_saved: rows it was not run on because prompts had reached the reward asked for, less those rolled over.
         denoiser_calls: calls those rows were spread over.
-        reward_calls: images scored, once for each part of a composite reward.
-        reward_calls_by_part: the same by name of the part.
+        reward_calls: images scored, once for each reward of a `ZScoreSum`; a `WeightedSum` counts as one.
+        reward_calls_by_part: the same by name of the reward.
         retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
             is not in the counts above.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
@@ -168,7 +168,8 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
         self._spans: dict[str, list[tuple[Any, Any]]] = {}
 
     @contextmanager
@@ -181,7 +182,7 @@ class Stopwatch:
 
     def seconds(self) -> dict[str, float]:
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return {part: sum(a.elapsed_time(b) for a, b in spans) / 1e3 for part, spans in self._spans.items()}
         return {part: sum(b - a for a, b in spans) for part, spans in self._spans.items()}
 
@@ -189,7 +190,7 @@ class Stopwatch:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
 

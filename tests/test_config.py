@@ -49,7 +49,7 @@ def test_frozen():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_particles": 0}, "`num_particles` to be at least 1, but got 0"),
+        ({"num_particles": 0}, "`num_particles` to be an integer of at least 1, but got 0"),
         ({"lmbda": math.inf}, "`lmbda` to be finite"),
         ({"lmbda": math.nan}, "`lmbda` to be finite"),
         ({"lmbda": -1.0}, "at least 0, but got -1.0"),
@@ -60,7 +60,10 @@ def test_frozen():
         ({"tempering": "hot"}, "Unknown tempering 'hot'. Known: constant, rising"),
         ({"schedule": (1.2,)}, "fractions in `at`"),
         ({"floor": 0.0}, "only used by the potential 'max'"),
-        ({"denoise_batch_size": 0}, "`denoise_batch_size` to be None or at least 1"),
+        ({"denoise_batch_size": 0}, "`denoise_batch_size` to be None or an integer of at least 1"),
+        ({"num_particles": 2.5}, "`num_particles` to be an integer of at least 1, but got 2.5"),
+        ({"seed": -1}, "`seed` to be None or an integer of at least 0"),
+        ({"target_reward": float("nan")}, "`target_reward` to be a number"),
     ],
 )
 def test_bad_settings(arguments, message):
@@ -76,16 +79,18 @@ def test_unknown_preset():
 @pytest.mark.parametrize(
     ("settings", "events", "expected"),
     [
-        (FKSteering(), {3: 4}, True),
-        (FKSteering(), {}, False),
-        (FKSteering(ess_threshold=0.0), {3: 4}, False),
-        (FKSteering(ess_threshold=0.0), {3: 2}, True),
-        (FKSteering(resampler="top-k"), {3: 2, 5: 1}, False),
-        (FKSteering(resampler="top-k"), {3: 2, 5: 4}, True),
+        (FKSteering(), {3: 4, 5: 4}, [3, 5]),
+        (FKSteering(), {}, []),
+        (FKSteering(ess_threshold=0.0), {3: 4}, []),
+        (FKSteering(ess_threshold=0.0), {3: 2, 4: 2}, [3]),
+        (FKSteering(resampler="top-k"), {3: 2, 5: 1}, []),
+        (FKSteering(resampler="top-k"), {3: 2, 5: 4}, [5]),
+        (FKSteering(num_particles=1), {3: 1}, []),
+        (FKSteering(num_particles=4), {3: 1}, []),
     ],
 )
-def test_may_duplicate(settings, events, expected):
-    assert settings.may_duplicate(events) is expected
+def test_duplicating(settings, events, expected):
+    assert settings.duplicating(events) == expected
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,19 +5,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+
+PER_PROMPT = frozenset(
+    f"{negative}{name}"
+    for negative in ("", "negative_")
+    for name in ("prompt", "prompt_2", "prompt_3", "prompt_embeds", "pooled_prompt_embeds")
+)
+"""Arguments of pipelines that hold one entry per prompt."""
+
+IMAGES = frozenset({"image", "mask_image", "masked_image_latents"})
+"""Arguments of image-to-image and inpainting pipelines that hold one image, or one per prompt."""
+
 
 def number_of_prompts(arguments: dict[str, Any]) -> int:
     """P.
 
     Raises:
-        ValueError: if there is neither a prompt nor embeddings of one.
+        ValueError: if there is neither a prompt nor embeddings of one, or an empty list.
     """
     prompt = arguments.get("prompt")
     if prompt is None:
         if arguments.get("prompt_embeds") is None:
             raise ValueError("Expected `prompt` or `prompt_embeds`, but got neither.")
         return len(arguments["prompt_embeds"])
-    return 1 if isinstance(prompt, str) else len(prompt)
+    if isinstance(prompt, str):
+        return 1
+    if not prompt:
+        raise ValueError("Expected at least one prompt, but got an empty list.")
+    return len(prompt)
+
+
+def entries(arguments: dict[str, Any], num_prompts: int, prompts: Sequence[int]) -> dict[str, Any]:
+    """The arguments with the entries of some prompts, in that order, where they hold one for each of `num_prompts`."""
+
+    def of(name: str, value: Any) -> Any:
+        if name in PER_PROMPT and isinstance(value, str):
+            return [value] * len(prompts)
+        if not _one_per_prompt(name, value, num_prompts):
+            return value
+        return value[list(prompts)] if isinstance(value, (Tensor, np.ndarray)) else [value[p] for p in prompts]
+
+    return {name: of(name, value) for name, value in arguments.items()}
+
+
+def per_row(arguments: dict[str, Any], num_prompts: int, rows_per_prompt: int) -> dict[str, Any]:
+    """The arguments of a call with `rows_per_prompt` images per prompt.
+
+    Embeddings in place of prompts, which some pipelines do not repeat, and images of several prompts, which some repeat
+    in another order than the prompts, are repeated here.
+    """
+    images = num_prompts > 1 and any(_one_per_prompt(name, arguments.get(name), num_prompts) for name in IMAGES)
+    if arguments.get("prompt") is not None and not images:
+        return {**arguments, "num_images_per_prompt": rows_per_prompt}
+    rows = [prompt for prompt in range(num_prompts) for _ in range(rows_per_prompt)]
+    return {**entries(arguments, num_prompts, rows), "num_images_per_prompt": 1}
+
+
+def _one_per_prompt(name: str, value: Any, num_prompts: int) -> bool:
+    if name in IMAGES and isinstance(value, (Tensor, np.ndarray)) and value.ndim < 4:
+        return False
+    known = name in PER_PROMPT or name in IMAGES
+    return known and isinstance(value, (list, tuple, Tensor, np.ndarray)) and len(value) == num_prompts
 
 
 def reward_prompts(arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def particle_generators(
@@ -15,20 +17,28 @@ def particle_generators(
     """One generator per row for the noise, one per population for the resampling.
 
     Seeds derive from one number per prompt (drawn from the user's generator, or `seed`) and from the position of the
-    population and particle within the prompt, so that neither depends on which other prompts share the batch.
+    population and particle within the prompt, so that neither depends on which other prompts share the batch. Given one
+    generator per population, each draws its own number; given one per particle, those are the ones used, and the
+    resampling is seeded by the `initial_seed()` of a population's first.
+
+    Raises:
+        ValueError: for any other number of generators.
     """
     populations = num_prompts * per_prompt
-    if isinstance(generator, list) and len(generator) == populations * num_particles:
-        firsts = generator[::num_particles]
-        return generator, [_child(first.initial_seed(), 0, torch.device("cpu")) for first in firsts]
     device = torch.device("cpu")
-    if isinstance(generator, list):
-        if len(generator) != num_prompts:
+    if isinstance(generator, Sequence):
+        generators = list(generator)
+        if len(generators) == populations * num_particles:
+            firsts = generators[::num_particles]
+            return generators, [_child(first.initial_seed(), 0, device) for first in firsts]
+        if len(generators) == populations:
+            num_prompts, per_prompt = populations, 1
+        if len(generators) != num_prompts:
             raise ValueError(
-                f"Expected one generator, one per prompt ({num_prompts}) or one per particle "
-                f"({populations * num_particles}), but got {len(generator)}."
+                f"Expected one generator, one per prompt ({num_prompts}), one per image asked for ({populations}) or "
+                f"one per particle ({populations * num_particles}), but got {len(generators)}."
             )
-        device, seeds = generator[0].device, [draw_seed(g) for g in generator]
+        device, seeds = generators[0].device, [draw_seed(one) for one in generators]
     elif generator is not None:
         device, seeds = generator.device, [draw_seed(generator)] * num_prompts
     else:

@@ -120,6 +120,7 @@ def run_on_live_rows(
     chunk_size: int | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    together: bool = False,
 ) -> tuple[Any, int, int]:
     """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
 
@@ -131,6 +132,7 @@ def run_on_live_rows(
         ranks: who shares these rows.
         parameters: names of the denoiser's positional parameters.
         chunk_size: rows per call; None for all at once.
+        together: keep all that the batch holds of a row in one call, whose size may then exceed `chunk_size`.
 
     Returns:
         The denoiser's output for all rows, the number of rows it was run on by all ranks, and how often the batch held
@@ -144,32 +146,36 @@ def run_on_live_rows(
         return denoiser(*args, **kwargs), batch, 0
     rows.part(sample[: rows.total])
     distinct = rows.distinct
-    offsets = rows.total * torch.arange(copies)[:, None]
-    needed = (distinct + offsets).flatten().to(sample.device)
-    mine = needed[ranks.rows(len(needed))]
+    needed = distinct + rows.total * torch.arange(copies)[:, None]
+    # Units (rows of a unit, number of units), of which each goes into one call.
+    units = needed if together else needed.view(1, -1)
+    mine = units[:, ranks.rows(units.shape[1])]
+    chunks = mine.split(max(1, chunk_size // len(mine)) if chunk_size else mine.shape[1], dim=1)
+    if chunks[0].numel() == batch:
+        return denoiser(*args, **kwargs), batch, copies
 
-    def call(index: Tensor | None) -> Any:
+    def call(chunk: Tensor) -> Any:
+        index = chunk.flatten().to(sample.device)
+
         def take(tensor: Tensor) -> Tensor:
-            return tensor if index is None else tensor[index.to(tensor.device)]
+            return tensor[index.to(tensor.device)]
+
+        def by_unit(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, chunk.shape).transpose(0, 1)
 
         some_args = [map_rows(take, value, batch, name) for name, value in zip(parameters, args)]
-        return denoiser(*some_args, **map_rows(take, kwargs, batch))
+        return map_rows(by_unit, denoiser(*some_args, **map_rows(take, kwargs, batch)), len(index))
 
-    if len(mine) == batch and (chunk_size is None or chunk_size >= batch):
-        return call(None), batch, copies
-    chunks = mine.split(chunk_size or len(mine))
-    outputs = [call(chunk) for chunk in chunks]
-    sizes = [len(chunk) for chunk in chunks]
-    if len(needed) == batch:
-        return join_rows(outputs, sizes, lambda tensor: ranks.gather(tensor, batch)), batch, copies
     position = torch.empty(rows.total, dtype=torch.long)
     position[distinct] = torch.arange(len(distinct))
     scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten()
 
     def finish(tensor: Tensor) -> Tensor:
-        return ranks.gather(tensor, len(needed))[scatter.to(tensor.device)]
+        output = ranks.gather(tensor, units.shape[1]).transpose(0, 1).flatten(0, 1)
+        return output if len(output) == batch else output[scatter.to(output.device)]
 
-    return join_rows(outputs, sizes, finish), len(needed), copies
+    outputs = [call(chunk) for chunk in chunks]
+    return join_rows(outputs, [chunk.shape[1] for chunk in chunks], finish), needed.numel(), copies
 
 
 def join_rows(outputs: list[Any], sizes: list[int], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:

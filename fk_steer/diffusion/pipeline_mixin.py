@@ -28,7 +28,13 @@ class SteeringMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        stock = super().__call__  # type: ignore[misc]
+        own = vars(cls).get("__call__")
+        if own is None and any("__call__" in vars(base) for base in cls.__mro__[1:] if issubclass(base, SteeringMixin)):
+            return  # it inherits a steerable one
+        inherited = super().__call__  # type: ignore[misc]
+        stock = own or inherited
+        # `steer` and readers need the arguments by name, which a `__call__(self, *args, **kwargs)` does not give.
+        named = stock if "prompt" in inspect.signature(stock).parameters else inherited
 
         @functools.wraps(stock)
         def call(
@@ -47,8 +53,8 @@ class SteeringMixin:
             steered = steer(self, reward, DEFAULT_PRESET if steering is None else steering)
             return steered(*args, reward_prompt=reward_prompt, particle_parallel=particle_parallel, **kwargs)
 
-        call.__doc__ = f"{_DOCUMENTATION}\n{inspect.getdoc(stock) or ''}"
-        call.__signature__ = _with_steering_parameters(stock)  # type: ignore[attr-defined]
+        call.__doc__ = f"{_DOCUMENTATION}\n{inspect.getdoc(named) or ''}"
+        call.__signature__ = _with_steering_parameters(named)  # type: ignore[attr-defined]
         cls.__call__ = call  # type: ignore[method-assign]
 
 
@@ -63,6 +69,7 @@ def _with_steering_parameters(stock: Any) -> inspect.Signature:
             ("reward_prompt", None),
             ("particle_parallel", False),
         )
+        if name not in signature.parameters
     ]
     end = -1 if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     return signature.replace(parameters=[*parameters[:end], *added, *parameters[end:]])

@@ -9,16 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import entries
 from .generators import fresh_generators
 from .run import Result, Run
-
-
-PER_PROMPT = frozenset(
-    f"{negative}{name}"
-    for negative in ("", "negative_")
-    for name in ("prompt", "prompt_2", "prompt_3", "prompt_embeds", "pooled_prompt_embeds")
-)
-"""Arguments of pipelines that hold one entry per prompt."""
 
 
 def roll_over(run: Run, result: Result, prepare: Callable[[dict[str, Any], list[str]], Run]) -> Result:
@@ -33,14 +26,15 @@ def roll_over(run: Run, result: Result, prepare: Callable[[dict[str, Any], list[
     trace, target = run.trace, run.steering.target_reward
     assert target is not None
     cost = (trace.nfe + trace.nfe_saved) // len(run.prompts)
-    while True:
+    arguments = {name: value for name, value in run.arguments.items() if name != "latents"}
+    while cost:  # none was spent if the call was interrupted before the first step
         missing = [p for p in result.rewards[:, 0].argsort(descending=True).tolist() if result.rewards[p, 0] < target]
         chosen = sorted(missing[: trace.nfe_saved // cost])
         if not chosen:
-            return result
+            break
         retry = prepare(
             {
-                **_arguments_for([p // run.per_prompt for p in chosen], run),
+                **entries(arguments, len(run.prompts) // run.per_prompt, [p // run.per_prompt for p in chosen]),
                 "generator": fresh_generators([run.resampling[p] for p in chosen]),
                 "output_type": run.output_type,
                 "eta": run.eta,
@@ -50,24 +44,7 @@ def roll_over(run: Run, result: Result, prepare: Callable[[dict[str, Any], list[
         result = _better_of(result, retry(), chosen)
         trace.nfe_saved -= retry.trace.nfe
         trace.retries.append((chosen, retry.trace))
-
-
-def _arguments_for(prompts: list[int], run: Run) -> dict[str, Any]:
-    """The pipeline's arguments for some of a run's prompts."""
-    num_prompts = len(run.prompts) // run.per_prompt
-
-    def entries(value: Any) -> Any:
-        if isinstance(value, str):
-            return [value] * len(prompts)
-        if value is None or len(value) != num_prompts:
-            return value
-        return value[prompts] if isinstance(value, Tensor) else [value[p] for p in prompts]
-
-    return {
-        name: entries(value) if name in PER_PROMPT else value
-        for name, value in run.arguments.items()
-        if name != "latents"
-    }
+    return result
 
 
 def _better_of(result: Result, retry: Result, chosen: list[int]) -> Result:

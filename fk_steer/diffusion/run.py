@@ -18,7 +18,8 @@ from ..loading import load_preview
 from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
-from .arguments import image_size, number_of_prompts, reward_prompts
+from .arguments import image_size, number_of_prompts, per_row, reward_prompts
+from .checks import check_noise, denoiser_of
 from .decode import LatentDecoder
 from .generators import draw_seed, particle_generators
 from .live_rows import Rows, join_rows, map_rows, run_on_live_rows
@@ -30,7 +31,6 @@ from .schedulers import (
     intercept,
     intercept_step,
     noise_switched,
-    parts_copies,
     predict_x0,
 )
 from .scoring import Scorer
@@ -126,25 +126,23 @@ class Run:
         self.stopped = torch.zeros(len(self.prompts), dtype=torch.bool)
         self.elite: Tensor | None = None
         """(P,) slots of the particles that go on without noise."""
+        self.unfinished = arguments.get("denoising_end") is not None
+        """The loop stops before its end, so what is scored then is an x0 prediction."""
+        self.last_x0: Tensor | None = None
 
     def __call__(self) -> Result:
         """Run the pipeline."""
         started = time.perf_counter()
-        denoiser = self.pipe.unet if getattr(self.pipe, "unet", None) is not None else self.pipe.transformer
-        parameters = list(inspect.signature(getattr(denoiser, "_orig_mod", denoiser).forward).parameters)
-        # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
-        entry = "forward" if denoiser._compiled_call_impl is None else "_compiled_call_impl"
         with ExitStack() as patches:
             patches.enter_context(intercept_step(self.pipe.scheduler, self.step))
-            patches.enter_context(
-                intercept(denoiser, entry, lambda inner: functools.partial(self.denoise, inner, parameters))
-            )
+            patches.enter_context(_intercept_forward(denoiser_of(self.pipe), self.denoise))
+            if (controlnet := getattr(self.pipe, "controlnet", None)) is not None:
+                patches.enter_context(_intercept_forward(controlnet, self.control))
             patches.enter_context(
                 intercept(self.pipe.vae, "decode", lambda inner: functools.partial(self.decode, inner))
             )
             output = self.pipe(
-                **self.arguments,
-                num_images_per_prompt=self.rows_per_prompt,
+                **per_row(self.arguments, len(self.prompts) // self.per_prompt, self.rows_per_prompt),
                 generator=self.generators,
                 output_type="latent" if self.output_type == "latent" else "pt",
                 return_dict=False,
@@ -156,13 +154,23 @@ class Run:
         self.trace.seconds = self.ranks.first({**parts, "rest": total - sum(parts.values()), "total": total})
         return result
 
-    # The three wrapped methods.
+    # The wrapped methods.
+
+    def run_denoiser(
+        self, inner: Callable[..., Any], parameters: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, int, int]:
+        # Its attention compares what the batch holds of a row.
+        together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
+        with self.clock("denoiser"):
+            return run_on_live_rows(
+                inner, self.rows, self.ranks, parameters, self.steering.denoise_batch_size, args, kwargs, together
+            )
+
+    def control(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
+        return self.run_denoiser(inner, parameters, args, kwargs)[0]
 
     def denoise(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
-        with self.clock("denoiser"):
-            output, num_rows, copies = run_on_live_rows(
-                inner, self.rows, self.ranks, parameters, self.steering.denoise_batch_size, args, kwargs
-            )
+        output, num_rows, copies = self.run_denoiser(inner, parameters, args, kwargs)
         self.trace.nfe += num_rows
         self.trace.nfe_saved += copies * int(self.stopped.sum()) * (self.population.size - 1)
         self.trace.denoiser_calls += 1
@@ -198,6 +206,8 @@ class Run:
             gather_history(scheduler, sample.shape, moved)
             model_output, sample = model_output[moved], sample[moved]
             rows = self.rows.live
+        if self.unfinished and in_first_order_stage(scheduler):
+            self.last_x0 = predict_x0(scheduler, model_output, timestep, sample)
 
         kwargs.pop("eta", None)
         output = self.take_step(inner, rows, model_output, timestep, sample, *args, **kwargs)
@@ -206,6 +216,7 @@ class Run:
             moved = moved.to(sample.device)
             gather_history(scheduler, sample.shape, moved)
             output = map_rows(lambda tensor: tensor[moved], output, len(sample))
+            self.last_x0 = None if self.last_x0 is None else self.last_x0[moved]
         self.index += 1
         num_live = len(self.rows.live)
         if num_live == self.rows.total:
@@ -227,16 +238,8 @@ class Run:
         num_steps = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
         self.trace.num_steps = num_steps
         self.events = self.steering.schedule.events(num_steps, self.steering.num_particles)
-        if self.steering.may_duplicate(self.events) and not parts_copies(
-            scheduler, timesteps[len(timesteps) - num_steps :], min(self.events), self.eta_at
-        ):
-            raise ValueError(
-                f"{type(scheduler).__name__} adds no noise after the first resampling, so copies of a particle would "
-                "stay identical. Let it add noise (`eta` above 0 and a noise window that reaches past the first "
-                "scoring event), use a sampler that can (`pipe.scheduler = "
-                "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`, DDIM or Euler), or a preset that "
-                "only prunes ('psp', 'best-of-n')."
-            )
+        start = 0 if self.unfinished else len(timesteps) - num_steps
+        check_noise(scheduler, timesteps[start : start + num_steps], self.steering, self.events, self.eta_at)
 
     def due(self) -> int | None:
         """How many particles to keep if a scoring event is due at this step, else None. In the second stage of a
@@ -260,7 +263,8 @@ class Run:
         decoder = self.preview if progress < self.steering.preview_until else self.decoder
         rewards, scores = self.rewards_of_latents(reward, x0, decoder, f"at step {self.index}")
         values = standardize(rewards) if self.standardize else rewards
-        if self.steering.target_reward is not None:
+        # A cascade's cheap reward has another scale.
+        if self.steering.target_reward is not None and reward is reward_at(self.reward, 1.0):
             self.stopped |= (rewards >= self.steering.target_reward).any(1)
         event = self.population.step(values, progress, size, collapse=self.stopped, keep=self.elite_among(values))
         self.record(event, rewards, scores, step=self.index, progress=progress, timestep=float(timestep))
@@ -284,18 +288,20 @@ class Run:
         scheduler, eta = self.pipe.scheduler, self.eta_at(self.index)
         quiet = self.quiet(rows) if eta > 0 else torch.zeros(0, dtype=torch.bool)
 
-        def take(solver: Any, step: Callable[..., Any], eta: float) -> Any:
+        def take(solver: Any, step: Callable[..., Any], eta: float, generators: list[torch.Generator]) -> Any:
             with noise_switched(solver, step, eta) as take_step:
                 if accepts(take_step, "generator"):
-                    kwargs["generator"] = [self.generators[row] for row in rows.tolist()]
+                    kwargs["generator"] = generators
                 return take_step(model_output, timestep, sample, *args, **kwargs)
 
+        generators = [self.generators[row] for row in rows.tolist()]
         if not quiet.any():
-            return take(scheduler, inner, eta)
-        # The same step without noise, by a copy with the same history, which the noise does not enter.
+            return take(scheduler, inner, eta, generators)
+        # The same step without noise, by a copy with the same history, which the noise does not enter. A sampler that
+        # draws all the same must not use up what the other rows' noise comes from.
         twin = _twin(scheduler)
-        still = take(twin, twin.step, 0.0)
-        noisy = take(scheduler, inner, eta)
+        still = take(twin, twin.step, 0.0, [generator.clone_state() for generator in generators])
+        noisy = take(scheduler, inner, eta, generators)
         mask = quiet.to(sample.device)
         stills = iter(_rows_of(still, len(sample)))
 
@@ -364,7 +370,9 @@ class Run:
         reward, where = reward_at(self.reward, 1.0), "for the final images"
         if self.output_type == "latent":
             images = images[self.rows.live.to(images.device)]
-            rewards, scores = self.rewards_of_latents(reward, images, self.decoder, where)
+        if self.output_type == "latent" or self.last_x0 is not None:
+            x0 = images if self.last_x0 is None else self.last_x0
+            rewards, scores = self.rewards_of_latents(reward, x0, self.decoder, where)
         else:
             prompts = [self.prompt_of(row) for row in self.rows.live.tolist()]
             live_scores = self.scorer.of_images(parts_of(reward), images.float(), prompts, where)
@@ -384,13 +392,21 @@ class Run:
 
         estimates = self.population.log_normalizer
         biased = RESAMPLERS[self.steering.resampler] in BIASED or self.elite is not None or self.stopped.any()
-        relative = any(getattr(part, "relative", False) for part in parts_of(reward).values())
+        relative = any(getattr(part, "relative", False) for part in (reward, *parts_of(reward).values()))
         if biased or relative or self.standardize or not self.steering.exact_terminal:
             estimates = torch.full_like(estimates, torch.nan)
         self.trace.log_normalizer = estimates.tolist()
         return Result(
             images, sorted_others, rewards.gather(1, order).float(), event.log_weights.gather(1, order).float()
         )
+
+
+def _intercept_forward(module: Any, run: Callable[..., Any]) -> Any:
+    """Context manager in which calling the module calls `run(inner, parameters, ...)`."""
+    parameters = list(inspect.signature(getattr(module, "_orig_mod", module).forward).parameters)
+    # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
+    entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
+    return intercept(module, entry, lambda inner: functools.partial(run, inner, parameters))
 
 
 def _twin(scheduler: Any) -> Any:

@@ -18,7 +18,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..config import DEFAULT_PRESET, FKSteering
-from ..rewards.base import RewardFunction, lmbda_for, name_of
+from ..rewards.base import RewardFunction, lmbda_for, name_of, parts_of, reward_at
 from ..smc import TargetESS
 from ..trace import Trace
 from .parallel import Ranks
@@ -62,14 +62,16 @@ def steer(
     The pipeline is changed only while a call runs; the `with` block is optional.
 
     Args:
-        pipe: a Stable Diffusion, Stable Diffusion XL, Stable Diffusion 3 or Flux pipeline, or another whose denoiser is
-            `pipe.unet` or `pipe.transformer` and whose loop calls `pipe.scheduler.step` with one row per image.
+        pipe: a Stable Diffusion, Stable Diffusion XL, Stable Diffusion 3 or Flux pipeline, or another with a VAE whose
+            denoiser is `pipe.unet` or `pipe.transformer`, whose call takes `num_images_per_prompt` and whose loop calls
+            `pipe.scheduler.step` with one row per image. Image-to-image, inpainting and ControlNet pipelines are among
+            them.
         reward: any `Reward`, or a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,).
         steering: settings, or the name of a preset.
 
     Raises:
-        ValueError: for an unknown preset, a reward without a default lambda when the settings give none, or a scheduler
-            whose x0 predictions cannot be computed.
+        ValueError: for an unknown preset, a reward without a default lambda when the settings give none, a
+            `target_reward` for a reward that only compares, or a scheduler whose x0 predictions cannot be computed.
     """
     return SteeredPipeline(pipe, reward, steering)
 
@@ -83,6 +85,10 @@ class SteeredPipeline:
         self.pipe = pipe
         self.reward = reward
         self.steering = FKSteering.preset(steering) if isinstance(steering, str) else steering
+        if not isinstance(self.steering, FKSteering):
+            raise ValueError(
+                f"Expected `steering` to be an `FKSteering` or the name of a preset, but got {steering!r}."
+            )
         self.lmbda = lmbda_for(reward, self.steering.lmbda)
         if isinstance(self.steering.tempering, TargetESS):
             self.lmbda = self.steering.lmbda
@@ -90,6 +96,14 @@ class SteeredPipeline:
             raise ValueError(
                 f"Reward '{name_of(reward)}' has no `default_lmbda`. Set `lmbda` in the steering settings, or use the "
                 "preset 'adaptive', which needs none."
+            )
+        final = reward_at(reward, 1.0)
+        if self.steering.target_reward is not None and any(
+            getattr(part, "relative", False) for part in (final, *parts_of(final).values())
+        ):
+            raise ValueError(
+                f"`target_reward` needs a reward with a scale of its own, but '{name_of(reward)}' only compares the "
+                "particles of a prompt with one another."
             )
         if self.steering.schedule.at:
             parametrisation(pipe.scheduler)
@@ -117,8 +131,9 @@ class SteeredPipeline:
                 process group between its own. Every rank makes the same call and gets the same output. Without a
                 `generator` or the settings' `seed`, the noise is that of rank 0.
             *args, **kwargs: those of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
-                independent populations per prompt. `generator` may be one generator, one per prompt, or one per
-                particle; every particle gets its own noise from it, whatever else is in the batch.
+                independent populations per prompt. `generator` may be one generator, one per prompt, one per
+                population or one per particle; every particle gets its own noise from it, whatever else is in the
+                batch. With `denoising_end` the last x0 predictions are scored, not the noisy latents.
 
         Returns:
             A `SteeredOutput`, or with `return_dict=False` the pipeline's own tuple followed by rewards, log-weights
@@ -126,8 +141,8 @@ class SteeredPipeline:
 
         Raises:
             ValueError: for arguments that do not fit together, a schedule that does not fit the loop, copies of
-                particles that would never part, or with `particle_parallel` a missing process group or arguments that
-                differ between ranks.
+                particles that would never part, a denoiser with a cache, or with `particle_parallel` a missing process
+                group or arguments that differ between ranks.
             RewardError: if the reward returns NaN or the wrong shape.
             RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """

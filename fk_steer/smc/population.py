@@ -81,7 +81,7 @@ class Population:
 
     def __post_init__(self) -> None:
         shape = (self.num_populations, self.num_particles)
-        initial = self.potential.initial if self.floor is None else self.floor
+        self._initial = self.potential.initial if self.floor is None else self.floor
         zeros = torch.zeros(shape, dtype=torch.float64)
         self.slots = torch.arange(self.num_particles).expand(shape).clone()
         self.roots = self.slots.clone()
@@ -89,7 +89,7 @@ class Population:
         """(P, K) unnormalised log-weights since the last resampling."""
         self.path = zeros.clone()
         """(P, K) sum of log G on each particle's path."""
-        self.statistic = zeros + initial
+        self.statistic = zeros + self._initial
         """(P, K) the potential's running statistic."""
         self.lmbda_before = zeros[:, 0].clone()
         self.log_normalizer = zeros[:, 0].clone()
@@ -129,7 +129,7 @@ class Population:
             raise ValueError(f"Expected 1 to {self.num_particles} offspring, but got {M}.")
         self.statistic = self.potential.combine(self.statistic, rewards)
         lmbda = self._lmbda_at(progress, self.statistic, telescopes=self.potential.telescopes)
-        self._weigh(self.potential.log_potential(self.statistic, lmbda, self.path))
+        self._weigh(self.potential.log_potential(self._level(self.statistic, lmbda), self.path))
         return self._resample(rewards, lmbda, M, collapse, keep)
 
     def finish(self, rewards: Tensor) -> Event:
@@ -144,7 +144,7 @@ class Population:
         rewards = self._check(rewards)
         self.statistic = rewards if self.exact_terminal else self.potential.combine(self.statistic, rewards)
         lmbda = self._lmbda_at(1.0, self.statistic, telescopes=True)
-        self._weigh(remainder(tilt(self.statistic, lmbda), self.path))
+        self._weigh(remainder(self._level(self.statistic, lmbda), self.path))
         return self._event(
             rewards, lmbda, torch.zeros(self.num_populations, dtype=torch.bool), self._identity(), self.slots
         )
@@ -176,12 +176,19 @@ class Population:
                 highest = highest.clamp(max=self.lmbda)
 
             def log_weights_at(value: Tensor) -> Tensor:
-                level = tilt(statistic, value)
+                level = self._level(statistic, value)
                 return _add(self.log_weights, remainder(level, self.path) if telescopes else level)
 
             lmbda = self.tempering.solve(log_weights_at, lowest.minimum(highest), highest)
         self.lmbda_before = lmbda
         return lmbda
+
+    def _level(self, statistic: Tensor, lmbda: Tensor) -> Tensor:
+        level = tilt(statistic, lmbda)
+        if isinstance(self.tempering, TargetESS) and self.lmbda != 0:
+            # The lambda found is that of the finite ones, 0 if they tie; infinite ones decide whatever it is.
+            level = torch.where(statistic.isinf(), statistic, level)
+        return level
 
     def _weigh(self, log_potential: Tensor) -> None:
         alive = self.log_weights > -torch.inf
@@ -201,6 +208,7 @@ class Population:
         self.path = _add(self.path, log_potential)
         self.log_weights = weighed.masked_fill(dead[:, None], 0.0)
         self.path = self.path.masked_fill(dead[:, None], 0.0)
+        self.statistic = self.statistic.masked_fill(dead[:, None], self._initial)
 
     def _resample(self, rewards: Tensor, lmbda: Tensor, M: int, collapse: Tensor | None, keep: Tensor | None) -> Event:
         K = self.size

@@ -40,9 +40,8 @@ class Potential:
     initial: float = 0.0
     telescopes: bool = False
 
-    def log_potential(self, statistic: Tensor, lmbda: Tensor, path: Tensor) -> Tensor:
-        """log G (P, K) from the statistic (P, K), lambda (P,) or (P, 1) and the sum of log G on the path (P, K)."""
-        level = tilt(statistic, lmbda)
+    def log_potential(self, level: Tensor, path: Tensor) -> Tensor:
+        """log G (P, K) from lambda times the statistic (P, K) and the sum of log G on the path (P, K)."""
         return remainder(level, path) if self.telescopes else level
 
 
@@ -57,9 +56,14 @@ def remainder(level: Tensor, path: Tensor) -> Tensor:
     return torch.where(path == -torch.inf, -torch.inf, level - path)
 
 
+def _sum(statistic: Tensor, rewards: Tensor) -> Tensor:
+    dead = (statistic == -torch.inf) | (rewards == -torch.inf)
+    return torch.where(dead, -torch.inf, statistic + rewards)
+
+
 POTENTIALS: dict[str, Potential] = {
     "difference": Potential("difference", lambda statistic, rewards: rewards, telescopes=True),
     "max": Potential("max", torch.maximum, initial=-torch.inf),
-    "sum": Potential("sum", torch.add),
+    "sum": Potential("sum", _sum),
     "current": Potential("current", lambda statistic, rewards: rewards),
 }

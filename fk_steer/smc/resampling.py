@@ -39,11 +39,7 @@ def normalize(lw: Tensor) -> Tensor:
     Raises:
         ValueError: if `lw` is not of shape (P, K) or holds NaN.
     """
-    if lw.ndim != 2:
-        raise ValueError(f"Expected log-weights of shape (P, K), but got {tuple(lw.shape)}.")
-    lw = lw.detach().to("cpu", torch.float64)
-    if lw.isnan().any():
-        raise ValueError("Expected log-weights without NaN.")
+    lw = _checked(lw)
     infinite = lw == torch.inf
     lw = torch.where(infinite.any(1, keepdim=True), torch.where(infinite, 0.0, -torch.inf), lw)
     dead = (lw == -torch.inf).all(1, keepdim=True)
@@ -137,7 +133,8 @@ def top_k(lw: Tensor, M: int | None = None, generator: Generators = None) -> Ten
 
     With M > K every particle is kept and the heaviest ones are repeated in turn.
     """
-    order = normalize(lw).argsort(dim=1, descending=True, stable=True)
+    # Not of the normalised weights, which tie where they underflow.
+    order = _checked(lw).argsort(dim=1, descending=True, stable=True)
     P, K = order.shape
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(K).expand(P, K))
     full_rounds, rest = divmod(M or K, K)
@@ -163,6 +160,15 @@ RESAMPLERS: dict[str, Resampler] = {
 
 BIASED = (top_k, argmax)
 """Resamplers after which weights are no longer unbiased."""
+
+
+def _checked(lw: Tensor) -> Tensor:
+    if lw.ndim != 2:
+        raise ValueError(f"Expected log-weights of shape (P, K), but got {tuple(lw.shape)}.")
+    lw = lw.detach().to("cpu", torch.float64)
+    if lw.isnan().any():
+        raise ValueError("Expected log-weights without NaN.")
+    return lw
 
 
 def _expected_offspring(lw: Tensor, M: int | None) -> Tensor:

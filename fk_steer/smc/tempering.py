@@ -68,13 +68,14 @@ class Geometric:
 
 @dataclass(frozen=True)
 class TargetESS:
-    """The largest lambda that keeps the effective sample size at `ess` * K, found per population by bisection.
+    """The largest lambda that keeps the effective sample size at `ess` times the number of particles that have any
+    weight, found per population by bisection.
 
     The answer does not change when the reward is scaled, so it needs no lambda of its own; one that is given is an
     upper limit, and the final image is then weighed with it.
 
     Attributes:
-        ess: target as a fraction of the number of particles, in (0, 1).
+        ess: target as a fraction of the number of particles that have any weight, in (0, 1).
     """
 
     ess: float = 0.5
@@ -95,7 +96,7 @@ class TargetESS:
 
         def keeps_target(lmbda: Tensor) -> Tensor:
             lw = log_weights_at(lmbda)
-            return effective_sample_size(lw) >= self.ess * lw.shape[1]
+            return effective_sample_size(lw) >= self.ess * (lw > -torch.inf).sum(1)
 
         low, high = lowest.clone(), highest.clone()
         reached_highest = keeps_target(highest)

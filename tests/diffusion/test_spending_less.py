@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, KDPM2AncestralDiscreteScheduler, LCMScheduler
 
 from fk_steer import FKSteering, Schedule, steer
 from fk_steer.rewards import Cascade, ZScoreSum
-from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd, sdxl
+from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd, sd_scheduler, sdxl
 from fk_steer.trace import Trace
 
 
@@ -58,6 +59,36 @@ class TestEarlyStop:
         alone = steer(sd(), reward, steering)(PROMPTS[1], generator=row_generators(1), **CALL)
         torch.testing.assert_close(output.images[4:], alone.images, atol=1e-5, rtol=1e-5)
         assert torch.tensor(output.trace.log_normalizer).isnan().all()
+
+    @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, LCMScheduler, KDPM2AncestralDiscreteScheduler])
+    def test_one_that_stops_leaves_the_noise_of_others_alone(self, kind):
+        """Also on samplers that cannot do without noise."""
+
+        def reward(images, prompts):
+            return torch.tensor([float(prompt == PROMPTS[0]) for prompt in prompts]) + redness(images, prompts) / 100
+
+        steered = steer(
+            sd(sd_scheduler(kind=kind)), reward, FKSteering(schedule=(0.25, 0.5), target_reward=0.9, seed=0)
+        )
+        both, alone = steered(PROMPTS, **CALL), steered(PROMPTS[1], **CALL)
+        assert both.trace.events[-1].stopped == [True, False]
+        torch.testing.assert_close(both.images[4:], alone.images, atol=1e-5, rtol=1e-5)
+
+    def test_a_cascade_stops_by_its_last_reward(self):
+        def expensive(images, prompts):
+            return brightness(images, prompts) / 1e3
+
+        cascade = Cascade(lambda images, prompts: 1e3 + brightness(images, prompts), expensive, switch=0.5)
+        steering = FKSteering(schedule=(0.25, 0.5, 0.75), target_reward=1.0, seed=0)
+        assert steer(sd(), cascade, steering)(PROMPTS, **CALL).trace.nfe_saved == 0
+        cascade = Cascade(expensive, lambda images, prompts: 1e3 + brightness(images, prompts), switch=0.5)
+        trace = steer(sd(), cascade, steering)(PROMPTS, **CALL).trace
+        assert [event.stopped for event in trace.events] == [[False, False], *[[True, True]] * 3]
+
+    def test_needs_a_reward_with_a_scale_of_its_own(self):
+        both = ZScoreSum({redness: 1.0, brightness: 2.0})
+        with pytest.raises(ValueError, match="`target_reward` needs a reward with a scale of its own"):
+            steer(sd(), both, FKSteering(target_reward=1.0))
 
     def test_a_target_out_of_reach_changes_nothing(self):
         steering = FKSteering(lmbda=2.0, schedule=(0.25, 0.5))
@@ -150,6 +181,11 @@ class TestElite:
         assert distances.max() > 1e-3
         assert output.rewards[0, 0] >= redness(alone[None], PROMPTS[:1]).item() - 1e-5
 
+    def test_needs_noise_that_can_be_switched_off(self):
+        pipe = sd(sd_scheduler(kind=DDPMScheduler))
+        with pytest.raises(ValueError, match="`elite` needs a sampler whose noise can be switched off.*DDPMScheduler"):
+            steer(pipe, redness, FKSteering(elite=True))(PROMPTS, **CALL)
+
     def test_without_noise_there_is_none(self):
         steering = FKSteering.preset("psp", lmbda=1.0)
         plain = steer(sd(), redness, steering)(PROMPTS, generator=row_generators(0, 1), **CALL)
@@ -192,6 +228,7 @@ class TestSeveralRewards:
             name: (score - score.mean(1, True)) / score.std(1, correction=0, keepdim=True)
             for name, score in parts.items()
         }
+        assert torch.tensor(output.trace.log_normalizer).isnan().all()
         expected = z["redness"] + 2.0 * z["brightness"]
         torch.testing.assert_close(torch.tensor(final.rewards, dtype=torch.float64), expected)
         torch.testing.assert_close(

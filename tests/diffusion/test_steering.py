@@ -373,6 +373,12 @@ class TestRandomness:
         assert torch.equal(both, self.images(generator=row_generators(3, 4)))
         assert not torch.equal(both, swapped)
 
+    def test_one_generator_per_population(self):
+        four = self.images(generator=tuple(row_generators(1, 2, 3, 4)), num_images_per_prompt=2)
+        first, third = row_generators(1, 3)
+        torch.testing.assert_close(four[:4], self.images(generator=[first, third])[:4], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(four[8:12], self.images(generator=row_generators(1, 3))[4:], atol=1e-5, rtol=1e-5)
+
     def test_global_randomness_is_left_alone(self):
         torch.manual_seed(11)
         expected = torch.rand(3)
@@ -381,7 +387,7 @@ class TestRandomness:
         assert torch.equal(torch.rand(3), expected)
 
     def test_wrong_number_of_generators(self):
-        with pytest.raises(ValueError, match=r"one per prompt \(2\) or one per particle \(8\), but got 3"):
+        with pytest.raises(ValueError, match=r"one per prompt \(2\), .* or one per particle \(8\), but got 3"):
             self.images(generator=row_generators(0, 1, 2))
 
 
@@ -521,6 +527,36 @@ class TestBadInput:
         closed = FKSteering(**{**vars(RESAMPLE), "schedule": Schedule(at=(0.5,), noise=(0.0, 0.2))})
         with pytest.raises(ValueError, match="noise window"):
             steer(sd(), redness, closed)(PROMPTS, **self.CALL)
+
+    def test_copies_that_grow_out_of_a_pruned_population_and_never_part(self):
+        late = Schedule(at=(0.2, 0.6), alive=(0.5, 1.0), noise=(0.2, 0.4))
+        for settings in (
+            FKSteering(resampler="top-k", schedule=late),
+            FKSteering(resample_after_noise=True, schedule=Schedule(at=(0.4,), noise=(0.0, 0.4))),
+        ):
+            with pytest.raises(ValueError, match="adds no noise after the first resampling"):
+                steer(sd(), redness, settings)(PROMPTS, **self.CALL)
+
+    def test_copies_of_the_last_resampling_that_never_part_are_warned_of(self):
+        closed = FKSteering(schedule=Schedule(at=(0.4, 0.8), noise=(0.0, 0.5)))
+        with pytest.warns(UserWarning, match="No noise is added after the last resampling"):
+            steer(sd(), redness, closed)(PROMPTS, **self.CALL)
+
+    def test_one_particle_needs_no_noise(self):
+        pipe = sd(sd_scheduler(kind=diffusers.PNDMScheduler))
+        assert len(steer(pipe, redness, FKSteering(num_particles=1))(PROMPTS, **self.CALL).images) == 2
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [({"prompt": []}, "at least one prompt"), ({"prompt": PROMPTS, "generator": ()}, "but got 0")],
+    )
+    def test_nothing_to_do(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            steer(sd(), redness, RESAMPLE)(**call, **self.CALL)
+
+    def test_settings_of_another_kind(self):
+        with pytest.raises(ValueError, match="`FKSteering` or the name of a preset, but got None"):
+            steer(sd(), redness, None)
 
     def test_pruning_on_a_deterministic_sampler_is_fine(self):
         pipe = sd(sd_scheduler(kind=diffusers.UniPCMultistepScheduler))

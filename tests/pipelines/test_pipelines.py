@@ -115,6 +115,29 @@ def test_preset_names_and_the_default():
     assert len(pipe(PROMPTS[0], reward=Reward(), steering="psp", **CALL).images) == 2
 
 
+class Counting(FKStableDiffusionPipeline):
+    calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return super().__call__(*args, **kwargs)
+
+
+class Inheriting(Counting):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Counting, Inheriting])
+def test_a_subclass_keeps_its_own_call(kind):
+    pipe = kind.from_pipe(sd())
+    output = steered(pipe)
+    assert pipe.calls >= 1
+    assert torch.equal(output.images, steered(FKStableDiffusionPipeline.from_pipe(sd())).images)
+    pipe.calls = 0
+    assert type(pipe(PROMPTS, **CALL)).__name__ == "StableDiffusionPipelineOutput"
+    assert pipe.calls == 1
+
+
 def test_steering_without_a_reward_is_refused():
     with pytest.raises(ValueError, match="need a `reward`"):
         FKStableDiffusionPipeline.from_pipe(sd())(PROMPTS, steering="fk", **CALL)

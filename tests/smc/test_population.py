@@ -111,9 +111,43 @@ def test_an_infinite_reward_takes_all_the_weight():
     assert population.finish(torch.tensor([[0.0, 1.0, 2.0]])).log_weights.isfinite().all()
 
 
-def test_lambda_zero_ignores_even_infinite_rewards():
-    event = Population(1, 3, 0.0).step(torch.tensor([[0.0, -torch.inf, torch.inf]]), 0.5)
+@pytest.mark.parametrize("tempering", [Constant(), TargetESS()])
+def test_lambda_zero_ignores_even_infinite_rewards(tempering):
+    event = Population(1, 3, 0.0, tempering=tempering).step(torch.tensor([[0.0, -torch.inf, torch.inf]]), 0.5)
     assert torch.allclose(event.log_weights.exp(), torch.full((1, 3), 1 / 3).double())
+
+
+@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize(
+    ("rewards", "weights"),
+    [
+        ([-torch.inf, -torch.inf, -torch.inf, 0.7], [0.0, 0.0, 0.0, 1.0]),
+        ([-torch.inf, 2.0, 2.0, 2.0], [0.0, 1 / 3, 1 / 3, 1 / 3]),
+        ([1.0, 2.0, torch.inf, torch.inf], [0.0, 0.0, 0.5, 0.5]),
+    ],
+)
+def test_infinite_rewards_decide_whatever_lambda_target_ess_finds(potential, rewards, weights):
+    population = Population(1, 4, None, POTENTIALS[potential], tempering=TargetESS(), ess_threshold=0.0)
+    event = population.step(torch.tensor([rewards]), 0.5)
+    assert event.log_weights.exp()[0].tolist() == pytest.approx(weights)
+
+
+def test_target_ess_is_that_of_the_particles_alive():
+    both = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.1, 0.2, 0.4, 0.9]])
+    with_dead = torch.cat([both, torch.full((2, 4), -torch.inf)], 1)
+    alone = Population(2, 4, None, tempering=TargetESS()).step(both, 0.5)
+    event = Population(2, 8, None, tempering=TargetESS()).step(with_dead, 0.5)
+    assert torch.allclose(event.ess, torch.full((2,), 2.0).double())
+    assert torch.allclose(event.lmbda, alone.lmbda)
+
+
+def test_a_sum_of_rewards_survives_infinite_ones_and_starts_anew_when_all_have_died():
+    population = Population(1, 2, 1.0, POTENTIALS["sum"], ess_threshold=0.0)
+    population.step(torch.tensor([[torch.inf, torch.inf]]), 0.2)
+    with pytest.warns(UserWarning, match="weight of zero"):
+        population.step(torch.tensor([[-torch.inf, -torch.inf]]), 0.4)
+    event = population.step(torch.tensor([[0.0, 1.0]]), 0.6)
+    assert event.log_weights.exp()[0].tolist() == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)])
 
 
 def test_target_ess_is_met_and_does_not_depend_on_the_scale_of_the_reward():
