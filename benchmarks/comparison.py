@@ -137,7 +137,8 @@ def read_study(config: Mapping[str, Any]) -> Study:
             options of `detector_settings`; `baseline`, the label of a guide, by default the one without steering.
 
     Raises:
-        ValueError: for an unknown key or name, saying which are known.
+        ValueError: for an unknown key or name, saying which are known, or labels that are no names of folders or share
+            one.
     """
     if unknown := [key for key in config if key not in KEYS]:
         raise ValueError(f"Unknown entry {unknown[0]!r} of a study. Known: {', '.join(KEYS)}.")
@@ -158,9 +159,14 @@ def read_study(config: Mapping[str, Any]) -> Study:
     world = all(one["model"] in BUNDLED for one in models.values())
     metrics = config.get("metrics")
     return Study(
-        models={label.replace("/", "--"): one for label, one in models.items()},
+        models=_by_folder("models", {label: label.replace("/", "--") for label in models}, models),
         guides=guides,
-        prompts={Path(label).stem: one for label, one in prompts.items()},
+        # Where a list has no label, its file is the label.
+        prompts=_by_folder(
+            "prompts",
+            {label: Path(label).stem if one["prompts"] == label else label for label, one in prompts.items()},
+            prompts,
+        ),
         metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
         generation=generation,
         detector=config.get("detector") or {},
@@ -250,11 +256,14 @@ def _guide(label: str, options: Mapping[str, Any]) -> Guide:
     """From the options of a configuration: those of the reward, with `reward` for its name if that is not the label,
     and `preset`, `particles` and `lmbda`."""
     reward = options.get("reward", label)
+    if reward == NONE and (strange := [name for name in options if name != "reward"]):
+        raise ValueError(f"Expected no settings of {label!r}, which is no steering, but got {strange[0]!r}.")
+    if reward != NONE:
+        reward_factory(reward)
+    if Path(label).name != label or label in ("", ".."):
+        raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
     if reward == NONE:
         return Guide(label, None)
-    reward_factory(reward)
-    if Path(label).name != label:
-        raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
     settings = {name: options[name] for name in ("preset", "particles", "lmbda") if name in options}
     own = {name: value for name, value in options.items() if name not in {"reward", *settings}}
     return Guide(label, reward, own, settings)
@@ -278,8 +287,25 @@ def _entries(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _by_folder(
+    key: str, folders: Mapping[str, str], entries: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The entries of a study under the names of their folders, which are given by label."""
+    found: dict[str, str] = {}
+    for label, folder in folders.items():
+        if Path(folder).name != folder or folder in ("", ".."):
+            raise ValueError(f"Expected a label of {key!r} to be usable as the name of a folder, but got {label!r}.")
+        if folder in found:
+            raise ValueError(
+                f"{found[folder]!r} and {label!r} of {key!r} would share the folder {folder!r}. Give one of them "
+                f"a label of its own: LABEL: {label}"
+            )
+        found[folder] = label
+    return {folder: entries[label] for folder, label in found.items()}
+
+
 def _default_metrics(guides: Sequence[Guide], world: bool) -> list[Metric]:
-    """The rewards that guide, and the panel."""
+    """The rewards that guide, unless they only compare, and the panel."""
     panel = read_metrics(WORLD_PANEL) if world else parse_metrics(PANEL)
     metrics = {metric.label: Metric(metric.label, metric.reward, {**metric.options}) for metric in panel}
     own: dict[str, Metric] = {}
@@ -288,7 +314,7 @@ def _default_metrics(guides: Sequence[Guide], world: bool) -> list[Metric]:
             continue
         # The same reward with other options is another metric.
         label = guide.label if guide.reward in own else guide.reward
-        own[label] = Metric(label, guide.reward, guide.options)
+        own[label] = Metric(label, guide.reward, guide.options, of_guide=True)
     order = dict.fromkeys([*own, *metrics] if world else [*metrics, *own])
     found = metrics | own
     if DIVERSITY in found:

@@ -73,12 +73,10 @@ def compare(
 
         quiet_libraries()
         config = _config(study)
-        folder = Path(config.pop("out", None) or "") if out is None else out
-        config.pop("out", None)
-        if folder == Path():
-            if study is None:
-                raise ValueError("Expected a folder for the results by --out.")
-            folder = study.with_suffix("")
+        named = config.pop("out", None)
+        folder = out or (Path(named) if named else None) or (study and study.with_suffix(""))
+        if folder is None:
+            raise ValueError("Expected a folder for the results by --out.")
         overrides: dict[str, Any] = {"models": _names(model), "prompts": _names(prompts), "baseline": baseline}
         names = _names(rewards)
         if reward_option and not names:

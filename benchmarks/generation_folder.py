@@ -64,8 +64,7 @@ class RunFolder:
         lock = FileLock(self._locks / f"{number:05d}")
         try:
             lock.acquire(blocking=False)
-        except (Timeout, FileNotFoundError):
-            # In the second case the run has been completed, and closed, by others.
+        except Timeout:
             yield False
             return
         try:

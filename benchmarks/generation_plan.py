@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fk_steer.config import DEFAULT_PRESET, FKSteering
+from fk_steer.rewards.chat import check_recordable
 from fk_steer.trace import lenient, strict
 
 from .prompts import evenly, prompt_list
@@ -47,7 +48,8 @@ class GenerationSettings:
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
 
     Raises:
-        ValueError: for a value out of range, an unknown preset, or `particles` or `lmbda` without a reward.
+        ValueError: for a value out of range, an unknown preset, `particles` or `lmbda` without a reward, or a password
+            among the options of the reward.
     """
 
     model: str
@@ -82,6 +84,7 @@ class GenerationSettings:
             for name in ("particles", "lmbda", "max_rows"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` needs a `reward` to steer by.")
+        check_recordable(self.reward_options)
         self.steering()
 
     def steering(self) -> FKSteering | None:

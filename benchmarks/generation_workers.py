@@ -87,18 +87,22 @@ def run_processes(folder: RunFolder, processes: int, device: str | None, progres
             sender.close()
             workers[process] = receiver
         while workers:
-            ended = connection.wait([process.sentinel for process in workers], POLL_SECONDS)
+            # A worker with more to say than a pipe holds does not end before it is heard.
+            waiting = [end for process, receiver in workers.items() for end in (process.sentinel, receiver)]
+            ended = connection.wait(waiting, POLL_SECONDS)
             progress.update()
-            for process in [process for process in workers if process.sentinel in ended]:
+            for process in [one for one, receiver in workers.items() if one.sentinel in ended or receiver in ended]:
                 receiver = workers.pop(process)
-                process.join()
+                error, heard = None, True
                 try:
                     error = receiver.recv()
-                except EOFError:
+                except (EOFError, OSError):
+                    heard = False
+                process.join()
+                if not heard:
                     lost.append(_death(process.exitcode))
-                else:
-                    if error is not None:
-                        raise error
+                elif error is not None:
+                    raise error
     finally:
         for process in workers:
             process.terminate()

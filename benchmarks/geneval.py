@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,31 +110,37 @@ def evaluate_folder(
 
     Args:
         detector: makes the detector; not called if there is nothing to do.
-        results: JSON lines, a `Result` each; written every so many images. An image that is newer, or whose prompt
-            has changed, is judged again.
+        results: JSON lines, a `Result` each; written every so many images, and at the end also if it fails. An image
+            that is newer than the beginning of the run it was last judged in, or whose prompt has changed, is judged
+            again.
         every: so many.
         progress: called with the number of images done.
 
     Returns:
         The results, in the order of the images, and image -> what is wrong for those that could not be read.
     """
+    started = time.time()
     done = _read(results, images) if results.exists() else {}
     missing = [sample for sample in images if str(sample.path) not in done]
     progress(len(images) - len(missing))
     unreadable: dict[str, str] = {}
     eye = detector() if missing else None
-    for number, sample in enumerate(missing, start=1):
-        name = str(sample.path)
-        try:
-            image = open_image(sample.path)
-        except OSError as error:
-            unreadable[name] = str(error)
-        else:
-            assert eye is not None
-            done[name] = judge(image, sample.metadata, eye, name)
-        if number % every == 0 or number == len(missing):
-            _write(results, _in_order(done, images))
-        progress(1)
+    try:
+        for number, sample in enumerate(missing, start=1):
+            name = str(sample.path)
+            try:
+                image = open_image(sample.path)
+            except OSError as error:
+                unreadable[name] = str(error)
+            else:
+                assert eye is not None
+                done[name] = judge(image, sample.metadata, eye, name)
+            if number % every == 0:
+                _write(results, _in_order(done, images), started)
+            progress(1)
+    finally:
+        if missing:
+            _write(results, _in_order(done, images), started)
     return list(_in_order(done, images)), unreadable
 
 
@@ -153,8 +161,11 @@ def _in_order(done: dict[str, Result], images: Sequence[Sample]) -> Iterator[Res
     return (done[str(sample.path)] for sample in images if str(sample.path) in done)
 
 
-def _write(path: Path, results: Iterable[Result]) -> None:
+def _write(path: Path, results: Iterable[Result], started: float) -> None:
+    """Write what is of images as they were from `started` on: the file gets that time, so that an image which has
+    changed since then is newer, whenever it was judged."""
     write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in results).encode())
+    os.utime(path, (started, started))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
+
+from .prompts import json_lines
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def read_items(source: Path) -> list[Item]:
 def prompt_folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """(metadata.jsonl, its images) of each prompt of a folder in GenEval's layout, in order."""
     for subfolder in sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()):
-        images = sorted(path for path in (subfolder / "samples").glob("*") if re.match(r"\d+\.png", path.name))
+        images = sorted(path for path in (subfolder / "samples").glob("*") if re.fullmatch(r"\d+\.png", path.name))
         yield subfolder / "metadata.jsonl", images
 
 
@@ -85,9 +88,14 @@ def _in_layout(folder: Path) -> list[Item]:
 def _listed(file: Path) -> list[Item]:
     text = file.read_text(encoding="utf-8-sig")
     if file.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     else:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = []
+        for number, line in json_lines(text):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"Expected line {number} of {file} to be JSON, but it is not: {error}") from error
     items = []
     for number, row in enumerate(rows, start=1):
         where = f"entry {number} of {file}"

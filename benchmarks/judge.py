@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +18,10 @@ import numpy as np
 from PIL import Image
 
 from fk_steer.files import write_json
-from fk_steer.rewards.base import RewardError, RewardFunction, evaluate, name_of
+from fk_steer.rewards.base import MissingScoreError, RewardError, RewardFunction, name_of
+from fk_steer.rewards.judge import JudgeCounts, scores_or_none
 
+from .image_folder import open_image
 from .judge_data import JudgeData, Judgement
 
 
@@ -27,16 +30,18 @@ class Batch:
     """Scores of consecutive judgements.
 
     Attributes:
-        scores: for each judgement a reward per image; None where the image could not be read.
+        scores: for each judgement a reward per image; None where the image could not be read, or no score could be had.
         problems: path of an image -> why not.
         images: number of images scored.
         seconds: that the reward took, without reading files.
+        relative: whether the reward compares, see `GroupReward`.
     """
 
     scores: list[list[float | None]]
     problems: dict[str, str]
     images: int
     seconds: float
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,18 @@ class Scored:
     """What a reward made of a data set.
 
     Attributes:
-        judgements: those whose images could all be read.
+        judgements: those whose images could all be read and scored.
         scores: a reward for each of their images.
-        problems: path of an image that could not be read -> why not.
+        problems: path of an image that could not be -> why not.
         seconds_per_image: the median over batches; None without a batch.
+        relative: whether the reward compares, see `GroupReward`.
     """
 
     judgements: list[Judgement]
     scores: list[list[float]]
     problems: dict[str, str]
     seconds_per_image: float | None
+    relative: bool = False
 
 
 def digest(*paths: str | Path | None) -> str:
@@ -94,7 +101,7 @@ def score(
         progress: called with the number of judgements done.
 
     Raises:
-        RewardError: if the reward returns something unusable, or an infinite reward.
+        RewardError: if the reward returns something unusable, or an infinite reward, or its server does not answer.
         ValueError: if a reward that only compares meets judgements on single images.
     """
     judge: RewardFunction | None = None
@@ -116,6 +123,7 @@ def score(
         [scores for _, scores in complete],
         {path: problem for batch in batches for path, problem in batch.problems.items()},
         float(np.median([batch.seconds / batch.images for batch in batches if batch.images])) if complete else None,
+        any(batch.relative for batch in batches),
     )
 
 
@@ -124,29 +132,45 @@ def _score(reward: RewardFunction, judgements: Sequence[Judgement], start: int, 
     problems: dict[str, str] = {}
     for path in dict.fromkeys(path for one in judgements for path in one.images):
         try:
-            with Image.open(root / path) as opened:
-                images[path] = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            images[path] = open_image(root / path)
+        except OSError as error:
             problems[path] = f"{type(error).__name__}: {error}"
     scores: list[list[float | None]] = [[None] * len(one.images) for one in judgements]
-    calls = _together if getattr(reward, "relative", False) else _all
+    relative = bool(getattr(reward, "relative", False))
+    calls = _together if relative else _all
     scored, seconds = 0, 0.0
     for places in calls(reward, judgements, images, start):
         texts = [judgements[i].prompts[j] for i, j in places]
         pictures = [images[judgements[i].images[j]] for i, j in places]
         started = time.perf_counter()
-        values = evaluate(reward, pictures, texts, f"on the images from judgement {start}").tolist()
+        values = _values(reward, pictures, texts, f"on the images from judgement {start}")
         seconds += time.perf_counter() - started
-        if not np.isfinite(values).all():
-            index, value = next((i, v) for (i, _), v in zip(places, values) if not np.isfinite(v))
-            raise RewardError(
-                f"Reward '{name_of(reward)}' returned {value} for an image of judgement {start + index}, but "
-                "statistics need finite rewards."
-            )
         scored += len(places)
         for (i, j), value in zip(places, values):
+            if value is None:
+                problems[judgements[i].images[j]] = f"'{name_of(reward)}' has no score for it"
+            elif not math.isfinite(value):
+                raise RewardError(
+                    f"Reward '{name_of(reward)}' returned {value} for an image of judgement {start + i}, but "
+                    "statistics need finite rewards."
+                )
             scores[i][j] = value
-    return Batch(scores, problems, scored, seconds)
+    return Batch(scores, problems, scored, seconds, relative)
+
+
+def _values(
+    reward: RewardFunction, images: Sequence[Image.Image], prompts: Sequence[str], where: str
+) -> Sequence[float | None]:
+    """The rewards of a call; None where a judge's replies did not say them."""
+    counts = getattr(reward, "counts", None)
+    failed = counts.failed if isinstance(counts, JudgeCounts) else 0
+    try:
+        return scores_or_none(reward, images, prompts, where)
+    except MissingScoreError:
+        # A request that failed is worth another run; the same question would bring the same reply.
+        if isinstance(counts, JudgeCounts) and counts.failed > failed:
+            raise
+        return [None] * len(prompts)
 
 
 Places = list[tuple[int, int]]

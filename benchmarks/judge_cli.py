@@ -43,6 +43,7 @@ def judge(
         from fk_steer.loading import load_guide, quiet_libraries
 
         quiet_libraries()
+        from fk_steer.rewards.chat import check_recordable
         from fk_steer.rewards.loading import default_device
 
         from .judge import check_images, digest, score
@@ -52,9 +53,10 @@ def judge(
         if not temperature > 0.0:
             raise ValueError(f"Expected --temperature to be above 0.0, but got {temperature}.")
         label = label or reward
-        if Path(label).name != label:
+        if Path(label).name != label or label == "..":
             raise ValueError(f"Expected --label to be usable as the name of a folder, but got {label!r}.")
         options = reward_options(reward_option or [], reward, [reward])
+        check_recordable(options)
         content = read(data, human)
         root = images or data.parent
         check_images(content, root)
@@ -76,7 +78,7 @@ def judge(
         for path, problem in scored.problems.items():
             console.print(f"[yellow]skipped[/yellow] {path}: {problem}", highlight=False, soft_wrap=True)
         if not scored.judgements:
-            raise ValueError("No judgement is left whose images could all be read.")
+            raise ValueError("No judgement is left whose images could all be read and scored.")
         values = statistics(
             content.kind,
             scored.judgements,
@@ -84,6 +86,7 @@ def judge(
             tie_threshold=tie_threshold,
             temperature=temperature,
             label_threshold=label_threshold,
+            relative=scored.relative,
         )
         result = {
             "judgements": len(scored.judgements),
@@ -104,12 +107,12 @@ def _table(out: Path) -> None:
     from fk_steer.files import write_atomically, write_json
 
     results = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/results.json"))}
-    counts = ("judgements", "skipped", "seconds per image")
+    counts = ("judgements", "skipped")
     names = list(dict.fromkeys(name for result in results.values() for name in result["statistics"]))
-    lines = [["reward", *names, *counts]]
+    lines = [["reward", *names, *counts, "seconds per image"]]
     for label, result in results.items():
         cells = [_cell(name, result["statistics"].get(name)) for name in names]
-        lines.append([label, *cells, *(f"{result[name]:.4g}" for name in counts)])
+        lines.append([label, *cells, *(str(result[name]) for name in counts), f"{result['seconds per image']:.4g}"])
     buffer = io.StringIO()
     csv.writer(buffer).writerows(lines)
     write_atomically(out / "table.csv", buffer.getvalue().encode())

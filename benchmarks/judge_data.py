@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from .prompts import json_lines
+
 
 class Kind(str, Enum):
     """What humans were asked, and so which statistics there are."""
@@ -70,9 +72,9 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
     """
     text = Path(path).read_text(encoding="utf-8")
     if Path(path).suffix == ".jsonl":
-        content: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        content: Any = [_parsed(line, f"line {n} of {path}") for n, line in json_lines(text)]
     else:
-        content = json.loads(text)
+        content = _parsed(text, str(path))
     entries = list(content.values()) if isinstance(content, dict) else content
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"Expected a list of objects in {path}, but got none.")
@@ -90,6 +92,13 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
         f"Unknown format of {path}, whose first entry has the fields {', '.join(entries[0])}. Known: {known}; tifa160: "
         "image_path, text, text_id."
     )
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"Expected {where} to be JSON, but it is not: {error}") from error
 
 
 def _converted(convert: Callable[[dict[str, Any]], Judgement], entry: dict[str, Any], number: int) -> Judgement:

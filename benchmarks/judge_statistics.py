@@ -25,6 +25,7 @@ def statistics(
     tie_threshold: float = 0.0,
     temperature: float = 0.1,
     label_threshold: float = 0.0,
+    relative: bool = False,
 ) -> dict[str, Estimate]:
     """Name -> value and standard error of what is published on a kind of data.
 
@@ -35,6 +36,8 @@ def statistics(
         tie_threshold: rewards that differ by no more are a tie (MJ-Bench gives each model its own).
         temperature: tau of the probability sigmoid(difference / tau) in 'bf16', see `verdicts`.
         label_threshold: rewards from here on mean the label 1; 0 for the logits of a classifier.
+        relative: whether rewards only say how images compare, such as probabilities of winning; 'bf16' and 'labels',
+            which take them for scores of single images, are then left out.
     """
     if kind is Kind.ratings:
         return ratings([h for one in judgements for h in one.human], [s for some in scores for s in some])
@@ -52,7 +55,7 @@ def statistics(
                 better.append(some[first])
                 worse.append(some[second])
                 clusters.append(one.cluster)
-    return preferences(better, worse, clusters, tie_threshold, temperature, label_threshold)
+    return preferences(better, worse, clusters, tie_threshold, temperature, label_threshold, relative)
 
 
 def preferences(
@@ -62,11 +65,14 @@ def preferences(
     tie_threshold: float = 0.0,
     temperature: float = 0.1,
     label_threshold: float = 0.0,
+    relative: bool = False,
 ) -> dict[str, Estimate]:
-    """Accuracy on pairs with ties counted as wrong, without them, and their share, by each convention of
-    `verdicts`."""
+    """Accuracy on pairs with ties counted as wrong, without them, and their share, by each convention of `verdicts`, or
+    for `relative` rewards by 'fp32' alone."""
     columns: dict[str, Estimate] = {}
     for convention, verdict in verdicts(better, worse, tie_threshold, temperature, label_threshold).items():
+        if relative and convention != "fp32":
+            continue
         decided = verdict != 0
         columns[f"accuracy ({convention})"] = _share(verdict > 0, clusters)
         if decided.any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fk_steer.console import reward_options
 from fk_steer.loading import load_guide
-from fk_steer.rewards.base import evaluate
+from fk_steer.rewards.chat import check_recordable
 from fk_steer.rewards.clip import CLIPReward
-from fk_steer.rewards.judge import ChatJudge
+from fk_steer.rewards.judge import scores_or_none
 from fk_steer.rewards.local import unit
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import BUNDLED_REWARDS
@@ -40,11 +40,14 @@ class Metric:
         label: its name, also that of its file.
         reward: the reward's name, or 'diversity'.
         options: of the reward; of diversity those of the `CLIPScore` whose image embeddings are compared.
+        of_guide: whether it is here only because it guides: it then has no scores if it only compares, where a metric
+            that was asked for is an error.
     """
 
     label: str
     reward: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    of_guide: bool = field(default=False, compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
     """The metrics, diversity with the options of CLIPScore if it has none of its own and that is among them.
 
     Raises:
-        ValueError: for an unknown reward or option, or a label twice.
+        ValueError: for an unknown reward or option, a label twice or one that is no name of a file, or a password among
+            the options.
     """
     seen: set[str] = set()
     clip = next((dict(metric.options) for metric in metrics if metric.reward == "clip-score"), {})
@@ -121,7 +125,8 @@ def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
             raise ValueError(
                 f"Metric '{metric.label}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}."
             )
-        if Path(metric.label).name != metric.label:
+        check_recordable(metric.options)
+        if Path(metric.label).name != metric.label or metric.label in ("", ".."):
             raise ValueError(f"Expected a metric's label to be usable as the name of a file, but got {metric.label!r}.")
         if metric.label in seen:
             raise ValueError(f"Expected each metric once, but got '{metric.label}' twice; label them in a YAML file.")
@@ -134,7 +139,7 @@ def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
 
 def in_world(metric: Metric) -> Metric:
     """The metric as the bundled world has it: with its own weights, unless others are given."""
-    return Metric(metric.label, metric.reward, world_options(metric.reward, metric.options))
+    return replace(metric, options=world_options(metric.reward, metric.options))
 
 
 def world_options(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,22 +154,22 @@ def load_metric(metric: Metric, device: torch.device | str) -> Scorer:
     """
     Raises:
         RewardLoadError: if weights cannot be loaded.
-        ValueError: for an unknown option, or a reward that only compares the images of a prompt with one another.
+        ValueError: for an unknown option, or a reward that only compares the images of a prompt with one another,
+            unless it is here as a guide.
     """
     if metric.reward == DIVERSITY:
         return _diversity(load_guide("clip-score", device, **metric.options))
     reward = load_guide(metric.reward, device, **metric.options)
     if getattr(reward, "relative", False):
+        if metric.of_guide:
+            return lambda images, prompts: [None] * len(images)
         raise ValueError(
             f"'{metric.label}' says only how the images of a prompt compare with one another, so it is no metric; "
             "choose a task, variant or checkpoint that scores single images."
         )
 
     def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float | None]:
-        if isinstance(reward, ChatJudge):
-            # Called like a reward, it would put the mean of the others in place of a score that could not be had.
-            return list(reward.encode(images, prompts))
-        return list(evaluate(reward, images, prompts, "in a panel").tolist())
+        return scores_or_none(reward, images, prompts, "in a panel")
 
     return score
 

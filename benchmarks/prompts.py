@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import urllib.request
 from collections import Counter
@@ -105,7 +106,7 @@ def geneval_prompts(path: str | Path | None = None) -> list[dict[str, Any]]:
         ValueError: for a line that is not GenEval's metadata, with its number.
     """
     entries = []
-    for number, line in enumerate(_text(path, GENEVAL).splitlines(), start=1):
+    for number, line in json_lines(_text(path, GENEVAL)):
         try:
             entries.append(check_metadata(json.loads(line)))
         except ValueError as error:
@@ -126,7 +127,7 @@ def drawbench_prompts(path: str | Path | None = None) -> list[DrawBenchPrompt]:
     """
     text = _text(path, DRAWBENCH)
     if path is not None and Path(path).suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if rows and not {"Prompts", "Category"} <= rows[0].keys():
             raise ValueError(f"Expected the columns 'Prompts' and 'Category' in {path}, but got {', '.join(rows[0])}.")
         # One circulating copy has a blank after a category.
@@ -136,7 +137,7 @@ def drawbench_prompts(path: str | Path | None = None) -> list[DrawBenchPrompt]:
                 f"Unknown category {sorted(unknown)[0]!r} in {path}. Known: {', '.join(DRAWBENCH_CATEGORIES)}."
             )
         return prompts
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for _, line in json_lines(text)]
     categories = [category for category, number in DRAWBENCH_CATEGORIES.items() for _ in range(number)]
     if len(lines) != len(categories):
         raise ValueError(
@@ -175,6 +176,12 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     return entries
 
 
+def json_lines(text: str) -> list[tuple[int, str]]:
+    """The lines of a text that are not blank and their numbers from 1. Unlike `str.splitlines` this leaves alone what
+    may stand within a JSON text or a prompt, such as U+2028."""
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
 def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
     """Numbers of at most `limit` of the entries, ascending: the first of each task (`tag`) or category, as evenly over
     them as can be."""
@@ -196,11 +203,11 @@ def _own_prompts(path: Path) -> list[dict[str, Any]]:
         )
     if path.suffix.lower() == ".csv":
         return [asdict(entry) for entry in drawbench_prompts(path)]
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = json_lines(path.read_text(encoding="utf-8"))
     if path.suffix.lower() != ".jsonl":
-        return [{"prompt": line.strip()} for line in lines]
+        return [{"prompt": line.strip()} for _, line in lines]
     entries = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             entry = json.loads(line)
         except ValueError as error:

@@ -115,7 +115,7 @@ def evaluate(
         conditions.append(
             Condition(
                 f"expected fewer than {count} {name}, found {found_number}",
-                min(1.0, (count - 1) / max(found_number, 1)),
+                1.0 if found_number < count else (count - 1) / found_number,
             )
         )
     return Verdict(tuple(conditions))

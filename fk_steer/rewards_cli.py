@@ -79,7 +79,9 @@ def score(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images scored at a time; a reward that compares gets all of a prompt.")
+    ] = 8,
     device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
 ) -> None:
     """Score images for a prompt. Images that cannot be read are reported and left out; the exit status is 1 if none
@@ -91,52 +93,60 @@ def score(
             raise ValueError(f"Expected --prompt once or {len(images)} times, but got it {len(prompt)} times.")
         names = list(dict.fromkeys(name.strip() for name in reward.split(",")))
         options = {name: reward_options(reward_option or [], name, names) for name in names}
+        prompts = prompt * len(images) if len(prompt) == 1 else prompt
         opened, errors = _open_all(images)
-        prompts = dict(zip(images, prompt * len(images) if len(prompt) == 1 else prompt))
-        scores: dict[Path, dict[str, float]] = {path: {} for path in opened}
+        scores: dict[int, dict[str, float | None]] = {index: {} for index in opened}
         if opened:
             quiet_libraries()
         for name in names if opened else []:
-            from .rewards.base import evaluate
+            from .rewards.judge import scores_or_none
             from .rewards.loading import default_device
 
             scorer = load_guide(name, default_device(device), **options[name])
-            paths = list(opened)
-            for start in range(0, len(paths), batch_size):
-                some = paths[start : start + batch_size]
-                values = evaluate(
-                    scorer, [opened[path] for path in some], [prompts[path] for path in some], f"for {some[0]}"
+            indices = list(opened)
+            if getattr(scorer, "relative", False):
+                # Their scores depend on what else is in the call.
+                texts = dict.fromkeys(prompts[index] for index in indices)
+                calls = [[index for index in indices if prompts[index] == text] for text in texts]
+            else:
+                calls = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+            for some in calls:
+                values = scores_or_none(
+                    scorer,
+                    [opened[index] for index in some],
+                    [prompts[index] for index in some],
+                    f"for {images[some[0]]}",
                 )
-                for path, value in zip(some, values.tolist()):
-                    scores[path][name] = value
+                for index, value in zip(some, values):
+                    scores[index][name] = value
     if as_json:
-        results = [{"image": str(path), "prompt": prompts[path], "scores": scores[path]} for path in scores]
-        failed = [{"image": str(path), "error": error} for path, error in errors.items()]
+        results = [{"image": str(images[index]), "prompt": prompts[index], "scores": scores[index]} for index in scores]
+        failed = [{"image": str(images[index]), "error": error} for index, error in errors.items()]
         typer.echo(json.dumps({"results": results, "errors": failed}, indent=2))
     else:
         table = Table("image", *names, box=None, padding=(0, 2))
-        for path in images:
-            row = [f"{value:.4f}" for value in scores[path].values()] if path in scores else [f"[red]{errors[path]}"]
+        for index, path in enumerate(images):
+            own = ["none" if value is None else f"{value:.4f}" for value in scores.get(index, {}).values()]
+            row = own if index in scores else [f"[red]{errors[index]}"]
             table.add_row(str(path), *row)
         console.print(table)
     if not opened:
         raise typer.Exit(1)
 
 
-def _open_all(paths: list[Path]) -> tuple[dict[Path, Image], dict[Path, str]]:
-    """The images by path, and what is wrong with those that cannot be read."""
-    from PIL import Image
+def _open_all(paths: list[Path]) -> tuple[dict[int, Image], dict[int, str]]:
+    """The images, the right way up, by their position, and what is wrong with those that cannot be read."""
+    from PIL import Image, ImageOps
 
-    opened: dict[Path, Image.Image] = {}
-    errors: dict[Path, str] = {}
-    for path in paths:
+    opened: dict[int, Image.Image] = {}
+    errors: dict[int, str] = {}
+    for index, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                image.load()
-            opened[path] = image
+                opened[index] = ImageOps.exif_transpose(image)
         # Pillow raises SyntaxError and struct.error's parents too, depending on what is broken in the file.
         except Exception as error:
-            errors[path] = f"{type(error).__name__}: {error}"
+            errors[index] = f"{type(error).__name__}: {error}"
     return opened, errors
 
 

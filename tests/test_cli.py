@@ -135,7 +135,8 @@ def test_batch_size(models, tmp_path):
     [
         (["--preset", "nope"], "Unknown preset 'nope'. Known: adaptive, "),
         (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, clip-score"),
-        (["--particles", 0], "`num_particles` to be at least 1"),
+        (["--particles", 0], "`num_particles` to be an integer of at least 1"),
+        (["--reward-option", "base_url=http://user:secret@127.0.0.1/v1"], "`base_url` without a user and password"),
         (["--lmbda", "nan"], "`lmbda` to be finite"),
         (["--scheduler", "Nope"], "Unknown scheduler 'Nope'"),
         (["--reward-option", "path"], "KEY=VALUE, but got 'path'"),

@@ -121,6 +121,9 @@ def test_what_is_excluded_needs_no_inclusion():
     assert evaluate(metadata, {"cow": [at(0, 0)]}).correct
     assert evaluate(metadata, {}).correct
     assert evaluate(metadata, {"cow": [at(0, 0), at(30, 0)]}).reason == "expected fewer than 2 cow, found 2"
+    none_at_all = {"exclude": [{"class": "cow", "count": 1}]}
+    assert evaluate(none_at_all, {}).correct
+    assert evaluate(none_at_all, {"cow": [at(0, 0)]}).conditions[0].degree == 0.0
 
 
 def test_degrees():

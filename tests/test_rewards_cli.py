@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from chat_server import ChatServer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -85,6 +86,54 @@ def test_a_prompt_per_image(folder, options):
     expected = reward([Image.open(path) for path in images], prompts)
     scores = [entry["scores"]["pickscore"] for entry in json.loads(result.stdout)["results"]]
     torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_image_for_two_prompts(folder, options):
+    prompts = [PROMPT, "two blue squares"]
+    arguments = [word for prompt in prompts for word in ("--prompt", prompt)]
+    result = invoke("score", *[folder / "red.png"] * 2, *arguments, "--reward", "pickscore", *options[:2], "--json")
+    entries = json.loads(result.stdout)["results"]
+    assert [entry["prompt"] for entry in entries] == prompts
+    assert entries[0]["scores"] != entries[1]["scores"]
+
+
+def test_comparing_rewards_see_all_images_of_a_prompt(folder):
+    for red in (50, 150, 250):
+        Image.new("RGB", (30, 30), (red, 0, 0)).save(folder / f"{red}.png")
+    images = [folder / f"{red}.png" for red in (150, 50, 250)]
+    with ChatServer() as server:
+        address = ("--reward-option", f"base_url={server.url}", "--reward-option", "variant=pair")
+        result = invoke(
+            "score", *images, "--prompt", PROMPT, "--reward", "unified-reward", *address, "--json", "--batch-size", 1
+        )
+    assert result.exit_code == 0, result.output
+    scores = [entry["scores"]["unified-reward"] for entry in json.loads(result.stdout)["results"]]
+    assert scores == [0.5, 0.0, 1.0]
+
+
+def test_a_score_that_could_not_be_had_is_none(folder):
+    def reply(text, images):
+        return "Final Score: 4" if images[0].size == (40, 30) else "I would rather not say."
+
+    images = [folder / "red.png", folder / "green.png"]
+    with ChatServer(reply) as server:
+        arguments = (*images, "--prompt", PROMPT, "--reward", "unified-reward")
+        arguments += ("--reward-option", f"base_url={server.url}")
+        result, table = invoke("score", *arguments, "--json"), invoke("score", *arguments)
+    assert [entry["scores"]["unified-reward"] for entry in json.loads(result.stdout)["results"]] == [4.0, None]
+    assert table.output.splitlines()[-1].split()[-1] == "none"
+
+
+def test_images_are_turned_the_right_way_up(folder, options):
+    upright = Image.effect_noise((60, 30), 90)
+    upright.save(folder / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "lying.png", exif=exif)
+    images = [folder / "upright.png", folder / "lying.png"]
+    result = invoke("score", *images, "--prompt", PROMPT, "--reward", "pickscore", *options[:2], "--json")
+    first, second = [entry["scores"] for entry in json.loads(result.stdout)["results"]]
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,10 @@ class Aesthetic(LocalReward):
     ) -> None:
         (model,) = modules
         dtype = default_dtype(device, dtype, torch.float16)
-        self._set_up(model, device, dtype, [model.clip] if compile else [])
-        model.head.to(torch.promote_types(dtype, torch.float32))
+        self._set_up(model.clip, device, dtype, [model.clip] if compile else [])
+        # The predictor's weights are never rounded to half precision.
+        model.head.to(self.device, torch.promote_types(dtype, torch.float32))
+        self.model = model.eval().requires_grad_(False)
 
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), normalised. PIL images become RGB last, as in the original."""

@@ -17,6 +17,10 @@ class RewardError(ValueError):
     """A reward returned something unusable; the message names the reward, the prompt and where it happened."""
 
 
+class MissingScoreError(RewardError):
+    """No score could be had for any image of a prompt; other prompts may have theirs."""
+
+
 @runtime_checkable
 class Reward(Protocol):
     """Says how good images are for prompts. A plain function with the signature of `__call__` is a reward too.
@@ -53,8 +57,10 @@ def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
     """For rewards to call on what they are given.
 
     Raises:
-        ValueError: unless there are as many prompts as images.
+        ValueError: unless there are as many prompts as images, or for a text instead of a list of them.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"Expected a list of prompts, one per image, but got the text {prompts!r}.")
     if len(images) != len(prompts):
         raise ValueError(f"Expected one prompt per image, but got {len(images)} images and {len(prompts)} prompts.")
 

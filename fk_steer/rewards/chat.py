@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 from PIL import Image
@@ -76,8 +77,8 @@ class ChatClient:
 
     Args:
         model: name under which the server serves it.
-        base_url: of the server, with its `/v1`. None for the environment variable `OPENAI_BASE_URL`, or vLLM's address
-            on this machine, http://127.0.0.1:8000/v1.
+        base_url: of the server, with its `/v1`. A user and password in it are sent and never shown. None for the
+            environment variable `OPENAI_BASE_URL`, or vLLM's address on this machine, http://127.0.0.1:8000/v1.
         api_key_env: name of the environment variable that holds the key. It is read once and never shown; a server
             that wants no key needs none.
         concurrency: requests under way at a time, at least 1.
@@ -118,7 +119,9 @@ class ChatClient:
         if image_format not in ("png", "jpeg"):
             raise ValueError(f"Unknown image format {image_format!r}. Known: png, jpeg.")
         self.model, self.concurrency, self.image_format = model, concurrency, image_format
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"
+        self.base_url, credentials = _without_credentials(
+            base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"
+        )
         self.api_key_env = api_key_env
         self.extra_body = dict(extra_body or {})
         self.refused: set[str] = set()
@@ -128,6 +131,7 @@ class ChatClient:
         self._client = openai.OpenAI(
             api_key=os.environ.get(api_key_env) or "none",
             base_url=self.base_url,
+            default_headers=credentials,
             max_retries=max_retries,
             timeout=timeout,
         )
@@ -213,6 +217,29 @@ def _answer(response: Any) -> Answer:
     if not isinstance(text, str):
         return Answer(None, first_token, error="a reply without text")
     return Answer(text, first_token)
+
+
+def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """A URL without user and password, which messages and logs would show, and the header that sends them instead."""
+    parts = urlsplit(url)
+    credentials, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    basic = base64.b64encode(unquote(credentials).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {basic}"}
+
+
+def check_recordable(options: Mapping[str, Any]) -> None:
+    """Make sure that the options of a reward may be written down beside results.
+
+    Raises:
+        ValueError: if `base_url` holds a user or password.
+    """
+    if _without_credentials(str(options.get("base_url", "")))[1]:
+        raise ValueError(
+            "Expected `base_url` without a user and password, as options are recorded with the results. Put the whole "
+            "address into the environment variable OPENAI_BASE_URL instead."
+        )
 
 
 def data_url(image: Image.Image, image_format: str = "png") -> str:

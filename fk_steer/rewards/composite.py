@@ -31,7 +31,7 @@ class WeightedSum:
             spreads add in squares. If a part has none, neither has the sum.
 
     Raises:
-        ValueError: for no rewards or a weight that is not finite.
+        ValueError: for no rewards, a weight that is not finite, or a `ZScoreSum` or `Cascade` among the rewards.
     """
 
     def __init__(self, weights: Mapping[RewardFunction, float], default_lmbda: float | None = None) -> None:
@@ -59,12 +59,7 @@ class WeightedSum:
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """For each image what its parts need: rewards, or encodings of group rewards."""
-        parts = [
-            reward.encode(images, prompts)
-            if isinstance(reward, GroupReward)
-            else evaluate(reward, images, prompts, f"in '{self.name}'").unbind()
-            for reward in self.weights
-        ]
+        parts = [_encode(reward, images, prompts, self.name) for reward in self.weights]
         return list(zip(*parts, strict=True))
 
     def reward_groups(
@@ -73,10 +68,7 @@ class WeightedSum:
         """See `GroupReward`."""
         totals = [torch.zeros(len(group), dtype=torch.float64) for group in members]
         for (reward, weight), part in zip(self.weights.items(), zip(*encodings)):
-            if isinstance(reward, GroupReward):
-                groups = reward.reward_groups(part, members, prompts)
-            else:
-                groups = [torch.stack(part)[group] for group in members]
+            groups = _reward_groups(reward, part, members, prompts)
             totals = [total + weight * values for total, values in zip(totals, groups)]
         return totals
 
@@ -93,11 +85,14 @@ class ZScoreSum:
 
     Args:
         weights: reward -> weight, finite.
-        default_lmbda: None for 2 over the root of the summed squares of the weights.
+        default_lmbda: None for 2 over the root of the summed squares of the weights; there is none if all are 0.
 
     Raises:
-        ValueError: for no rewards or a weight that is not finite.
+        ValueError: for no rewards, a weight that is not finite, a `ZScoreSum` or `Cascade` among the rewards, or two
+            of one name.
     """
+
+    relative = True
 
     def __init__(self, weights: Mapping[RewardFunction, float], default_lmbda: float | None = None) -> None:
         _check_weights(weights)
@@ -106,7 +101,9 @@ class ZScoreSum:
         if len(self.parts) < len(weights):
             raise ValueError(f"Expected rewards of different names, but got {[name_of(reward) for reward in weights]}.")
         self.name = " + ".join(f"{weight:g} * z({name})" for name, weight in self._weights.items())
-        self.default_lmbda = default_lmbda or Z_LMBDA / math.hypot(*self._weights.values())
+        if default_lmbda is None and any(self._weights.values()):
+            default_lmbda = Z_LMBDA / math.hypot(*self._weights.values())
+        self.default_lmbda = default_lmbda
 
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
         """See `CompositeReward`."""
@@ -168,12 +165,12 @@ class Clipped:
         ValueError: unless low < high, or for a reward that is not scored image by image.
     """
 
+    relative = False
+
     def __init__(self, reward: RewardFunction, low: float = -math.inf, high: float = math.inf) -> None:
         if not low < high:
             raise ValueError(f"Expected `low` below `high`, but got {low} and {high}.")
-        compares = getattr(reward, "relative", False)
-        if compares or isinstance(reward, CompositeReward) or hasattr(reward, "at"):
-            raise ValueError(f"Expected a reward that scores image by image, but got {name_of(reward)!r}.")
+        _check_part(reward, may_compare=False)
         self.reward, self.low, self.high = reward, low, high
         self.name = f"clip({name_of(reward)}, {low:g}, {high:g})"
         self.default_lmbda = getattr(reward, "default_lmbda", None)
@@ -182,7 +179,40 @@ class Clipped:
         """See `Reward`."""
         return torch.as_tensor(self.reward(images, prompts)).clamp(self.low, self.high)
 
+    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
+        """For each image its reward, or the encoding of a group reward."""
+        return _encode(self.reward, images, prompts, self.name)
+
+    def reward_groups(
+        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> Sequence[Tensor]:
+        """See `GroupReward`."""
+        groups = _reward_groups(self.reward, encodings, members, prompts)
+        return [values.clamp(self.low, self.high) for values in groups]
+
 
 def _check_weights(weights: Mapping[RewardFunction, float]) -> None:
     if not weights or not all(math.isfinite(weight) for weight in weights.values()):
         raise ValueError(f"Expected rewards with finite weights, but got {list(weights.values())}.")
+    for reward in weights:
+        _check_part(reward)
+
+
+def _check_part(reward: RewardFunction, may_compare: bool = True) -> None:
+    compares = not may_compare and getattr(reward, "relative", False)
+    if compares or isinstance(reward, CompositeReward) or hasattr(reward, "at"):
+        raise ValueError(f"Expected a reward that scores image by image, but got {name_of(reward)!r}.")
+
+
+def _encode(reward: RewardFunction, images: Images, prompts: Sequence[str], name: str) -> Sequence[Any]:
+    if isinstance(reward, GroupReward):
+        return reward.encode(images, prompts)
+    return evaluate(reward, images, prompts, f"in '{name}'").unbind()
+
+
+def _reward_groups(
+    reward: RewardFunction, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+) -> Sequence[Tensor]:
+    if isinstance(reward, GroupReward):
+        return reward.reward_groups(encodings, members, prompts)
+    return [torch.stack(list(encodings))[group] for group in members]

@@ -81,6 +81,11 @@ class ImageReward(LocalReward):
         check_variant(variant, self.card, self.name)
         if path is not None:
             path = resolve(path, BUNDLED_IMAGE_REWARDS)
+            if Path(path).is_file():
+                raise RewardLoadError(
+                    f"Expected `path` of the reward '{self.name}' to be a folder or hub id, as it takes "
+                    f"{' and '.join(self.card.files)}, but got the file {path!r}."
+                )
         if tokenizer is None:
             own = path and any((Path(path) / name).exists() for name in ("vocab.txt", "tokenizer.json"))
             tokenizer = path if path and own else TOKENIZER[0]

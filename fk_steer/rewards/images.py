@@ -32,8 +32,18 @@ def to_uint8(images: Tensor | Sequence[Image], device: torch.device | str) -> li
 
     Returns:
         (B, 3, H, W) uint8 on `device`; a list of (3, H, W) for PIL images.
+
+    Raises:
+        ValueError: for a tensor that is not of floats, or holds NaN.
     """
     if isinstance(images, Tensor):
+        if not images.is_floating_point():
+            raise ValueError(f"Expected a tensor of images to be float in [0, 1], but got {images.dtype}.")
+        if images.isnan().any():
+            raise ValueError(
+                "Expected images without NaN. An autoencoder that gives them may overflow in half precision: decode in "
+                "float32 or bfloat16."
+            )
         return (images.detach().to(device).float().clamp(0, 1) * 255).round().to(torch.uint8)
     arrays = [np.array(image.convert("RGB")) for image in images]
     return [torch.from_numpy(array).permute(2, 0, 1).to(device) for array in arrays]

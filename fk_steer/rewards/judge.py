@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, RewardError
+from .base import Images, MissingScoreError, RewardError, RewardFunction, evaluate
 from .chat import Answer, Chat, ChatClient, Question, to_pil
 from .group import GroupedReward
 
@@ -124,6 +124,11 @@ class ChatJudge(GroupedReward):
         """What the judge has been through so far."""
         return self.ask.counts
 
+    @property
+    def judge(self) -> ChatJudge:
+        """See `scores_or_none`."""
+        return self
+
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """A score for each image, None where it could not be had."""
         return self.ask(self.task, [(image,) for image in to_pil(images)], prompts)
@@ -134,7 +139,7 @@ class ChatJudge(GroupedReward):
         """See `GroupReward`.
 
         Raises:
-            RewardError: if there is no score for any image of a prompt.
+            MissingScoreError: if there is no score for any image of a prompt.
         """
         return [
             self._complete([encodings[i] for i in group.tolist()], prompt) for group, prompt in zip(members, prompts)
@@ -143,7 +148,7 @@ class ChatJudge(GroupedReward):
     def _complete(self, scores: list[float | None], prompt: str) -> Tensor:
         known = [score for score in scores if score is not None]
         if not known:
-            raise RewardError(
+            raise MissingScoreError(
                 f"'{self.name}' got no score for any of {len(scores)} images of the prompt {prompt!r}: "
                 f"{self.ask.last_failure}. ({dataclasses.asdict(self.counts)})"
             )
@@ -154,6 +159,23 @@ class ChatJudge(GroupedReward):
             )  # fmt: skip
         mean = sum(known) / len(known)
         return torch.tensor([mean if score is None else score for score in scores], dtype=torch.float64)
+
+
+def scores_or_none(reward: RewardFunction, images: Images, prompts: Sequence[str], where: str) -> list[float | None]:
+    """The scores of a batch for statistics: None where a judge had none, which steering would put the mean of the other
+    images in place of. A reward that asks a `ChatJudge` has it as `judge`; None if it only compares.
+
+    Raises:
+        RewardError: if none of a judge's requests was answered; see also `evaluate`.
+    """
+    judge = getattr(reward, "judge", None)
+    if not isinstance(judge, ChatJudge):
+        return list(evaluate(reward, images, prompts, where).tolist())
+    failed = judge.counts.failed
+    scores = list(judge.encode(images, prompts))
+    if judge.counts.failed - failed == len(scores):
+        raise RewardError(f"'{judge.name}' got no answer {where}: {judge.ask.last_failure}.")
+    return scores
 
 
 def parse_text(parse: Callable[[str], float | None]) -> Callable[[Answer], float | None]:

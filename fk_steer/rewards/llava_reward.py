@@ -14,6 +14,7 @@ from .base import Images, device_of
 from .card import RewardCard
 from .general_preference import GeneralPreferenceReward
 from .loading import RewardLoadError
+from .pairwise import check_statistic
 
 
 if TYPE_CHECKING:
@@ -135,10 +136,11 @@ def load_llava_reward(
     Raises:
         RewardLoadError: if checkpoint or backbone cannot be loaded.
         ImportError: if an option needs a package that is not installed.
-        ValueError: for an unknown option.
+        ValueError: for an unknown option or statistic.
     """
     from llava_reward_guide import CheckpointError, LlavaReward
 
+    check_statistic(statistic)
     if quantize is not None and offload:
         raise ValueError("Expected `offload` or `quantize`, but got both: quantized weights stay on their device.")
     bundled = isinstance(path, str) and path in BUNDLED

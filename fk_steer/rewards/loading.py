@@ -21,19 +21,42 @@ def default_device(device: torch.device | str | None) -> torch.device:
 
 
 def load_pretrained(kind: Any, path: str, reward: str, **options: Any) -> Any:
-    """`kind.from_pretrained(path, **options)` with one clear error.
+    """`kind.from_pretrained(path, **options)` with one clear error. A model gets all of its weights.
 
     Raises:
-        RewardLoadError: naming the reward, the class and the place.
+        RewardLoadError: naming the reward, the class and the place, and the tensors that are missing or misshapen.
     """
     options = {name: value for name, value in options.items() if value is not None}
+    is_model = issubclass(kind, nn.Module)
+    if is_model:
+        # Otherwise what a file lacks is drawn by chance, and said in a log that the commands keep quiet.
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        return kind.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+        loaded = kind.from_pretrained(path, **options)
+    # Broken files bring errors of many kinds; tokenizers raise plain Exceptions.
+    except Exception as error:
         raise RewardLoadError(
             f"Could not load {kind.__name__} of the reward '{reward}' from {path!r}. Expected a folder saved with "
             f"`save_pretrained` or the id of a hub repository that can be reached from here. ({error})"
         ) from error
+    if not is_model:
+        return loaded
+    model, info = loaded
+    # Buffers are the same in every model of a class; older files have some that newer ones lack.
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    _check_complete(
+        {
+            "missing": sorted(parameters.intersection(info["missing_keys"])),
+            "of another shape": [
+                f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]
+            ],
+        },
+        model,
+        len(parameters),
+        path,
+        reward,
+    )
+    return model
 
 
 def fetch(path: str, filename: str, reward: str, revision: str | None = None) -> Path:
@@ -158,13 +181,20 @@ def assign_weights(
             if name in expected and value.shape != expected[name].shape
         ],
     }
+    _check_complete(problems, module, len(expected), source, reward)
+    module.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+
+
+def _check_complete(
+    problems: Mapping[str, list[str]], module: nn.Module, number: int, source: object, reward: str
+) -> None:
+    """Raise if there is any problem: kind -> names of tensors, out of so many that were expected."""
     if any(problems.values()):
         what = "; ".join(f"{_some(names)} {kind}" for kind, names in problems.items() if names)
         raise RewardLoadError(
             f"{source} does not hold the weights of the reward '{reward}' ({type(module).__name__}, "
-            f"{len(expected)} tensors expected): {what}."
+            f"{number} tensors expected): {what}."
         )
-    module.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
 
 
 def _some(names: list[str], shown: int = 3) -> str:

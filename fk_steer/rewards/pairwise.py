@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, RewardError, name_of
+from .base import Images, MissingScoreError, RewardError, name_of
 from .group import GroupedReward
 from .images import to_uint8
 
@@ -59,7 +59,8 @@ class PairwiseReward(GroupedReward):
 
     Raises:
         ValueError: for an unknown statistic or a number out of range.
-        RewardError: when called, if every comparison of a prompt failed, or one gave a number outside [0, 1].
+        MissingScoreError: when called, if every comparison of a prompt failed.
+        RewardError: when called, if one gave a number outside [0, 1].
     """
 
     relative = True
@@ -134,7 +135,7 @@ class PairwiseReward(GroupedReward):
         known = {p for (_, _, p), failed in zip(games, probabilities.isnan().tolist()) if not failed}
         for p in sorted(played - known):
             reason = getattr(self.comparer, "failure", "it does not say why")
-            raise RewardError(f"All comparisons of '{self.name}' for the prompt {prompts[p]!r} failed: {reason}.")
+            raise MissingScoreError(f"All comparisons of '{self.name}' for the prompt {prompts[p]!r} failed: {reason}.")
 
     def _compare(self, encodings: Sequence[Any], games: list[tuple[int, int, int]], prompts: Sequence[str]) -> Tensor:
         first, second = (_images([encodings[game[place]] for game in games]) for place in (0, 1))

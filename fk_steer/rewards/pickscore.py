@@ -68,21 +68,22 @@ class PickScore(CLIPReward):
         from transformers import CLIPModel
 
         check_variant(variant, self.card, self.name)
+        tokenizer_revision = revision if path and not tokenizer else None
         tokenizer = tokenizer or path or TOKENIZER[0]
         path, revision = self.card.source(path, revision)
         dtype = default_dtype(device, dtype, self.original_dtype)
         model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
-        self._assemble(
-            model, load_tokenizer(tokenizer, self.name), variant=variant, device=device, dtype=dtype, compile=compile
-        )
+        words = load_tokenizer(tokenizer, self.name, tokenizer_revision)
+        self._assemble(model, words, variant=variant, device=device, dtype=dtype, compile=compile)
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores (B,)."""
         return self.model.logit_scale.exp() * super().rate(inputs, prompts)
 
 
-def load_tokenizer(path: str, reward: str) -> Any:
-    """CLIP's tokenizer, at the pinned commit if it is that of ViT-H/14."""
+def load_tokenizer(path: str, reward: str, revision: str | None = None) -> Any:
+    """CLIP's tokenizer, at the pinned commit if it is that of ViT-H/14 and no other is asked for."""
     from transformers import CLIPTokenizer
 
-    return load_pretrained(CLIPTokenizer, path, reward, revision=TOKENIZER[1] if path == TOKENIZER[0] else None)
+    pinned = TOKENIZER[1] if path == TOKENIZER[0] else None
+    return load_pretrained(CLIPTokenizer, path, reward, revision=revision or pinned)

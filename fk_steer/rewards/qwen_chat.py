@@ -68,7 +68,8 @@ class QwenChat:
             )
         # The published configuration samples and penalises repetition, and what a call leaves open is taken from it.
         end = self._special["<|im_end|>"]
-        self._network.generation_config = GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end)
+        stops = [end, self._tokenizer.get_vocab().get("<|endoftext|>", end)]
+        self._network.generation_config = GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=end)
 
     @torch.no_grad()
     def ask(self, questions: Sequence[Question], max_tokens: int) -> list[Answer]:

@@ -66,7 +66,8 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
         **options: of the reward; most take `path`, `variant`, `device` and `dtype`.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones, or an option the reward does not have.
+        ValueError: for an unknown name, listing the known ones, an option the reward does not have, or without one that
+            it needs.
         RewardLoadError: if its weights cannot be loaded.
     """
     factory = reward_factory(name)
@@ -75,4 +76,12 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
     unknown = [option for option in options if option not in parameters]
     if unknown and not takes_any:
         raise ValueError(f"Reward '{name}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}.")
+    needed = [
+        option
+        for option, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if missing := [option for option in needed if option not in options]:
+        raise ValueError(f"Reward '{name}' needs the option {missing[0]!r}. It takes: {', '.join(parameters)}.")
     return factory(**options)

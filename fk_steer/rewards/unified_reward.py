@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,11 @@ class UnifiedReward(GroupedReward):
         self.relative = self._method.relative
 
     @property
+    def judge(self) -> ChatJudge | None:
+        """See `scores_or_none`."""
+        return self._method if isinstance(self._method, ChatJudge) else None
+
+    @property
     def counts(self) -> JudgeCounts:
         """What the judge has been through so far."""
         return self._ask.counts
@@ -161,6 +167,12 @@ def _chat(backend: str, path: str | None, model: str | None, device: Any, option
     from .qwen_chat import QwenChat
 
     assert path is not None
+    known = [name for name in inspect.signature(QwenChat).parameters if name not in ("path", "reward", "device")]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(
+            f"Unknown option {unknown[0]!r} of the backend 'transformers' of {UnifiedReward.name}. Known: "
+            f"{', '.join(known)}."
+        )
     return QwenChat(path, UnifiedReward.name, device=device, **options)
 
 

@@ -35,7 +35,9 @@ def axis_scores(reply: str) -> dict[str, float | None]:
 def better_image(reply: str) -> float | None:
     """The last verdict on a pair: 1.0 if image 1 is better, 0.0 if image 2 is, 0.5 for a tie."""
     verdicts = re.findall(
-        r"Image\s*([12])\s+is\s+(?:(?!not\b)\w+\s+){0,2}better\b|(equally\s+good)", _plain(reply), re.IGNORECASE
+        r"Image\s*([12])\s+is\s+(?:(?!(?:not?|never)\b)\w+\s+){0,2}better\b|(?<!\bnot\s)(?<!n['’]t\s)(equally\s+good)",
+        _plain(reply),
+        re.IGNORECASE,
     )
     if not verdicts:
         return None

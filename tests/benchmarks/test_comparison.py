@@ -35,7 +35,7 @@ from fk_steer.benchmarks.comparison_results import (
 from fk_steer.benchmarks.comparison_tables import latex, tables
 from fk_steer.benchmarks.generation import GenerationSettings
 from fk_steer.benchmarks.image_folder import Item
-from fk_steer.benchmarks.metrics import Metric, read_metrics
+from fk_steer.benchmarks.metrics import LazyScorer, Metric, read_metrics
 from fk_steer.cli import app
 from fk_steer.testing import save_clip, sd
 
@@ -194,6 +194,34 @@ def test_reading_a_study():
     assert of_world[1].options == {"path": "shapes"}
 
 
+def test_the_folder_of_results(tmp_path, monkeypatch):
+    """The current one is a folder like any other."""
+    monkeypatch.chdir(tmp_path)
+    study = ("--rewards", "nope", "--model", "shapes", "--prompts", "shapes")
+    command = CliRunner().invoke(app, ["compare", *study])
+    assert "Expected a folder for the results by --out." in command.stderr
+    command = CliRunner().invoke(app, ["compare", *study, "--out", "."])
+    assert "Unknown reward 'nope'" in command.stderr
+
+
+def test_labels_with_dots_are_labels():
+    lists = {f"db-0.{number}": {"prompts": "drawbench", "limit": number} for number in (1, 2)}
+    study = read_study({"models": ["shapes"], "rewards": ["none"], "prompts": {**lists, "folder/mine.txt": None}})
+    assert list(study.prompts) == ["db-0.1", "db-0.2", "mine"]
+
+
+def test_a_guide_that_only_compares_is_no_default_metric():
+    options = {"variant": "pair", "base_url": "http://127.0.0.1:1"}
+    config = {"models": ["shapes"], "rewards": {"unified-reward": options}, "prompts": ["shapes"]}
+    study = read_study(config)
+    (cell,) = study.cells()
+    metric = next(metric for metric in study.metrics_of(cell) if metric.reward == "unified-reward")
+    assert LazyScorer(metric, "cpu")([Image.new("RGB", (8, 8))], ["a star"]) == [None]
+    asked = read_study({**config, "metrics": {"unified-reward": options}})
+    with pytest.raises(ValueError, match="so it is no metric"):
+        LazyScorer(asked.metrics[0], "cpu")([Image.new("RGB", (8, 8))], ["a star"])
+
+
 def test_the_documented_studies():
     text = (REPOSITORY / "docs" / "compare.md").read_text()
     panel, config = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
@@ -226,8 +254,21 @@ def test_the_documented_studies():
             {"models": ["shapes"], "rewards": ["none", "hps"], "prompts": ["shapes"], "baseline": "clip-score"},
             "one of the guides none, hps, but got 'clip-score'",
         ),
+        (
+            {"models": ["shapes"], "rewards": ["none"], "prompts": ["a/list.txt", "b/list.txt"]},
+            "'a/list.txt' and 'b/list.txt' of 'prompts' would share the folder 'list'. Give one of them a label",
+        ),
+        (
+            {"models": ["a/b", "a--b"], "rewards": ["none"], "prompts": ["shapes"]},
+            "'a/b' and 'a--b' of 'models' would share the folder 'a--b'",
+        ),
+        ({"models": ["shapes"], "rewards": {"..": "hps"}, "prompts": ["shapes"]}, "label of a guide"),
+        (
+            {"models": ["shapes"], "rewards": {"none": {"particles": 8}}, "prompts": ["shapes"]},
+            "no settings of 'none', which is no steering, but got 'particles'",
+        ),
     ],
-    ids=["no prompts", "key", "reward", "label", "setting", "baseline"],
+    ids=["no prompts", "key", "reward", "label", "setting", "baseline", "stems", "models", "dots", "none"],
 )
 def test_studies_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):

@@ -27,8 +27,9 @@ from fk_steer.benchmarks.generation import (
     is_complete,
     read_records,
 )
-from fk_steer.benchmarks.generation_folder import RunFolder
+from fk_steer.benchmarks.generation_folder import Progress, RunFolder
 from fk_steer.benchmarks.generation_plan import Plan
+from fk_steer.benchmarks.generation_workers import run_processes
 from fk_steer.benchmarks.geneval import samples
 from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
@@ -234,6 +235,7 @@ def test_images_of_unknown_settings_are_refused(tmp_path, no_model):
         ({"seeds": (1, 1)}, "`seeds`"),
         ({"preset": "nope"}, "Unknown preset 'nope'"),
         ({"reward": None}, "`particles` needs a `reward`"),
+        ({"reward_options": {"base_url": "http://user:secret@x/v1"}}, "without a user and password"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -305,6 +307,24 @@ def test_launched_processes_share_the_work(whole, tmp_path):
 def test_an_error_of_a_worker_is_raised(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         generate(change(model="nowhere", reward_options={"path": "shapes"}), tmp_path, processes=2, device="cpu")
+
+
+def test_a_long_error_of_a_worker_is_raised(tmp_path):
+    """One longer than a pipe holds."""
+    folder = RunFolder(tmp_path, Plan.of(change(reward="x" * 100_000)))
+    folder.open()
+
+    def give_up(number, frame):
+        raise TimeoutError("the worker is never heard")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120)
+    try:
+        with pytest.raises(ValueError, match="Unknown reward 'xxx"):
+            run_processes(folder, 1, "cpu", Progress(folder, lambda done, total: None))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_killed(whole, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections import Counter
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 from typer.testing import CliRunner
 
-from fk_steer.benchmarks.geneval import Result, best_of, clustered_mean, lines, summarize
+from fk_steer.benchmarks.geneval import Result, best_of, clustered_mean, evaluate_folder, lines, samples, summarize
 from fk_steer.benchmarks.geneval_colours import TEMPLATES, ColourClassifier, cutout
 from fk_steer.benchmarks.geneval_detector import (
     Mask2FormerDetector,
     Selection,
+    ShapesDetector,
     detector_pixels,
     instances,
     overlap,
@@ -333,6 +335,51 @@ def test_evaluating_a_folder(folder):
     other = evaluate(path)
     assert other.exit_code == 1
     assert "another `detector`" in other.stderr
+
+
+class Failing(ShapesDetector):
+    """Gives up after some images."""
+
+    def __init__(self, images):
+        self.left = images
+
+    def detect(self, image, task):
+        if not self.left:
+            raise RuntimeError("out of memory")
+        self.left -= 1
+        return super().detect(image, task)
+
+
+def test_verdicts_are_kept_if_the_detector_fails(folder):
+    path, truth = folder
+    images = samples(path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate_folder(images, lambda: Failing(5), path / "results.jsonl")
+    eye = Failing(len(images) - 5)
+    results, _ = evaluate_folder(images, lambda: eye, path / "results.jsonl")
+    assert {one.filename: one.correct for one in results} == truth
+    assert eye.left == 0
+
+
+def test_an_image_replaced_during_the_run_is_judged_again(folder):
+    """After its verdict, and before the results are written for the last time."""
+    path, truth = folder
+    images = samples(path)
+    right, wrong = images[0].path, images[1].path
+    assert (truth[str(right)], truth[str(wrong)]) == (True, False)
+
+    class Replacing(ShapesDetector):
+        judged = 0
+
+        def detect(self, image, task):
+            self.judged += 1
+            if self.judged == 3:
+                wrong.write_bytes(right.read_bytes())
+                os.utime(wrong, (time.time(), time.time()))
+            return super().detect(image, task)
+
+    assert not evaluate_folder(images, Replacing, path / "results.jsonl")[0][1].correct
+    assert evaluate_folder(images, ShapesDetector, path / "results.jsonl")[0][1].correct
 
 
 def test_mask2former_from_the_command_line(folder, models):

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_server import ChatServer, failing, judge
 from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
 from fk_steer.benchmarks.judge import score
+from fk_steer.benchmarks.judge_cli import _table
 from fk_steer.benchmarks.judge_data import JudgeData, Judgement, Kind, read
 from fk_steer.benchmarks.judge_statistics import (
     calibrated_accuracy,
@@ -25,7 +27,7 @@ from fk_steer.benchmarks.judge_statistics import (
     votes,
 )
 from fk_steer.cli import app
-from fk_steer.rewards import PairwiseReward, RewardError
+from fk_steer.rewards import PairwiseReward, RewardError, load_reward
 from fk_steer.testing import save_clip
 
 
@@ -169,6 +171,15 @@ def test_formats(tmp_path):
     assert read(lines) == data
 
 
+def test_lines_end_where_the_format_says(tmp_path):
+    entry = {"prompt": "a\u2028b\u0085c", "chosen_path": "a", "reject_path": "b"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(entry, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert read(tmp_path / "data.jsonl").judgements[0].prompts[0] == entry["prompt"]
+    (tmp_path / "bad.jsonl").write_text(json.dumps(entry) + '\n\n{"prompt"\n')
+    with pytest.raises(ValueError, match=r"line 3 of .*bad\.jsonl to be JSON"):
+        read(tmp_path / "bad.jsonl")
+
+
 @needs_data
 def test_published_samples():
     pairs = read(DATA / "llava_reward_sample" / "pairwise_sample.json")
@@ -260,9 +271,49 @@ def test_comparing_rewards_see_the_two_images_alone(tmp_path):
     columns = statistics(data.kind, scored.judgements, scored.scores)
     # The better image always comes first in the data. Whoever prefers a place must not profit: 5 standard errors.
     assert columns["accuracy (fp32)"][0] == pytest.approx(50.0, abs=5 * 100 * 0.5 / np.sqrt(200))
+    # Probabilities of winning are no scores of single images; that is known without the reward, too.
+    again = score(data, tmp_path, lambda: pytest.fail("nothing is missing"), tmp_path / "out", batch_size=50)
+    columns = statistics(data.kind, again.judgements, again.scores, relative=again.relative)
+    assert columns and all(name.endswith("(fp32)") for name in columns)
     single = JudgeData("test", Kind.labels, [Judgement(("a.png",), ("p",), (1.0,), "p")])
     with pytest.raises(ValueError, match="Choose a reward that scores images"):
         score(single, tmp_path, lambda: PairwiseReward(prefer_the_first), tmp_path / "single")
+
+
+def silent_about_dark_images(text, images):
+    return "I would rather not say." if redness(images, [])[0] < 0.42 else judge(text, images)
+
+
+@pytest.mark.parametrize("variant", ["point", "pair"])
+def test_grades_that_could_not_be_had(pairs, tmp_path, variant):
+    """The judge is silent about dark images; of a pair, if the dark one comes first."""
+    with ChatServer(silent_about_dark_images) as server:
+
+        def reward():
+            return load_reward("unified-reward", variant=variant, base_url=server.url, max_retries=0)
+
+        scored = score(read(pairs), pairs.parent, reward, tmp_path / "out", batch_size=1)
+        server.fault = lambda number: failing(500)
+        with pytest.raises(RewardError, match="InternalServerError"):
+            score(read(pairs), pairs.parent, reward, tmp_path / "later", batch_size=1)
+    left_out = [path for path, problem in scored.problems.items() if "has no score for it" in problem]
+    assert left_out
+    assert len(scored.judgements) + len({path[0] for path in left_out}) == 9
+    assert all(first > second for first, second in scored.scores)
+    assert not list((tmp_path / "later").rglob("*.json"))
+
+
+def test_images_are_turned_the_right_way_up(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, given in (("upright", None), ("lying", exif)):
+        Image.new("RGB", (8, 4)).save(tmp_path / f"{name}.png", exif=given)
+    data = JudgeData("test", Kind.preferences, [Judgement(("upright.png", "lying.png"), ("p", "p"), (1.0, 0.0), "p")])
+
+    def width(images, prompts):
+        return torch.tensor([float(image.width) for image in images])
+
+    assert score(data, tmp_path, lambda: width, tmp_path / "out").scores == [[8.0, 4.0]]
 
 
 def test_infinite_rewards_are_refused(pairs, tmp_path):
@@ -296,10 +347,19 @@ def test_command(pairs, tmp_path):
     second = run(*arguments, "--label", "hessel", "--reward-option", "variant=hessel")
     assert second.exit_code == 0, second.output
     with (tmp_path / "out" / "table.csv").open() as file:
-        assert [row["reward"] for row in csv.DictReader(file)] == ["clip-score", "hessel"]
+        rows = list(csv.DictReader(file))
+    assert [(row["reward"], row["judgements"]) for row in rows] == [("clip-score", "9"), ("hessel", "9")]
     refused = run(*arguments[:-4], "--batch-size", 5)
     assert refused.exit_code == 1
     assert "another `batch_size` (4 instead of 5)" in refused.stderr
+
+
+def test_counts_are_whole_numbers(tmp_path):
+    counts = {"judgements": 12345, "skipped": 0, "seconds per image": 0.123456}
+    (tmp_path / "clip-score").mkdir()
+    written(tmp_path / "clip-score" / "results.json", {**counts, "statistics": {}})
+    _table(tmp_path)
+    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "clip-score,12345,0,0.1235"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +367,8 @@ def test_command(pairs, tmp_path):
     [
         (["--images", "nowhere"], "None of the 20 images is there, such as nowhere"),
         (["--reward", "nope"], "Unknown reward 'nope'"),
+        (["--reward", "llm-grader", "--reward-option", "base_url=http://u:p@x/v1"], "without a user and password"),
+        (["--label", ".."], "usable as the name of a folder"),
         (["--label", "a/b"], "usable as the name of a folder"),
         (["--temperature", "0"], "--temperature to be above 0.0"),
         (["--human", "answers.csv"], "belong to TIFA160"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_server import ChatServer, failing, judge, redness
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from fk_steer.benchmarks.metrics import LazyScorer, Metric, pairwise_distances, 
 from fk_steer.benchmarks.panel import panel_mean, read_scores, score_images
 from fk_steer.cli import app
 from fk_steer.loading import load_guide
+from fk_steer.rewards import RewardError
 from fk_steer.shapes.captions import parse, sample_pair
 from fk_steer.shapes.world import render
 
@@ -198,6 +200,22 @@ def test_broken_and_listed_images(folder):
     assert "nowhere.png" in panel(folder / "list.jsonl", "--metric", "clip-score=shapes").stderr
 
 
+def test_lists_of_odd_prompts(folder):
+    path = "00000/samples/00000.png"
+    (folder / "list.csv").write_text(f'path,prompt\n{path},"two\nlines\u2028"\n', encoding="utf-8")
+    assert [item.prompt for item in read_items(folder / "list.csv")] == ["two\nlines\u2028"]
+    (folder / "list.jsonl").write_text(f'{{"path": "{path}", "prompt": "a\u2028b"}}\n', encoding="utf-8")
+    assert [item.prompt for item in read_items(folder / "list.jsonl")] == ["a\u2028b"]
+    (folder / "list.jsonl").write_text('\n{"path"\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*list\.jsonl to be JSON"):
+        read_items(folder / "list.jsonl")
+
+
+def test_copies_beside_samples_are_none(folder):
+    (folder / "00000" / "samples" / "00000.png.bak").write_bytes(b"")
+    assert len(read_items(folder)) == PROMPTS * SAMPLES
+
+
 def test_scores_without_a_value(folder):
     """A judge that has no score for an image does not get another's."""
     items = read_items(folder)[:3]
@@ -206,6 +224,24 @@ def test_scores_without_a_value(folder):
     score_images(items, scorer, folder / "panel")
     estimate, images, prompts = panel_mean(items, read_scores(folder / "panel", "grader"))
     assert (estimate[0], images, prompts) == (5.0, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["llm-grader", "unified-reward"])
+def test_grades_that_could_not_be_had(name):
+    """By themselves or beside others, and not for want of a server."""
+    black, red = Image.new("RGB", (30, 30)), Image.new("RGB", (30, 30), "red")
+
+    def reply(text, images):
+        return "I would rather not say." if redness(images[0]) == 0.5 else judge(text, images)
+
+    with ChatServer(reply) as server:
+        scorer = LazyScorer(Metric(name, name, {"model": "x", "base_url": server.url, "max_retries": 0}), "cpu")
+        alone, (first, second) = scorer([black], ["a"]), scorer([black, red], ["a", "a"])
+        assert (alone, first) == ([None], None)
+        assert second in (5.0, 10.0)
+        server.fault = lambda number: failing(500)
+        with pytest.raises(RewardError, match="got no answer in a panel: InternalServerError"):
+            scorer([red], ["a"])
 
 
 def test_naming_metrics():
@@ -222,6 +258,10 @@ def test_naming_metrics():
         parse_metrics(["hps"], ["size=3"])
     with pytest.raises(ValueError, match="'hps' twice"):
         parse_metrics(["hps,hps"])
+    with pytest.raises(ValueError, match="name of a file, but got '..'"):
+        read_metrics({"..": {"metric": "hps"}})
+    with pytest.raises(ValueError, match="without a user and password"):
+        parse_metrics(["llm-grader"], ["model=x", "base_url=http://user:secret@x/v1"])
     with pytest.raises(ValueError, match="Expected the options of the metric"):
         read_metrics({"hps": 3})
 

@@ -150,6 +150,20 @@ def test_own_lists(tmp_path):
         prompt_list("nope")
 
 
+def test_lines_end_where_the_format_says(tmp_path):
+    """And not at what else Python takes for the end of a line."""
+    odd = "a star,\u2028red\x0b\x85"
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n\n{"prompt": "a\u2028b\u0085c"}\n', encoding="utf-8")
+    assert [entry["prompt"] for entry in prompt_list(str(tmp_path / "a.jsonl"))] == ["one", "a\u2028b\u0085c"]
+    (tmp_path / "a.csv").write_text(f'Prompts,Category\n"{odd}\nand blue",Colors\n', encoding="utf-8")
+    assert [entry["prompt"] for entry in prompt_list(str(tmp_path / "a.csv"))] == [f"{odd}\nand blue"]
+    (tmp_path / "a.txt").write_text("a\u2028b\nc\n", encoding="utf-8")
+    assert [entry["prompt"] for entry in prompt_list(str(tmp_path / "a.txt"))] == ["a\u2028b", "c"]
+    line = json.dumps({**GOOD, "prompt": "a\u2028b"}, ensure_ascii=False)
+    (tmp_path / "geneval.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert [entry["prompt"] for entry in geneval_prompts(tmp_path / "geneval.jsonl")] == ["a\u2028b"]
+
+
 def test_evenly():
     entries = [{"tag": kind} for kind in "aaaabbc"]
     assert evenly(entries, None) == list(range(7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import sys
 import threading
@@ -13,8 +14,8 @@ import torch
 from chat_server import MODEL, ChatServer, cut_off, failing, parts, redness, send
 from PIL import Image
 
-from fk_steer.rewards import RewardError, load_reward
-from fk_steer.rewards.chat import ChatClient, Question, data_url, to_pil
+from fk_steer.rewards import Clipped, GroupReward, RewardError, load_reward
+from fk_steer.rewards.chat import ChatClient, Question, check_recordable, data_url, to_pil
 
 
 KEY = "sk-very-secret-0123456789"
@@ -227,6 +228,21 @@ class TestKey:
         assert "***" in message
         assert KEY not in message
 
+    def test_a_password_in_the_address_is_sent_and_never_shown(self, caplog):
+        caplog.set_level(logging.DEBUG)
+        with ChatServer(fault=only(None, failing(500))) as server:
+            address = server.url.replace("http://", "http://user:s3cr%3Ft@")
+            client = ChatClient(MODEL, address, max_retries=0)
+            answers = [client.ask([Question((), "?")], max_tokens=7)[0] for _ in range(2)]
+        assert server.keys == ["Basic " + base64.b64encode(b"user:s3cr?t").decode()] * 2
+        assert answers[1].failed
+        shown = f"{client!r} {client.base_url} {answers} {caplog.text}"
+        assert "127.0.0.1" in shown
+        assert "s3cr" not in shown
+        with pytest.raises(ValueError, match="without a user and password.*OPENAI_BASE_URL"):
+            check_recordable({"base_url": address})
+        check_recordable({"base_url": server.url})
+
     def test_none_is_needed(self, monkeypatch):
         monkeypatch.delenv("OPENAI_API_KEY")
         with ChatServer() as server:
@@ -312,6 +328,15 @@ class TestUnreadableReplies:
             (scores,) = reward.reward_groups(encodings, [torch.arange(5)], ["red"])
             torch.testing.assert_close(scores.float(), reward(batch, ["red"] * 5))
 
+    def test_nor_to_steering_within_bounds(self):
+        with ChatServer(unreadable_for([0.2])) as server:
+            clipped = Clipped(load_reward("unified-reward", model=MODEL, base_url=server.url), high=4.5)
+            assert isinstance(clipped, GroupReward)
+            batch = images(self.shades)
+            encodings = [entry for image in batch for entry in clipped.encode(image[None], ["red"])]
+            (scores,) = clipped.reward_groups(encodings, [torch.arange(5)], ["red"])
+        torch.testing.assert_close(scores.float(), torch.tensor([3.0, 4.0, 3.8, 4.2, 4.5]), atol=0.01, rtol=0)
+
 
 class TestUnifiedReward:
     def test_axes(self):
@@ -374,6 +399,7 @@ class TestUnifiedReward:
             ({"path": "x"}, "`path` goes with the backend 'transformers'"),
             ({"attempts": 0}, "`attempts` to be at least 1"),
             ({"url": "x"}, "Unknown option 'url' of the server. Known: model, base_url"),
+            ({"backend": "transformers", "path": "x", "base_url": "y"}, "'base_url' of the backend 'transformers'"),
         ],
     )
     def test_bad_options(self, options, message):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
 
@@ -15,6 +16,7 @@ from fk_steer import testing_checkpoints as published
 from fk_steer.rewards import RewardLoadError, blip, clip_flant5, open_clip
 from fk_steer.rewards.loading import assign_weights, empty
 from fk_steer.rewards.open_clip import VIT_H_14
+from fk_steer.testing import save_clip
 from fk_steer.testing_rewards import TINY_REWARDS, tiny_reward
 
 
@@ -119,6 +121,37 @@ class TestWrongFiles:
         (folder / "med_config.json").write_text("{")
         with pytest.raises(RewardLoadError, match="med_config.json to be a JSON file"):
             self.load(folder)
+
+    def clip(self, folder, change):
+        """The error of a `CLIPModel` whose tensors are changed."""
+        file = Path(save_clip(folder)) / "model.safetensors"
+        weights = load_file(file)
+        change(weights)
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(RewardLoadError) as caught:
+            load_reward("clip-score", path=str(folder), device="cpu")
+        return str(caught.value)
+
+    def test_missing_tensors_of_a_transformers_model(self, tmp_path):
+        message = self.clip(tmp_path, lambda weights: weights.pop("visual_projection.weight"))
+        assert "does not hold the weights of the reward 'clip-score' (CLIPModel, " in message
+        assert message.endswith("1 (visual_projection.weight) missing.")
+
+    def test_shapes_of_a_transformers_model(self, tmp_path):
+        message = self.clip(tmp_path, lambda weights: weights.update({"visual_projection.weight": torch.zeros(2, 3)}))
+        assert "1 (visual_projection.weight (2, 3) instead of (" in message
+        assert message.endswith("of another shape.")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+    def test_cut_off_files_of_a_transformers_model(self, tmp_path, name):
+        file = Path(save_clip(tmp_path)) / name
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(RewardLoadError, match="of the reward 'clip-score' from .* Expected a folder saved with"):
+            load_reward("clip-score", path=str(tmp_path), device="cpu")
+
+    def test_a_file_where_a_folder_is_needed(self, folder):
+        with pytest.raises(RewardLoadError, match=r"'image-reward' to be a folder .* got the file .*ImageReward\.pt"):
+            self.load(folder / "ImageReward.pt")
 
     def test_no_weights(self, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**published.FLAN_T5_XL, "num_layers": 1}))

@@ -129,6 +129,18 @@ def test_other_modes_become_rgb(mode):
     assert torch.equal(pixels, tensor(np.asarray(image.convert("RGB"))))
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "to be float in .* but got torch.uint8"),
+        (torch.full((1, 3, 4, 4), torch.nan), "without NaN"),
+    ],
+)
+def test_what_is_no_image(images, message):
+    with pytest.raises(ValueError, match=message):
+        to_uint8(images, "cpu")
+
+
 def test_pipelines_images_are_rounded_as_when_saved():
     images = torch.rand(2, 3, 8, 8)
     from diffusers.image_processor import VaeImageProcessor

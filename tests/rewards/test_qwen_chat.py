@@ -157,6 +157,13 @@ def test_prompts_hold_no_special_tokens(random_folder):
     assert chat.ask([question], max_tokens=2)[0].text is not None
 
 
+def test_the_end_of_a_text_ends_a_reply(random_folder):
+    """As in the published generation settings."""
+    chat = QwenChat(random_folder, "unified-reward", device="cpu")
+    ends = tokenizer().convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert chat._network.generation_config.eos_token_id == ends
+
+
 def test_reward(speaking_folder):
     reward = load_reward("unified-reward", backend="transformers", path=speaking_folder, device="cpu", batch_size=2)
     assert reward.chat.ask(QUESTIONS, max_tokens=30)[1].text == REPLY

@@ -16,10 +16,13 @@ from fk_steer.rewards import (
     ZScoreSum,
     available_rewards,
     load_reward,
+    pickscore,
     registry,
 )
 from fk_steer.rewards.base import lmbda_for, name_of
+from fk_steer.rewards.pickscore import PickScore
 from fk_steer.testing import PROMPTS, save_clip
+from fk_steer.testing_rewards import tiny_reward
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,10 @@ class TestCLIPScore:
             reward(images(4), PROMPTS * 2)
         assert encoded == [2]
 
+    def test_a_text_is_no_list_of_prompts(self, clip_folder):
+        with pytest.raises(ValueError, match="Expected a list of prompts, .* but got the text 'ab'"):
+            load_reward("clip-score", path=clip_folder)(images(), "ab")
+
     def test_missing_weights(self, tmp_path):
         with pytest.raises(RewardLoadError, match="CLIPModel of the reward 'clip-score' from .*nowhere"):
             load_reward("clip-score", path=str(tmp_path / "nowhere"))
@@ -83,6 +90,30 @@ class TestCLIPScore:
             load_reward("clip-score", variant="b32")
 
 
+def test_the_aesthetic_predictor_is_not_rounded(tmp_path):
+    exact = tiny_reward("aesthetic", tmp_path)
+    half = load_reward("aesthetic", path=str(tmp_path), dtype="float16", device="cpu")
+    assert half.model.clip.dtype == torch.float16
+    for mine, wanted in zip(half.model.head.parameters(), exact.model.head.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+    assert not half.model.training
+    assert not any(parameter.requires_grad for parameter in half.model.parameters())
+
+
+def test_pickscores_tokenizer_is_of_the_same_commit(monkeypatch):
+    asked = []
+
+    def load(kind, path, reward, **options):
+        asked.append((kind.__name__, path, options["revision"]))
+
+    monkeypatch.setattr(pickscore, "load_pretrained", load)
+    monkeypatch.setattr(PickScore, "_assemble", lambda *modules, **settings: None)
+    load_reward("pickscore", path="mine/pickscore", revision="abc")
+    load_reward("pickscore")
+    assert asked[:2] == [("CLIPModel", "mine/pickscore", "abc"), ("CLIPTokenizer", "mine/pickscore", "abc")]
+    assert asked[3] == ("CLIPTokenizer", *pickscore.TOKENIZER)
+
+
 class TestRegistry:
     def test_unknown_name(self):
         with pytest.raises(ValueError, match="Unknown reward 'clipscore'. Known: .*clip-score, "):
@@ -91,6 +122,15 @@ class TestRegistry:
     def test_unknown_option(self):
         with pytest.raises(ValueError, match="'clip-score' has no option 'model'. It takes: variant, path"):
             load_reward("clip-score", model="x")
+
+    def test_unknown_statistic(self):
+        """Whatever the checkpoint."""
+        with pytest.raises(ValueError, match="Unknown statistic 'median'. Known: win-probability, log-odds"):
+            load_reward("llava-reward", path="shapes", statistic="median")
+
+    def test_missing_option(self):
+        with pytest.raises(ValueError, match="'llm-grader' needs the option 'model'. It takes: model, axis"):
+            load_reward("llm-grader")
 
     def test_plugins(self, monkeypatch):
         plugin = EntryPoint("two", "fk_steer.rewards.composite:WeightedSum", registry.ENTRY_POINTS)
@@ -133,6 +173,23 @@ class TestWeightedSum:
     def test_bad_weights(self, weights):
         with pytest.raises(ValueError, match="finite weights"):
             WeightedSum(weights)
+
+    @pytest.mark.parametrize("kind", [WeightedSum, ZScoreSum])
+    def test_composites_are_refused(self, kind):
+        for composite in (ZScoreSum({self.red: 1.0}), Cascade(self.red, self.length)):
+            with pytest.raises(ValueError, match="scores image by image, but got"):
+                kind({composite: 1.0})
+
+
+class TestZScoreSum:
+    def test_default_lambda(self):
+        red, length = TestWeightedSum.red, TestWeightedSum.length
+        assert ZScoreSum({red: 3.0, length: 4.0}).default_lmbda == pytest.approx(2 / 5)
+        assert ZScoreSum({red: 0.0}).default_lmbda is None
+        assert ZScoreSum({red: 1.0}, default_lmbda=3.0).default_lmbda == 3.0
+
+    def test_no_normalizing_constant_comes_of_it(self):
+        assert ZScoreSum({TestWeightedSum.red: 1.0}).relative
 
 
 class TestClipped:
