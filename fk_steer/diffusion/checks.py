@@ -60,7 +60,7 @@ def check_noise(
             "that can (`pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, "
             "algorithm_type='sde-dpmsolver++')`, DDIM or Euler), or a preset that only prunes ('psp', 'best-of-n')."
         )
-    if len(copying) > 1 and not parts(copying[-1], eta_at):
+    if len(copying) > 1 and not eta_at(copying[-1]) and not parts(copying[-1], eta_at):
         warnings.warn(
             "No noise is added after the last resampling, so copies of a particle that it makes stay identical. Score "
             "earlier, or let the noise window reach further.",
