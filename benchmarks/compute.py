@@ -5,31 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fk_steer.config import DEFAULT_PRESET
+
 from .shapes import Record, differences
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINES = ("best-of-n", "fk-paper")
+BASELINES = {
+    "best-of-n": ("best-of-n", 1.0),
+    "fk-paper": ("fk-paper", 1.0),
+    DEFAULT_PRESET: (DEFAULT_PRESET, 1.0),
+    "best-of-n at twice the budget": ("best-of-n", 2.0),
+}
+"""What runs are compared with: name -> preset and share of the run's own budget."""
 
 
-def difference_columns(
-    records: Mapping[str, Sequence[Record]], baselines: Sequence[str] = BASELINES
-) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """How runs named 'PRESET@BUDGET' differ from the baselines at the same budget.
+def difference_columns(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """How runs named 'PRESET@BUDGET' differ from those of `BASELINES` that were made.
 
     Returns:
         Run -> 'MEASURE - BASELINE' -> mean and standard error, see `differences`.
     """
     rows = {}
     for run, some in records.items():
-        preset, budget = run.split("@")
-        others = [name for name in baselines if name != preset and f"{name}@{budget}" in records]
+        budget = float(run.split("@")[1])
+        others = {name: f"{preset}@{share * budget:g}" for name, (preset, share) in BASELINES.items()}
         rows[run] = {
             f"{measure} - {name}": value
-            for name in others
-            for measure, value in differences(some, records[f"{name}@{budget}"]).items()
+            for name, other in others.items()
+            if other != run and other in records
+            for measure, value in differences(some, records[other]).items()
         }
     return rows
 
