@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,6 +107,10 @@ def compute(
     guidance: Guidance = None,
     batch_size: BatchSize = 8,
     processes: Processes = 1,
+    timing: Annotated[
+        Path | None,
+        typer.Option(help="table.json of a run on an idle machine, whose seconds are taken in place of these."),
+    ] = None,
 ) -> None:
     """Presets side by side at equal denoiser compute, from the same initial noise. Runs are shared with `bench shapes`
     in the same folder."""
@@ -113,7 +118,7 @@ def compute(
     from fk_steer.files import write_atomically
     from fk_steer.report import figure_png
 
-    from .compute import difference_columns, plot
+    from .compute import difference_columns, plot, with_seconds_of
     from .shapes import summarize
 
     with one_line_errors():
@@ -125,6 +130,8 @@ def compute(
         named = {name: _sized(name, setup["steps"]) for name in names}
         records = _measure(named, setup, out, seeds, batch_size, processes)
         rows = {name: summarize(some) for name, some in records.items()}
+        if timing is not None:
+            rows = with_seconds_of(rows, json.loads(timing.read_text()))
         _write_table(out / "table", rows)
         _write_table(out / "differences", difference_columns(records))
         write_atomically(out / "compute.png", figure_png(plot(rows)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fk_steer.config import DEFAULT_PRESET
 
@@ -39,6 +39,19 @@ def difference_columns(records: Mapping[str, Sequence[Record]]) -> dict[str, dic
             for measure, value in differences(some, records[other]).items()
         }
     return rows
+
+
+def with_seconds_of(
+    rows: Mapping[str, Mapping[str, tuple[float, float | None]]], timed: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """The rows of `summarize` with the seconds of other runs of the same names.
+
+    Raises:
+        ValueError: for a row that was not timed.
+    """
+    if untimed := [name for name in rows if name not in timed]:
+        raise ValueError(f"Expected seconds of {', '.join(untimed)}, but they were not timed.")
+    return {name: {**row, "seconds": (float(timed[name]["seconds"][0]), None)} for name, row in rows.items()}
 
 
 def plot(rows: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> Figure:

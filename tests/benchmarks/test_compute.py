@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fk_steer.benchmarks.compute import difference_columns
+from fk_steer.benchmarks.compute import difference_columns, with_seconds_of
 from fk_steer.benchmarks.shapes import Record
 from fk_steer.shapes.captions import TASKS
 
@@ -39,3 +39,11 @@ def test_differences_to_each_baseline():
     assert not any("fk-paper" in name for row in columns.values() for name in row)
     assert columns["best-of-n@8"] == {}
     assert {name.split(" - ")[1] for name in columns["best-of-n@4"]} == {"adaptive", "best-of-n at twice the budget"}
+
+
+def test_seconds_of_other_runs():
+    rows = {"bfs@4": {"reward": (1.0, 0.1), "seconds": (9.0, None)}}
+    timed = {"bfs@4": {"reward": [2.0, 0.2], "seconds": [3.0, None]}, "bfs@8": {"seconds": [4.0, None]}}
+    assert with_seconds_of(rows, timed) == {"bfs@4": {"reward": (1.0, 0.1), "seconds": (3.0, None)}}
+    with pytest.raises(ValueError, match="seconds of bfs@8, but they were not timed"):
+        with_seconds_of({"bfs@8": {}}, {})

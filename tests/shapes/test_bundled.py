@@ -163,6 +163,12 @@ def test_compute(tmp_path):
     # One particle and nothing to choose from: the same run.
     assert differences["psp@1"]["reward - best-of-n"] == [0.0, 0.0]
     assert (tmp_path / "compute.png").stat().st_size > 10_000
+    timing = tmp_path / "idle.json"
+    timing.write_text(json.dumps({name: {"seconds": [0.125 * (1 + n), None]} for n, name in enumerate(table)}))
+    invoke(*arguments, "--timing", timing)
+    timed = json.loads((tmp_path / "table.json").read_text())
+    assert [row["seconds"][0] for row in timed.values()] == [0.125, 0.25, 0.375, 0.5]
+    assert timed["psp@2"]["reward"] == table["psp@2"]["reward"]
 
 
 @pytest.mark.parametrize("previews", [False, True])
