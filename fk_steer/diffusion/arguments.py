@@ -38,37 +38,51 @@ def number_of_prompts(arguments: dict[str, Any]) -> int:
     return len(prompt)
 
 
-def entries(arguments: dict[str, Any], num_prompts: int, prompts: Sequence[int]) -> dict[str, Any]:
-    """The arguments with the entries of some prompts, in that order, where they hold one for each of `num_prompts`."""
+def names_per_prompt(pipe: Any) -> frozenset[str]:
+    """Arguments of a pipeline that may hold one entry per prompt. Of several ControlNets, images are one per net."""
+    return PER_PROMPT if hasattr(getattr(pipe, "controlnet", None), "nets") else PER_PROMPT | IMAGES
+
+
+def entries(
+    arguments: dict[str, Any], names: frozenset[str], num_prompts: int, prompts: Sequence[int]
+) -> dict[str, Any]:
+    """The arguments with the entries of some prompts, in that order, where they hold one for each of `num_prompts`.
+
+    Args:
+        names: see `names_per_prompt`.
+        prompts: numbers from 0 to `num_prompts` - 1, any of them any number of times.
+    """
 
     def of(name: str, value: Any) -> Any:
         if name in PER_PROMPT and isinstance(value, str):
             return [value] * len(prompts)
-        if not _one_per_prompt(name, value, num_prompts):
+        if name not in names or not _one_per_prompt(name, value, num_prompts):
             return value
         return value[list(prompts)] if isinstance(value, (Tensor, np.ndarray)) else [value[p] for p in prompts]
 
     return {name: of(name, value) for name, value in arguments.items()}
 
 
-def per_row(arguments: dict[str, Any], num_prompts: int, rows_per_prompt: int) -> dict[str, Any]:
-    """The arguments of a call with `rows_per_prompt` images per prompt.
+def per_row(arguments: dict[str, Any], names: frozenset[str], num_prompts: int, rows_per_prompt: int) -> dict[str, Any]:
+    """The arguments of a call with `rows_per_prompt` images per prompt, `num_images_per_prompt` included.
 
     Embeddings in place of prompts, which some pipelines do not repeat, and images of several prompts, which some repeat
     in another order than the prompts, are repeated here.
+
+    Args:
+        names: see `names_per_prompt`.
     """
-    images = num_prompts > 1 and any(_one_per_prompt(name, arguments.get(name), num_prompts) for name in IMAGES)
+    images = num_prompts > 1 and any(_one_per_prompt(name, arguments.get(name), num_prompts) for name in IMAGES & names)
     if arguments.get("prompt") is not None and not images:
         return {**arguments, "num_images_per_prompt": rows_per_prompt}
     rows = [prompt for prompt in range(num_prompts) for _ in range(rows_per_prompt)]
-    return {**entries(arguments, num_prompts, rows), "num_images_per_prompt": 1}
+    return {**entries(arguments, names, num_prompts, rows), "num_images_per_prompt": 1}
 
 
 def _one_per_prompt(name: str, value: Any, num_prompts: int) -> bool:
     if name in IMAGES and isinstance(value, (Tensor, np.ndarray)) and value.ndim < 4:
         return False
-    known = name in PER_PROMPT or name in IMAGES
-    return known and isinstance(value, (list, tuple, Tensor, np.ndarray)) and len(value) == num_prompts
+    return isinstance(value, (list, tuple, Tensor, np.ndarray)) and len(value) == num_prompts
 
 
 def reward_prompts(arguments: dict[str, Any], reward_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import entries
+from .arguments import entries, names_per_prompt
 from .generators import fresh_generators
 from .run import Result, Run
 
@@ -34,7 +34,12 @@ def roll_over(run: Run, result: Result, prepare: Callable[[dict[str, Any], list[
             break
         retry = prepare(
             {
-                **entries(arguments, len(run.prompts) // run.per_prompt, [p // run.per_prompt for p in chosen]),
+                **entries(
+                    arguments,
+                    names_per_prompt(run.pipe),
+                    len(run.prompts) // run.per_prompt,
+                    [p // run.per_prompt for p in chosen],
+                ),
                 "generator": fresh_generators([run.resampling[p] for p in chosen]),
                 "output_type": run.output_type,
                 "eta": run.eta,

@@ -18,7 +18,7 @@ from ..loading import load_preview
 from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
-from .arguments import image_size, number_of_prompts, per_row, reward_prompts
+from .arguments import image_size, names_per_prompt, number_of_prompts, per_row, reward_prompts
 from .checks import check_noise, denoiser_of
 from .decode import LatentDecoder
 from .generators import draw_seed, particle_generators
@@ -142,7 +142,12 @@ class Run:
                 intercept(self.pipe.vae, "decode", lambda inner: functools.partial(self.decode, inner))
             )
             output = self.pipe(
-                **per_row(self.arguments, len(self.prompts) // self.per_prompt, self.rows_per_prompt),
+                **per_row(
+                    self.arguments,
+                    names_per_prompt(self.pipe),
+                    len(self.prompts) // self.per_prompt,
+                    self.rows_per_prompt,
+                ),
                 generator=self.generators,
                 output_type="latent" if self.output_type == "latent" else "pt",
                 return_dict=False,

@@ -128,6 +128,19 @@ def test_a_controlnet_runs_on_the_same_rows(options):
     torch.testing.assert_close(output.images, kept, atol=1e-4, rtol=1e-4)
 
 
+def test_images_of_two_controlnets_are_for_all_prompts():
+    pipe = sd()
+    nets = [ControlNetModel.from_unet(pipe.unet) for _ in range(2)]
+    for net in nets:
+        net.controlnet_cond_embedding = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        torch.nn.init.normal_(net.controlnet_mid_block.weight, std=0.1)
+    pipe = with_components(StableDiffusionControlNetPipeline, pipe, controlnet=nets)
+    call = {**SIZE, "image": [torch.rand(1, 3, 16, 16) for _ in nets], "num_inference_steps": 4, "output_type": "pt"}
+    steered = steer(pipe, redness, PLAIN)
+    both, second = steered(PROMPTS, **call), steered(PROMPTS[1], **call)
+    torch.testing.assert_close(both.images[3:], second.images, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_chunks_keep_together_what_perturbed_attention_compares(size):
     pipe = with_components(StableDiffusionPAGPipeline, sd(), pag_applied_layers=["mid"])
