@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fk_steer.console import progress_bar, report_failure
+from fk_steer.files import is_file_name
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import BUNDLED
 
@@ -260,7 +261,7 @@ def _guide(label: str, options: Mapping[str, Any]) -> Guide:
         raise ValueError(f"Expected no settings of {label!r}, which is no steering, but got {strange[0]!r}.")
     if reward != NONE:
         reward_factory(reward)
-    if Path(label).name != label or label in ("", ".."):
+    if not is_file_name(label):
         raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
     if reward == NONE:
         return Guide(label, None)
@@ -293,7 +294,7 @@ def _by_folder(
     """The entries of a study under the names of their folders, which are given by label."""
     found: dict[str, str] = {}
     for label, folder in folders.items():
-        if Path(folder).name != folder or folder in ("", ".."):
+        if not is_file_name(folder):
             raise ValueError(f"Expected a label of {key!r} to be usable as the name of a folder, but got {label!r}.")
         if folder in found:
             raise ValueError(

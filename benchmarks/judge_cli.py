@@ -39,7 +39,7 @@ def judge(
     Run again it scores what is missing. Rewards tested in the same folder share a table.
     """
     with one_line_errors():
-        from fk_steer.files import check_settings, record_settings, write_json
+        from fk_steer.files import check_settings, is_file_name, record_settings, write_json
         from fk_steer.loading import load_guide, quiet_libraries
 
         quiet_libraries()
@@ -53,7 +53,7 @@ def judge(
         if not temperature > 0.0:
             raise ValueError(f"Expected --temperature to be above 0.0, but got {temperature}.")
         label = label or reward
-        if Path(label).name != label or label == "..":
+        if not is_file_name(label):
             raise ValueError(f"Expected --label to be usable as the name of a folder, but got {label!r}.")
         options = reward_options(reward_option or [], reward, [reward])
         check_recordable(options)

@@ -6,7 +6,6 @@ import gc
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_steer.console import reward_options
+from fk_steer.files import is_file_name
 from fk_steer.loading import load_guide
 from fk_steer.rewards.chat import check_recordable
 from fk_steer.rewards.clip import CLIPReward
@@ -126,7 +126,7 @@ def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
                 f"Metric '{metric.label}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}."
             )
         check_recordable(metric.options)
-        if Path(metric.label).name != metric.label or metric.label in ("", ".."):
+        if not is_file_name(metric.label):
             raise ValueError(f"Expected a metric's label to be usable as the name of a file, but got {metric.label!r}.")
         if metric.label in seen:
             raise ValueError(f"Expected each metric once, but got '{metric.label}' twice; label them in a YAML file.")

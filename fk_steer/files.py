@@ -35,6 +35,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False).encode())
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a text can name a file or folder within another folder, without leading out of it."""
+    return text not in ("", "..") and Path(text).name == text
+
+
 def png(image: Image) -> bytes:
     """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
