@@ -218,6 +218,9 @@ def speed(
     previews: Annotated[
         bool, typer.Option("--previews", help="Decode x0 predictions with the bundled preview decoder.")
     ] = False,
+    decode_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Latents per call of the decoder. [default: all]")
+    ] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, with up to 64 particles.")] = True,
     size: Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")] = None,
     device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
@@ -238,18 +241,26 @@ def speed(
         if previews and full_size is not None:
             raise ValueError("There is no preview decoder of random weights: leave out --previews or --full-size.")
         decoder = load_preview(model, pipe) if previews else None
-        steering = _sized(preset, call["num_inference_steps"], preview_decoder=decoder)
+        sizes = {"decode_batch_size": decode_batch_size}
+        steering = _sized(preset, call["num_inference_steps"], preview_decoder=decoder, **sizes)
         measured = measure(pipe, guide, steering, prompts=prompts, repeats=repeats, memory=memory, **call)
-        setup = {"model": full_size or model, "preset": preset, "previews": previews, "prompts": prompts, **call}
-        setup["machine"] = machine(device)
+        setup = {
+            "model": full_size or model,
+            "preset": preset,
+            "previews": previews,
+            "prompts": prompts,
+            **sizes,
+            **call,
+            "machine": machine(device),
+        }
         write_json(out, {**setup, **measured})
         for name in ("overhead", "bookkeeping", "speed-up"):
             console.print(f"{name}: {measured[name]:.3f}", highlight=False)
         for way, value in measured["reward"].items():
             console.print(f"reward, {way}: {value:.4f}", highlight=False)
         for way, peaks in measured["peak bytes"].items():
-            sizes = ", ".join(f"{peak / 2**20:.1f} MiB with {number}" for number, peak in peaks.items())
-            console.print(f"peak memory, {way}: {sizes}", highlight=False)
+            listed = ", ".join(f"{peak / 2**20:.1f} MiB with {number}" for number, peak in peaks.items())
+            console.print(f"peak memory, {way}: {listed}", highlight=False)
 
 
 @app.command()

@@ -65,5 +65,5 @@ def by_particles(
     peak(chunk, sizes)  # what is allocated once
     return {
         "chunked": {number: peak(number, sizes) for number in particles},
-        "unchunked": {number: peak(number, {}) for number in particles},
+        "unchunked": {number: peak(number, dict.fromkeys(sizes)) for number in particles},
     }
