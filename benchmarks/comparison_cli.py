@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from fk_steer.console import console, one_line_errors, reward_options
+from fk_steer.console import Device, console, one_line_errors, reward_options
 
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def compare(
         int, typer.Option(min=0, help="Prompts of each list shown with images in the report.")
     ] = 24,
     processes: Annotated[int, typer.Option(min=1, help="Workers that generate, one thread or GPU each.")] = 1,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
 ) -> None:
     """Compare rewards as guides: GenEval accuracy by task and metric means for each guide, model and list of prompts.
 

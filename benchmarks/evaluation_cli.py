@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fk_steer.console import console, one_line_errors
+from fk_steer.console import Device, console, one_line_errors
 
 
 app = typer.Typer(no_args_is_help=True)
@@ -52,7 +52,7 @@ def geneval(
     max_overlap: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Drop detections that overlap a better one this much; 1 keeps all.")
     ] = 1.0,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
 ) -> None:
     """GenEval by its official rules: is what the prompt says in the image, in number, colour and place?
 
@@ -111,7 +111,7 @@ def panel(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the scores. [default: 'panel' in FOLDER]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 8,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
 ) -> None:
     """Mean scores of images by a panel of metrics, each loaded once and one at a time.
 

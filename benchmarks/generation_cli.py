@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fk_steer.console import console, one_line_errors, reward_options
+from fk_steer.console import Device, console, one_line_errors, reward_options
 
 
 class Engine(str, Enum):
@@ -60,7 +60,7 @@ def run(
         typer.Option(min=1, help="Denoiser rows, latents decoded and images scored at a time. [default: all]"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
     processes: Annotated[int, typer.Option(min=1, help="Workers: one thread each, or a GPU in turn.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Where workers run.")] = Engine.local,
 ) -> None:

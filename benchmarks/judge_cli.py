@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fk_steer.console import console, one_line_errors, reward_options
+from fk_steer.console import Device, console, one_line_errors, reward_options
 
 
 def judge(
@@ -32,7 +32,7 @@ def judge(
     tie_threshold: Annotated[float, typer.Option(min=0.0, help="Rewards that differ by no more are a tie.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="Of the probabilities rounded to bfloat16.")] = 0.1,
     label_threshold: Annotated[float, typer.Option(help="Rewards from here on mean the label 1.")] = 0.0,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
 ) -> None:
     """How well a reward agrees with human judgements.
 

@@ -14,7 +14,7 @@ from .benchmarks.cli import app as benchmarks
 from .benchmarks.comparison_cli import compare
 from .benchmarks.evaluation_cli import app as evaluation
 from .benchmarks.judge_cli import judge
-from .console import console, one_line_errors, reward_options
+from .console import Device, console, one_line_errors, reward_options
 from .rewards_cli import app as rewards
 from .rewards_cli import score
 
@@ -87,7 +87,7 @@ def generate(
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
     particle_parallel: Annotated[
         bool,
         typer.Option(

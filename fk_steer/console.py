@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 console = Console()
+
+Device = Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")]
+"""An option of many commands."""
 
 
 def progress_bar() -> Progress:

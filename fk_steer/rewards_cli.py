@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .console import console, one_line_errors, reward_options
+from .console import Device, console, one_line_errors, reward_options
 
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def score(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images scored at a time; a reward that compares gets all of a prompt.")
     ] = 8,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Device = None,
 ) -> None:
     """Score images for a prompt. Images that cannot be read are reported and left out; the exit status is 1 if none
     could be scored."""
