@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fk_steer.config import DEFAULT_PRESET
@@ -26,7 +27,8 @@ def difference_columns(records: Mapping[str, Sequence[Record]]) -> dict[str, dic
     """How runs named 'PRESET@BUDGET' differ from those of `BASELINES` that were made.
 
     Returns:
-        Run -> 'MEASURE - BASELINE' -> mean and standard error, see `differences`.
+        Run, or 'PRESET, all budgets' for all above one together, -> 'MEASURE - BASELINE' -> mean and standard error,
+        see `differences`.
     """
     rows = {}
     for run, some in records.items():
@@ -38,7 +40,29 @@ def difference_columns(records: Mapping[str, Sequence[Record]]) -> dict[str, dic
             if other != run and other in records
             for measure, value in differences(some, records[other]).items()
         }
+    return rows | _over_budgets(records)
+
+
+def _over_budgets(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """The differences to baselines of the same budget, over the budgets at which there is something to choose."""
+    budgets = dict.fromkeys(budget for _, budget in (run.split("@") for run in records) if float(budget) > 1)
+    rows = {}
+    for preset in dict.fromkeys(run.split("@")[0] for run in records):
+        row: dict[str, tuple[float, float | None]] = {}
+        for name, (baseline, share) in BASELINES.items():
+            pairs = [(f"{preset}@{budget}", f"{baseline}@{budget}") for budget in budgets]
+            pairs = [pair for pair in pairs if records.keys() >= {*pair}]
+            if share == 1 and baseline != preset and len(pairs) > 1:
+                some, others = (_pooled([records[run] for run in runs]) for runs in zip(*pairs))
+                row |= {f"{measure} - {name}": value for measure, value in differences(some, others).items()}
+        if row:
+            rows[f"{preset}, all budgets"] = row
     return rows
+
+
+def _pooled(runs: Sequence[Sequence[Record]]) -> list[Record]:
+    """The records of several runs, with seeds that tell the runs apart."""
+    return [replace(record, seed=record.seed * len(runs) + n) for n, run in enumerate(runs) for record in run]
 
 
 def with_seconds_of(

@@ -41,6 +41,23 @@ def test_differences_to_each_baseline():
     assert {name.split(" - ")[1] for name in columns["best-of-n@4"]} == {"adaptive", "best-of-n at twice the budget"}
 
 
+def test_differences_over_budgets():
+    runs = {
+        "adaptive@1": records([0.0, 0.0]),
+        "bfs@1": records([9.0, 9.0]),
+        "adaptive@2": records([3.0, 5.0]),
+        "bfs@2": records([2.0, 2.0]),
+        "adaptive@8": records([4.0, 8.0]),
+        "bfs@8": records([5.0, 5.0]),
+        "psp@8": records([5.0, 5.0]),
+    }
+    columns = difference_columns(runs)
+    # Of each prompt the mean over budgets: 0 and -3 in turn. One image leaves nothing to choose.
+    error = math.sqrt(1.5**2 * 12 / 11 / 12)
+    assert columns["bfs, all budgets"]["reward - adaptive"] == pytest.approx((-1.5, error))
+    assert not {"psp, all budgets", "adaptive, all budgets"} & columns.keys()
+
+
 def test_seconds_of_other_runs():
     rows = {"bfs@4": {"reward": (1.0, 0.1), "seconds": (9.0, None)}}
     timed = {"bfs@4": {"reward": [2.0, 0.2], "seconds": [3.0, None]}, "bfs@8": {"seconds": [4.0, None]}}
