@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from typer.testing import CliRunner
 
 from fk_steer import FKSteering, load_reward, steer
@@ -203,7 +203,14 @@ def test_preview(tmp_path):
     assert rows[-1]["pooled"] > 0.3
 
 
-def test_speed(tmp_path):
+def test_speed(tmp_path, monkeypatch):
+    sizes, decode = set(), AutoencoderKL.decode
+
+    def recorded(self, z, *args, **kwargs):
+        sizes.add(len(z))
+        return decode(self, z, *args, **kwargs)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", recorded)
     arguments = ("--steps", 4, "--repeats", 1, "--prompts", 2, "--decode-batch-size", 3)
     assert "overhead" in invoke("bench", "speed", *arguments, "--out", tmp_path / "speed.json").output
     measured = json.loads((tmp_path / "speed.json").read_text())
@@ -211,6 +218,8 @@ def test_speed(tmp_path):
         "steered": 1, "floor": 1, "straight-through": 1,
     }  # fmt: skip
     assert -1.0 < measured["reward"]["straight-through"] < 1.0
+    # Nothing else decodes three at a time.
+    assert 3 in sizes
 
 
 class TestImageReward:
