@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .files import write_json
-from .smc import Event
 
 
 if TYPE_CHECKING:
@@ -40,10 +39,14 @@ class TraceEvent:
         slots_before: (P, K) which of the pipeline's rows of that prompt (0 to `num_particles` - 1) were alive.
         slots: (P, M) which are alive afterwards.
         parents: (P, M) the slot that the particle in `slots` at the same position came from.
+        parent_events: (P, M) the number of the event, in `Trace.events`, at which that particle was seen there: this
+            one, or an earlier one if a search went back.
         distinct_roots: (P,) how many of the initial particles still have descendants.
+        resume: the step that the search went on with instead of the next; None for the next.
         stopped: (P,) whether the prompt had reached the reward asked for and goes on with its best particle alone.
         nfe: rows the denoiser has been run on so far; two per particle and step under classifier-free guidance.
-        reward_calls: images scored so far, this event included, once for each reward of a `ZScoreSum`.
+        reward_calls: images scored so far, this event included, once for each leaf of the reward.
+        predictions: (P, K) with `keep_predictions`, small pictures of the x0 predictions as 'data:' URLs; else empty.
     """
 
     step: int
@@ -58,24 +61,24 @@ class TraceEvent:
     slots_before: list[list[int]]
     slots: list[list[int]]
     parents: list[list[int]]
+    parent_events: list[list[int]]
     distinct_roots: list[int]
+    resume: int | None
     stopped: list[bool]
     nfe: int
     reward_calls: int
+    predictions: list[list[str]] = field(default_factory=list)
 
     @property
     def final(self) -> bool:
         return self.timestep is None
 
-    @classmethod
-    def record(cls, event: Event, **where: Any) -> TraceEvent:
-        names = {f.name for f in dataclasses.fields(cls)} - where.keys()
-        return cls(**{name: getattr(event, name).tolist() for name in names}, **where)
-
     def of(self, population: int) -> TraceEvent:
         """The same for one population alone, but for the counts, which are of the run."""
         lists = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        own: dict[str, Any] = {name: [values[population]] for name, values in lists.items() if isinstance(values, list)}
+        own: dict[str, Any] = {
+            name: [values[population]] for name, values in lists.items() if isinstance(values, list) and values
+        }
         scores = {name: [values[population]] for name, values in self.scores.items()}
         return dataclasses.replace(self, **own, scores=scores)
 
@@ -87,7 +90,7 @@ class Trace:
     Attributes:
         prompts: P texts the reward saw, one per population.
         reward: its name.
-        steering: the settings, `FKSteering.to_dict()`.
+        steering: the settings, `Strategy.describe()`.
         num_steps: of the denoising loop.
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
@@ -95,7 +98,7 @@ class Trace:
         nfe: rows the denoiser was run on; a ControlNet's are not counted.
         nfe_saved: rows it was not run on because prompts had reached the reward asked for, less those rolled over.
         denoiser_calls: calls those rows were spread over.
-        reward_calls: images scored, once for each reward of a `ZScoreSum`; a `WeightedSum` counts as one.
+        reward_calls: images scored, once for each leaf of the reward.
         reward_calls_by_part: the same by name of the reward.
         retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
             is not in the counts above.
@@ -137,7 +140,7 @@ class Trace:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trace:
         """Inverse of `to_dict`."""
-        events = [TraceEvent(**lenient(event)) for event in values["events"]]
+        events = [_event(event) for event in values["events"]]
         retries = [(populations, cls.from_dict(trace)) for populations, trace in values["retries"]]
         log_normalizer = lenient(values["log_normalizer"])
         return cls(**{**values, "events": events, "retries": retries, "log_normalizer": log_normalizer})
@@ -192,6 +195,12 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+
+def _event(values: dict[str, Any]) -> TraceEvent:
+    values = dict(values)
+    pictures = values.pop("predictions", [])
+    return TraceEvent(**lenient(values), predictions=pictures)
 
 
 def strict(value: Any) -> Any:

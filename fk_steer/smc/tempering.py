@@ -2,12 +2,13 @@
 
 Early x0 predictions say little about the final image, so weighing them as heavily as late ones discards good
 particles on noise. A tempering maps the progress of the loop, from 0 (the initial noise) to 1 (the final image), to
-lambda. Temperings of the first kind scale a given lambda and reach it at the final image; `TargetESS` finds lambda
-from the weights themselves.
+lambda. `Constant`, `Rising` and `Geometric` scale a given lambda and reach it at the final image; `TargetESS` finds
+lambda from the weights themselves.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,11 +16,66 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .resampling import effective_sample_size
+from .checks import real
+from .weights import effective_sample_size
 
 
 @dataclass(frozen=True)
-class Constant:
+class Situation:
+    """What a tempering is asked about.
+
+    Attributes:
+        progress: of the loop, in [0, 1]; 1 is the final images.
+        limit: lambda as it was set; None if it was not.
+        statistic: (P, K) of the potential.
+        alive: (P, K) which particles have any weight.
+        lowest: (P,) the least lambda that makes sense here.
+        log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda.
+    """
+
+    progress: float
+    limit: float | None
+    statistic: Tensor
+    alive: Tensor
+    lowest: Tensor
+    log_weights_at: Callable[[Tensor], Tensor]
+
+    def everywhere(self, lmbda: float) -> Tensor:
+        """(P,) the same lambda in all populations."""
+        return torch.full((len(self.statistic),), lmbda, dtype=torch.float64)
+
+
+class Tempering(ABC):
+    """The lambda in force at each scoring event."""
+
+    name: ClassVar[str]
+    needs_lmbda: ClassVar[bool] = True
+    """Whether a lambda has to be given; otherwise one that is given is a limit."""
+
+    @abstractmethod
+    def lmbda(self, situation: Situation) -> Tensor:
+        """(P,) lambda at an event."""
+
+    def infinities_decide(self, limit: float | None) -> bool:
+        """Whether infinite rewards count as infinite log-weights whatever lambda is."""
+        return False
+
+
+class Scaled(Tempering):
+    """A given lambda, scaled along the way."""
+
+    @abstractmethod
+    def scale(self, progress: float) -> float:
+        """What lambda is multiplied with before the final image."""
+
+    def lmbda(self, situation: Situation) -> Tensor:
+        assert situation.limit is not None
+        final = situation.progress >= 1.0
+        return situation.everywhere(situation.limit if final else situation.limit * self.scale(situation.progress))
+
+
+@dataclass(frozen=True)
+class Constant(Scaled):
     """lambda at every event: the published setting."""
 
     name: ClassVar[str] = "constant"
@@ -29,7 +85,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Rising:
+class Rising(Scaled):
     """lambda_t = lambda * end * progress^power.
 
     Attributes:
@@ -43,6 +99,8 @@ class Rising:
     name: ClassVar[str] = "rising"
 
     def __post_init__(self) -> None:
+        for field in ("end", "power"):
+            object.__setattr__(self, field, real(field, getattr(self, field)))
         if not (self.end > 0 and self.power > 0):
             raise ValueError(f"Expected `end` and `power` above 0, but got {self.end} and {self.power}.")
 
@@ -51,7 +109,7 @@ class Rising:
 
 
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(Scaled):
     """lambda_t = lambda * min((1 + gamma)^(100 progress) - 1, 1): the schedule of DAS (arXiv 2501.05803, gamma 0.008
     at 100 steps), written in progress so that it does not depend on the number of steps."""
 
@@ -59,6 +117,7 @@ class Geometric:
     name: ClassVar[str] = "geometric"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "gamma", real("gamma", self.gamma))
         if not self.gamma > 0:
             raise ValueError(f"Expected `gamma` above 0, but got {self.gamma}.")
 
@@ -67,23 +126,42 @@ class Geometric:
 
 
 @dataclass(frozen=True)
-class TargetESS:
-    """The largest lambda that keeps the effective sample size at `ess` times the number of particles that have any
-    weight, found per population by bisection.
+class TargetESS(Tempering):
+    """The largest lambda that keeps the effective sample size at 1 + ess * (n - 1), n being the number of particles
+    that have any weight: found per population by bisection.
 
     The answer does not change when the reward is scaled, so it needs no lambda of its own; one that is given is an
     upper limit, and the final image is then weighed with it.
 
     Attributes:
-        ess: target as a fraction of the number of particles that have any weight, in (0, 1).
+        ess: the target's place between 1 (one particle) and n (all), in (0, 1).
     """
 
-    ess: float = 0.5
+    ess: float = 1 / 3
     name: ClassVar[str] = "target-ess"
+    needs_lmbda: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ess", real("ess", self.ess))
         if not 0 < self.ess < 1:
             raise ValueError(f"Expected `ess` between 0 and 1, but got {self.ess}.")
+
+    def infinities_decide(self, limit: float | None) -> bool:
+        # The lambda found is that of the finite ones, 0 if they tie.
+        return limit != 0
+
+    def lmbda(self, situation: Situation) -> Tensor:
+        if situation.progress >= 1.0 and situation.limit is not None:
+            return situation.everywhere(situation.limit)
+        statistic, lowest = situation.statistic, situation.lowest
+        counts = situation.alive & statistic.isfinite()
+        best = torch.where(counts, statistic, -torch.inf).amax(1)
+        spread = best - torch.where(counts, statistic, torch.inf).amin(1)
+        # Beyond 50 nats between the best and the worst, more lambda changes nothing.
+        highest = torch.where(spread > 0, lowest + 50.0 / spread, lowest)
+        if situation.limit is not None:
+            highest = highest.clamp(max=situation.limit)
+        return self.solve(situation.log_weights_at, lowest.minimum(highest), highest)
 
     def solve(self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor) -> Tensor:
         """Lambda (P,) in [lowest, highest].
@@ -96,7 +174,7 @@ class TargetESS:
 
         def keeps_target(lmbda: Tensor) -> Tensor:
             lw = log_weights_at(lmbda)
-            return effective_sample_size(lw) >= self.ess * (lw > -torch.inf).sum(1)
+            return effective_sample_size(lw) >= 1 + self.ess * ((lw > -torch.inf).sum(1) - 1)
 
         low, high = lowest.clone(), highest.clone()
         reached_highest = keeps_target(highest)
@@ -107,8 +185,4 @@ class TargetESS:
         return torch.where(reached_highest, highest, low)
 
 
-Tempering = Constant | Rising | Geometric | TargetESS
-
-TEMPERINGS: dict[str, type[Constant] | type[Rising] | type[Geometric] | type[TargetESS]] = {
-    kind.name: kind for kind in (Constant, Rising, Geometric, TargetESS)
-}
+TEMPERINGS: dict[str, type[Tempering]] = {kind.name: kind for kind in (Constant, Rising, Geometric, TargetESS)}
