@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import FKSteering
 from ..loading import load_preview
-from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
+from ..rewards.base import Reward, check_combined, check_scores, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
 from ..trace import Stopwatch, Trace, TraceEvent
 from .arguments import image_size, names_per_prompt, number_of_prompts, per_row, reward_prompts
@@ -33,7 +33,7 @@ from .schedulers import (
     noise_switched,
     predict_x0,
 )
-from .scoring import Scorer
+from .scoring import Scorer, of_all_ranks
 
 
 class Result(NamedTuple):
@@ -60,7 +60,7 @@ class Run:
     def __init__(
         self,
         pipe: Any,
-        reward: RewardFunction,
+        reward: Reward,
         steering: FKSteering,
         lmbda: float | None,
         arguments: dict[str, Any],
@@ -72,7 +72,7 @@ class Run:
             {
                 **arguments,
                 "reward_prompt": reward_prompt,
-                "reward": name_of(reward),
+                "reward": reward.name,
                 "steering": steering.to_dict(),
                 "lmbda": lmbda,
                 "pipeline": (type(pipe).__name__, str(pipe.dtype)),
@@ -111,7 +111,7 @@ class Run:
             exact_terminal=steering.exact_terminal,
             generator=self.resampling,
         )
-        self.standardize = steering.standardize or getattr(reward, "standardize", False)
+        self.standardize = steering.standardize or reward.standardize
         self.decoder = self.preview = LatentDecoder(pipe, size=image_size(pipe, arguments))
         if steering.preview_decoder is not None:
             preview = steering.preview_decoder
@@ -120,7 +120,7 @@ class Run:
             self.preview = LatentDecoder(pipe, preview, self.decoder.size)
         self.clock = Stopwatch(pipe._execution_device)
         self.scorer = Scorer(ranks, self.clock, steering.decode_batch_size, steering.reward_batch_size)
-        self.trace = Trace(list(self.prompts), name_of(reward), steering.to_dict())
+        self.trace = Trace(list(self.prompts), reward.name, steering.to_dict())
         self.index = 0
         self.events: dict[int, int] = {}
         self.stopped = torch.zeros(len(self.prompts), dtype=torch.bool)
@@ -264,12 +264,12 @@ class Run:
             See `Rows.resample`.
         """
         progress = (self.index + 1) / self.trace.num_steps
-        reward = reward_at(self.reward, progress)
+        reward = self.reward.at(progress)
         decoder = self.preview if progress < self.steering.preview_until else self.decoder
         rewards, scores = self.rewards_of_latents(reward, x0, decoder, f"at step {self.index}")
         values = standardize(rewards) if self.standardize else rewards
         # A cascade's cheap reward has another scale.
-        if self.steering.target_reward is not None and reward is reward_at(self.reward, 1.0):
+        if self.steering.target_reward is not None and reward is self.reward.at(1.0):
             self.stopped |= (rewards >= self.steering.target_reward).any(1)
         event = self.population.step(values, progress, size, collapse=self.stopped, keep=self.elite_among(values))
         self.record(event, rewards, scores, step=self.index, progress=progress, timestep=float(timestep))
@@ -324,33 +324,42 @@ class Run:
         return quiet
 
     def rewards_of_latents(
-        self, reward: RewardFunction, latents: Tensor, decoder: LatentDecoder, where: str
+        self, reward: Reward, latents: Tensor, decoder: LatentDecoder, where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Rewards (P, K) of the live rows' latents (L, ...), each distinct row scored once, and those of its parts."""
         position, inverse = self.rows.distinct_live()
         prompts = [self.prompt_of(row) for row in self.rows.live[position].tolist()]
-        scores = self.scorer.of_latents(parts_of(reward), latents[position.to(latents.device)], decoder, prompts, where)
+        chosen = latents[position.to(latents.device)]
+        scores = self.scorer.of_latents(reward.leaves, chosen, decoder, prompts, where)
         return self.combined(reward, scores, inverse, where)
 
     def combined(
-        self, reward: RewardFunction, scores: dict[str, Any], scored: Tensor, where: str
+        self, reward: Reward, scores: dict[Reward, Any], scored: Tensor, where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From scores of distinct images to rewards (P, K) of the particles, and the scores likewise.
+        """From scores of distinct images to rewards (P, K) of the particles, and those of its leaves.
 
         Args:
             scored: (L,) which of the images each live row is.
         """
         members = scored[self.rows.positions()[self.rows.of(self.population.slots)]]
 
-        def of_prompts(share: slice) -> dict[str, Tensor]:
-            return {
-                name: particle_scores(part, scores[name], members[share], self.prompts[share], where)
-                for name, part in parts_of(reward).items()
-            }
+        def of_prompts(share: slice) -> dict[Reward, Tensor]:
+            prompts = self.prompts[share]
+            found = {}
+            for leaf in reward.leaves:
+                groups = leaf.of_particles(scores[leaf], list(members[share]), prompts)
+                found[leaf] = torch.stack(
+                    [
+                        check_scores(leaf, values, [prompt] * members.shape[1], where)
+                        for values, prompt in zip(groups, prompts, strict=True)
+                    ]
+                )
+            return found
 
         with self.clock("reward"):
-            by_particle = self.ranks.map(of_prompts, len(self.prompts))
-        return combine(reward, by_particle), by_particle
+            by_particle = of_all_ranks(self.ranks, of_prompts, len(self.prompts), reward.leaves)
+        rewards = check_combined(reward, reward.combine(by_particle), self.prompts, where)
+        return rewards, {leaf.name: values for leaf, values in by_particle.items()}
 
     def prompt_of(self, row: int) -> str:
         return self.prompts[row // self.steering.num_particles]
@@ -372,7 +381,7 @@ class Run:
 
     def finish(self, images: Any, *others: Any) -> Result:
         """Weigh and sort the final images."""
-        reward, where = reward_at(self.reward, 1.0), "for the final images"
+        reward, where = self.reward.at(1.0), "for the final images"
         if self.output_type == "latent":
             images = images[self.rows.live.to(images.device)]
         if self.output_type == "latent" or self.last_x0 is not None:
@@ -380,7 +389,7 @@ class Run:
             rewards, scores = self.rewards_of_latents(reward, x0, self.decoder, where)
         else:
             prompts = [self.prompt_of(row) for row in self.rows.live.tolist()]
-            live_scores = self.scorer.of_images(parts_of(reward), images.float(), prompts, where)
+            live_scores = self.scorer.of_images(reward.leaves, images.float(), prompts, where)
             rewards, scores = self.combined(reward, live_scores, torch.arange(len(prompts)), where)
         event = self.population.finish(standardize(rewards) if self.standardize else rewards)
         self.record(event, rewards, scores, step=self.trace.num_steps, progress=1.0, timestep=None)
@@ -397,8 +406,7 @@ class Run:
 
         estimates = self.population.log_normalizer
         biased = RESAMPLERS[self.steering.resampler] in BIASED or self.elite is not None or self.stopped.any()
-        relative = any(getattr(part, "relative", False) for part in (reward, *parts_of(reward).values()))
-        if biased or relative or self.standardize or not self.steering.exact_terminal:
+        if biased or reward.relative or self.standardize or not self.steering.exact_terminal:
             estimates = torch.full_like(estimates, torch.nan)
         self.trace.log_normalizer = estimates.tolist()
         return Result(

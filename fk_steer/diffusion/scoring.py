@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import GroupReward, RewardError, RewardFunction, evaluate
+from ..rewards.base import Reward, RewardError, check_encodings
 from ..trace import Stopwatch
 from .decode import LatentDecoder
 from .parallel import Ranks, join_entries
@@ -34,59 +34,62 @@ class Scorer:
         self.decode_batch_size, self.reward_batch_size = decode_batch_size, reward_batch_size
         self.calls: dict[str, int] = {}
 
-    def of_images(
-        self, rewards: Mapping[str, RewardFunction], images: Tensor, prompts: list[str], where: str
-    ) -> dict[str, Any]:
-        """Name -> rewards (B,), float64, of images (B, 3, H, W); of a `GroupReward` the list of their B encodings.
+    def of_images(self, rewards: Sequence[Reward], images: Tensor, prompts: list[str], where: str) -> dict[Reward, Any]:
+        """Leaf -> what it makes of images (B, 3, H, W): rewards (B,), float64 on the CPU, or a list of B encodings.
 
         Raises:
-            RewardError: see `evaluate`.
+            RewardError: unless there is one entry per image.
         """
-        return self._shared(lambda share: self._of_images(rewards, images[share], prompts[share], where), len(images))
+        return self._shared(
+            lambda share: self._of_images(rewards, images[share], prompts[share], where), len(images), rewards
+        )
 
     def of_latents(
         self,
-        rewards: Mapping[str, RewardFunction],
+        rewards: Sequence[Reward],
         latents: Tensor,
         decoder: LatentDecoder,
         prompts: list[str],
         where: str,
-    ) -> dict[str, Any]:
+    ) -> dict[Reward, Any]:
         """The same of latents (B, ...). Only one block of images is in memory at a time, beside what group rewards
         keep of each image."""
         return self._shared(
-            lambda share: self._of_latents(rewards, latents[share], decoder, prompts[share], where), len(latents)
+            lambda share: self._of_latents(rewards, latents[share], decoder, prompts[share], where),
+            len(latents),
+            rewards,
         )
 
-    def _shared(self, score: Callable[[slice], dict[str, Any]], count: int) -> dict[str, Any]:
-        scores = self.ranks.map(score, count)
-        for name in scores:
-            self.calls[name] = self.calls.get(name, 0) + count
+    def _shared(
+        self, score: Callable[[slice], dict[Reward, Any]], count: int, rewards: Sequence[Reward]
+    ) -> dict[Reward, Any]:
+        scores = of_all_ranks(self.ranks, score, count, rewards)
+        for reward in scores:
+            self.calls[reward.name] = self.calls.get(reward.name, 0) + count
         return scores
 
     def _of_images(
-        self, rewards: Mapping[str, RewardFunction], images: Tensor, prompts: list[str], where: str
-    ) -> dict[str, Any]:
+        self, rewards: Sequence[Reward], images: Tensor, prompts: list[str], where: str
+    ) -> dict[Reward, Any]:
         size = self.reward_batch_size or len(images)
-        scores = {}
+        scores: dict[Reward, Any] = {}
         with self.clock("reward"):
-            for name, reward in rewards.items():
-                score = _encode if isinstance(reward, GroupReward) else evaluate
+            for reward in rewards:
                 parts = [
-                    score(reward, images[start : start + size], prompts[start : start + size], where)
+                    _encode(reward, images[start : start + size], prompts[start : start + size], where)
                     for start in range(0, len(images), size)
                 ]
-                scores[name] = join_entries(parts)
+                scores[reward] = join_entries(parts)
         return scores
 
     def _of_latents(
         self,
-        rewards: Mapping[str, RewardFunction],
+        rewards: Sequence[Reward],
         latents: Tensor,
         decoder: LatentDecoder,
         prompts: list[str],
         where: str,
-    ) -> dict[str, Any]:
+    ) -> dict[Reward, Any]:
         size = self.decode_batch_size or len(latents)
         both = self.decode_batch_size and self.reward_batch_size
         block = max(size, self.reward_batch_size or 0) if both else len(latents)
@@ -95,14 +98,26 @@ class Scorer:
             with self.clock("decode"):
                 images = torch.cat([decoder(chunk) for chunk in latents[start : start + block].split(size)])
             blocks.append(self._of_images(rewards, images, prompts[start : start + block], where))
-        return {name: join_entries([scores[name] for scores in blocks]) for name in rewards}
+        return {reward: join_entries([scores[reward] for scores in blocks]) for reward in rewards}
 
 
-def _encode(reward: Any, images: Tensor, prompts: list[str], where: str) -> list[Any]:
-    encodings = list(reward.encode(images, prompts))
-    if len(encodings) != len(prompts):
-        raise RewardError(
-            f"Reward '{reward.name}' returned {len(encodings)} encodings {where}, but one per image was expected, "
-            f"{len(prompts)}."
-        )
-    return encodings
+def of_all_ranks(
+    ranks: Ranks, score: Callable[[slice], dict[Reward, Any]], count: int, rewards: Sequence[Reward]
+) -> dict[Reward, Any]:
+    """`Ranks.map` of scores by reward, which travel by their place among the rewards."""
+
+    def by_place(share: slice) -> dict[str, Any]:
+        scores = score(share)
+        return {str(place): scores[reward] for place, reward in enumerate(rewards)}
+
+    found = ranks.map(by_place, count)
+    return {reward: found[str(place)] for place, reward in enumerate(rewards)}
+
+
+def _encode(reward: Reward, images: Tensor, prompts: list[str], where: str) -> Any:
+    try:
+        encodings = reward.encode(images, prompts)
+    except RewardError as error:
+        raise type(error)(f"{error} ({where})") from error
+    checked = check_encodings(reward, encodings, prompts, where)
+    return checked.to("cpu", torch.float64) if isinstance(checked, Tensor) else checked

@@ -18,7 +18,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..config import DEFAULT_PRESET, FKSteering
-from ..rewards.base import RewardFunction, lmbda_for, name_of, parts_of, reward_at
+from ..rewards.base import RewardFunction, as_reward
 from ..smc import TargetESS
 from ..trace import Trace
 from .parallel import Ranks
@@ -83,26 +83,23 @@ class SteeredPipeline:
         self, pipe: DiffusionPipeline, reward: RewardFunction, steering: FKSteering | str = DEFAULT_PRESET
     ) -> None:
         self.pipe = pipe
-        self.reward = reward
+        self.reward = as_reward(reward)
         self.steering = FKSteering.preset(steering) if isinstance(steering, str) else steering
         if not isinstance(self.steering, FKSteering):
             raise ValueError(
                 f"Expected `steering` to be an `FKSteering` or the name of a preset, but got {steering!r}."
             )
-        self.lmbda = lmbda_for(reward, self.steering.lmbda)
+        self.lmbda = self.reward.default_lmbda if self.steering.lmbda is None else self.steering.lmbda
         if isinstance(self.steering.tempering, TargetESS):
             self.lmbda = self.steering.lmbda
         elif self.lmbda is None:
             raise ValueError(
-                f"Reward '{name_of(reward)}' has no `default_lmbda`. Set `lmbda` in the steering settings, or use the "
+                f"Reward '{self.reward.name}' has no `default_lmbda`. Set `lmbda` in the steering settings, or use the "
                 "preset 'adaptive', which needs none."
             )
-        final = reward_at(reward, 1.0)
-        if self.steering.target_reward is not None and any(
-            getattr(part, "relative", False) for part in (final, *parts_of(final).values())
-        ):
+        if self.steering.target_reward is not None and self.reward.relative:
             raise ValueError(
-                f"`target_reward` needs a reward with a scale of its own, but '{name_of(reward)}' only compares the "
+                f"`target_reward` needs a reward with a scale of its own, but '{self.reward.name}' only compares the "
                 "particles of a prompt with one another."
             )
         if self.steering.schedule.at:
