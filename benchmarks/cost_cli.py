@@ -129,10 +129,11 @@ def preview(
 
     with one_line_errors():
         quiet_libraries()
+        from fk_steer.bundled import bundled_options
         from fk_steer.files import write_json
         from fk_steer.loading import load_preview
         from fk_steer.rewards.loading import default_device
-        from fk_steer.shapes import BUNDLED, BUNDLED_REWARDS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+        from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
         from fk_steer.shapes.captions import evaluation_prompts
 
         from .preview import agreement
@@ -140,14 +141,13 @@ def preview(
         bundled, target = model in BUNDLED, default_device(device)
         pipe = load_pipeline(model, device=target)
         pipe.set_progress_bar_config(disable=True)
-        options = {"path": model} if bundled and reward in BUNDLED_REWARDS else {}
         call: dict[str, Any] = {
             "num_inference_steps": steps or (NUM_INFERENCE_STEPS if bundled else 50),
             "guidance_scale": guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
         }
         rows = agreement(
             pipe,
-            load_guide(reward, target, **options),
+            load_guide(reward, target, **bundled_options(model, reward)),
             load_preview(decoder or model, pipe),
             prompt or [line["prompt"] for line in evaluation_prompts(4)],
             images=images,

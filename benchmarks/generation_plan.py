@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fk_steer.bundled import bundled_options
 from fk_steer.config import DEFAULT_PRESET, FKSteering
 from fk_steer.rewards.chat import check_recordable
 from fk_steer.trace import lenient, strict
@@ -30,7 +31,7 @@ class GenerationSettings:
             A prompt's number stays that of the whole list.
         reward: name of the guide; None for no steering: a sample is one image of the stock pipeline, from the noise
             that the first particle of a steered sample starts from.
-        reward_options: of the guide, see `fk_steer.load_reward`. A bundled model's 'clip-score' is its own unless
+        reward_options: of the guide, see `fk_steer.load_reward`. A bundled model's rewards are its own unless
             `path` is given.
         preset: name of the steering settings.
         particles: K; None for the preset's.
@@ -186,8 +187,7 @@ class Plan:
 
         bundled = settings.model in BUNDLED
         options = dict(settings.reward_options) if settings.reward else {}
-        if bundled and settings.reward == "clip-score":
-            options = {"path": settings.model, **options}
+        options = {**bundled_options(settings.model, settings.reward), **options}
         guidance = settings.guidance
         if guidance is None:
             guidance = GUIDANCE_SCALE if bundled else 7.5

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fk_steer.bundled import bundled_options
 from fk_steer.console import reward_options
 from fk_steer.files import is_file_name
 from fk_steer.loading import load_guide
@@ -20,7 +21,6 @@ from fk_steer.rewards.clip import CLIPReward
 from fk_steer.rewards.judge import scores_or_none
 from fk_steer.rewards.local import unit
 from fk_steer.rewards.registry import reward_factory
-from fk_steer.shapes import BUNDLED_REWARDS
 
 
 DIVERSITY = "diversity"
@@ -145,9 +145,7 @@ def in_world(metric: Metric) -> Metric:
 def world_options(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a reward with the bundled world's weights in place of published ones, if it has weights and none
     are given."""
-    if "path" in options or reward not in (*BUNDLED_REWARDS, DIVERSITY):
-        return dict(options)
-    return {"path": "shapes", **options}
+    return {**bundled_options("shapes", "clip-score" if reward == DIVERSITY else reward), **options}
 
 
 def load_metric(metric: Metric, device: torch.device | str) -> Scorer:

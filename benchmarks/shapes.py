@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fk_steer.bundled import bundled_options
 from fk_steer.config import FKSteering
 from fk_steer.diffusion import steer
 from fk_steer.diffusion.steering import SteeredOutput
@@ -29,7 +30,6 @@ from fk_steer.files import png, write_atomically, write_json
 from fk_steer.loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 from fk_steer.rewards.base import RewardFunction
 from fk_steer.rewards.images import to_uint8
-from fk_steer.shapes import BUNDLED_REWARDS
 from fk_steer.shapes.captions import TASKS, evaluation_prompts
 from fk_steer.shapes.oracle import judge, score
 
@@ -167,7 +167,7 @@ def _loaded(model: str) -> Any:
 
 @cache
 def _guide(reward: str, model: str) -> RewardFunction:
-    return load_guide(reward, "cpu", **({"path": model} if reward in BUNDLED_REWARDS else {}))
+    return load_guide(reward, "cpu", **bundled_options(model, reward))
 
 
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:

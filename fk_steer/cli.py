@@ -101,16 +101,16 @@ def generate(
 
     Run again with the same settings it does what is missing; a folder made with other settings is left alone.
     """
+    from .bundled import BUNDLED, bundled_options
     from .files import check_settings
     from .rewards.chat import check_recordable
-    from .shapes import BUNDLED, BUNDLED_REWARDS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+    from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 
     with one_line_errors():
         bundled = model in BUNDLED
         options = reward_options(reward_option or [], reward, [reward])
         check_recordable(options)
-        if bundled and reward in BUNDLED_REWARDS:
-            options = {"path": model, **options}
+        options = {**bundled_options(model, reward), **options}
         settings = {
             "model": model,
             "reward": reward,

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .shapes import BUNDLED_PREVIEWS, resolve
+from .bundled import BUNDLED_PREVIEWS, resolve
 
 
 if TYPE_CHECKING:

@@ -1,15 +1,16 @@
 """Every registered reward with tiny random weights, for tests of this package and of plugins.
 
 `TINY_REWARDS` says for each how to write a tiny checkpoint in the layout of the published one; the contract test runs
-over all of them and fails for a registered reward that is not among them. A plugin's tests may add their own.
+over all of them and fails for a registered reward that is not among them. A plugin's tests have a table of their own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,19 +43,21 @@ class TinyReward:
     uses_prompt: bool = True
 
 
-def tiny_reward(key: str, folder: str | Path, **options: Any) -> Any:
+def tiny_reward(key: str, folder: str | Path, tiny: TinyReward | None = None, **options: Any) -> Any:
     """The reward of a key of `TINY_REWARDS`, its checkpoint in `folder`.
 
     Args:
         key: the reward's name, or 'NAME:VARIANT'.
         folder: empty or absent.
+        tiny: how to make it; None for what `TINY_REWARDS` says.
         **options: of `load_reward`, on top of those the checkpoint needs.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name, *variant = key.split(":")
     given = {"variant": variant[0]} if variant else {}
-    return load_reward(name, **{**TINY_REWARDS[key].save(folder), **given, **options})
+    saved = (tiny or TINY_REWARDS[key]).save(folder)
+    return load_reward(name, **{**saved, **given, **options})
 
 
 def save_hps(folder: Path) -> dict[str, Any]:
@@ -208,19 +211,21 @@ def save_llava_reward(folder: Path) -> dict[str, Any]:
     return {"path": str(folder / "checkpoint"), "backbone": path, "num_crops": 1}
 
 
-TINY_REWARDS: dict[str, TinyReward] = {
-    "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
-    "clip-score": TinyReward(_save_clip),
-    "clip-score:hessel": TinyReward(_save_clip),
-    "hps": TinyReward(save_hps),
-    "llava-reward": TinyReward(save_llava_reward),
-    "hps:v2": TinyReward(save_hps),
-    "image-reward": TinyReward(save_image_reward),
-    "pickscore": TinyReward(_save_clip),
-    "shapes-oracle": TinyReward(
-        lambda folder: {}, prompts=("a photo of a red star", "a photo of three hearts"), takes_any_prompt=False
-    ),
-    "vqa-score": TinyReward(save_clip_flant5),
-    "vqa-score:qwen2.5-vl-7b": TinyReward(save_qwen),
-}
+TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
+    {
+        "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
+        "clip-score": TinyReward(_save_clip),
+        "clip-score:hessel": TinyReward(_save_clip),
+        "hps": TinyReward(save_hps),
+        "llava-reward": TinyReward(save_llava_reward),
+        "hps:v2": TinyReward(save_hps),
+        "image-reward": TinyReward(save_image_reward),
+        "pickscore": TinyReward(_save_clip),
+        "shapes-oracle": TinyReward(
+            lambda folder: {}, prompts=("a photo of a red star", "a photo of three hearts"), takes_any_prompt=False
+        ),
+        "vqa-score": TinyReward(save_clip_flant5),
+        "vqa-score:qwen2.5-vl-7b": TinyReward(save_qwen),
+    }
+)
 """Reward's name, or NAME:VARIANT -> how to make it. A new reward needs one entry."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, check_scores
+from ..rewards.base import Reward, check_combined, check_scores, names_of
 from .decode import LatentDecoder
 from .rows import Rows
-from .scoring import Scorer, named_scores
+from .scoring import Scorer
 
 
 class Judge:
@@ -62,14 +62,14 @@ class Judge:
     def _combined(
         self, reward: Reward, scores: dict[Reward, Any], where: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        leaves = list(scores)
+        names = names_of(list(scores))
 
         def of_prompts(share: slice) -> dict[str, Tensor]:
             members, prompts = list(self.members[share]), self.prompts[share]
             found = {}
-            for number, leaf in enumerate(leaves):
+            for leaf, name in names.items():
                 groups = leaf.of_particles(scores[leaf], members, prompts)
-                found[str(number)] = torch.stack(
+                found[name] = torch.stack(
                     [
                         check_scores(leaf, values, [prompt] * len(some), where)
                         for values, some, prompt in zip(groups, members, prompts, strict=True)
@@ -79,5 +79,5 @@ class Judge:
 
         with self.scorer.clock("reward"):
             found = self.scorer.ranks.map(of_prompts, len(self.prompts))
-        by_leaf = {leaf: found[str(number)] for number, leaf in enumerate(leaves)}
-        return reward.combine(by_leaf), named_scores(by_leaf)
+        rewards = reward.combine({leaf: found[name] for leaf, name in names.items()})
+        return check_combined(reward, rewards, self.prompts, where), found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, RewardError, check_scores
+from ..rewards.base import Reward, check_encodings, check_scores, names_of
 from ..trace import Stopwatch
 from .decode import LatentDecoder
 from .execution import Execution
@@ -62,12 +62,12 @@ class Scorer:
 
     def _shared(self, reward: Reward, score: Callable[[slice], dict[str, Any]], count: int) -> dict[Reward, Any]:
         self.kept = []
-        names = _names(reward.leaves)
+        names = names_of(reward.leaves)
         found = self.ranks.map(score, count)
-        for name in names:
+        for name in names.values():
             self.calls[name] += count
         self.kept = found.pop("kept", [])
-        return {leaf: found[name] for name, leaf in names.items()}
+        return {leaf: found[name] for leaf, name in names.items()}
 
     def _decoded(self, latents: Tensor, decoder: LatentDecoder) -> Any:
         size = self.execution.decode_batch_size or len(latents)
@@ -79,55 +79,27 @@ class Scorer:
             yield images
 
     def _collect(self, reward: Reward, blocks: Any, prompts: Sequence[str], where: str) -> dict[str, Any]:
-        names = _names(reward.leaves)
-        parts: dict[str, list[Any]] = {name: [] for name in names}
+        names = names_of(reward.leaves)
+        parts: dict[str, list[Any]] = {name: [] for name in names.values()}
         kept: list[Any] = []
         start = 0
         for images in blocks:
             size = self.execution.reward_batch_size or len(images)
             with self.clock("reward"):
-                for name, leaf in names.items():
+                for leaf, name in names.items():
                     for first in range(0, len(images), size):
                         some = images[first : first + size]
                         texts = prompts[start + first : start + first + len(some)]
-                        parts[name].append(_encoded(leaf, some, texts, where))
+                        parts[name].append(check_encodings(leaf, leaf.encode(some, texts), texts, where))
             if self.keep is not None:
                 kept += self.keep(images)
             start += len(images)
         with self.clock("reward"):
             found = _on_cpu({name: join_entries(some) for name, some in parts.items()})
-        for name, leaf in names.items():
+        for leaf, name in names.items():
             if isinstance(found[name], Tensor):
                 found[name] = check_scores(leaf, found[name], prompts, where)
         return found if self.keep is None else {**found, "kept": kept}
-
-
-def named_scores(scores: dict[Reward, Tensor]) -> dict[str, Tensor]:
-    """Scores by the names of the leaves."""
-    return {name: scores[leaf] for name, leaf in _names(tuple(scores)).items()}
-
-
-def _names(leaves: Sequence[Reward]) -> dict[str, Reward]:
-    names: dict[str, Reward] = {}
-    for leaf in leaves:
-        name, number = leaf.name, 1
-        while name in names:
-            number += 1
-            name = f"{leaf.name} ({number})"
-        names[name] = leaf
-    return names
-
-
-def _encoded(leaf: Reward, images: Tensor, prompts: Sequence[str], where: str) -> Any:
-    found = leaf.encode(images, prompts)
-    if isinstance(found, Tensor) and found.shape != (len(prompts),):
-        return check_scores(leaf, found, prompts, where)  # which says what is wrong
-    if len(found) != len(prompts):
-        raise RewardError(
-            f"Reward '{leaf.name}' returned {len(found)} encodings {where}, but one per image was expected, "
-            f"{len(prompts)}."
-        )
-    return found
 
 
 def _on_cpu(found: dict[str, Any]) -> dict[str, Any]:

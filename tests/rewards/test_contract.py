@@ -19,10 +19,10 @@ from fk_steer.testing_rewards import TINY_REWARDS, TinyReward, tiny_reward
 
 
 # Judges are asked through a server; the one of the tests looks at colours alone.
-for label in CHAT_REWARDS:
-    TINY_REWARDS[label] = TinyReward(chat_options(label), uses_prompt=False)
+CHATS = {label: TinyReward(chat_options(label), uses_prompt=False) for label in CHAT_REWARDS}
+ALL = {**TINY_REWARDS, **CHATS}
 
-FACTORIES = {key: reward_factory(key.split(":")[0]) for key in TINY_REWARDS}
+FACTORIES = {key: reward_factory(key.split(":")[0]) for key in ALL}
 LOCAL = [key for key, factory in FACTORIES.items() if isinstance(factory, type) and issubclass(factory, LocalReward)]
 
 
@@ -38,19 +38,19 @@ def pil(batch: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in batch]
 
 
-@pytest.fixture(scope="module", params=TINY_REWARDS)
+@pytest.fixture(scope="module", params=ALL)
 def key(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def tiny(key):
-    return TINY_REWARDS[key]
+    return ALL[key]
 
 
 @pytest.fixture(scope="module")
-def reward(key, tmp_path_factory):
-    return tiny_reward(key, tmp_path_factory.mktemp("reward"))
+def reward(key, tiny, tmp_path_factory):
+    return tiny_reward(key, tmp_path_factory.mktemp("reward"), tiny)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def prompts(tiny) -> list[str]:
 
 def without_tiny_weights() -> set[str]:
     own = {name for name, entry_point in available_rewards().items() if entry_point.value.startswith("fk_steer.")}
-    return own - {key.split(":")[0] for key in TINY_REWARDS}
+    return own - {key.split(":")[0] for key in ALL}
 
 
 def test_every_registered_reward_is_tested(monkeypatch):
@@ -74,8 +74,13 @@ def test_is_a_reward(key, reward):
     name = key.split(":")[0]
     assert isinstance(reward, Reward)
     assert reward.name == name
-    assert reward.default_lmbda is None or reward.default_lmbda > 0
     assert isinstance(reward.card, RewardCard)
+    card = (
+        reward.card.variant(key.partition(":")[2] or next(iter(reward.card.variants)))
+        if reward.card.variants
+        else reward.card
+    )
+    assert reward.default_lmbda == card.default_lmbda > 0
     assert len(reward.card.summary) > 20
     for variant in reward.card.variants:
         card = reward.card.variant(variant)
@@ -164,7 +169,7 @@ def test_one_prompt_per_image(reward, prompts):
 def test_unknown_variant(key, reward, tmp_path):
     if not reward.card.variants:
         pytest.skip("has no variants")
-    options = {**TINY_REWARDS[key].save(tmp_path), "variant": "v0"}
+    options = {**ALL[key].save(tmp_path), "variant": "v0"}
     known = ", ".join(reward.card.variants)
     with pytest.raises(ValueError, match=f"Unknown variant 'v0' of {reward.name}. Known: {known}"):
         load_reward(reward.name, **options)

@@ -11,7 +11,6 @@ from fk_steer import FKSteering, Schedule, load_reward, steer
 from fk_steer.rewards import (
     Cascade,
     GeneralPreferenceReward,
-    GroupReward,
     PairwiseReward,
     Reward,
     RewardError,
@@ -81,7 +80,7 @@ class TestPairwiseReward:
     def test_win_probability(self):
         compare = bradley_terry()
         reward = PairwiseReward(compare)
-        assert isinstance(reward, GroupReward) and isinstance(reward, Reward)
+        assert isinstance(reward, Reward) and reward.leaves == (reward,)
         prompts = ["a", "b", "a", "a", "b"]
         scores = reward(BATCH, prompts)
         assert scores.dtype == torch.float32
@@ -150,7 +149,7 @@ class TestPairwiseReward:
         torch.testing.assert_close(scores, PairwiseReward(bradley_terry())(BATCH, ["a"] * 5))
 
     def test_pil_images_of_any_size(self):
-        from fk_steer.rewards.chat import to_pil
+        from fk_steer.rewards.images import to_pil
 
         def compare(first, second, prompts):
             return [float(one.width > other.width) for one, other in zip(first, second)]
@@ -341,7 +340,9 @@ class TestSteering:
         def nothing(images, prompts):
             return torch.full((len(prompts),), torch.nan)
 
-        with pytest.raises(RewardError, match="Reward 'nothing' returned NaN in '1 . nothing"):
+        with pytest.raises(
+            RewardError, match="Reward 'nothing' returned NaN at step 1 for the prompt 'a photo of a red star'"
+        ):
             run(pipe, WeightedSum({nothing: 1.0, wins: 1.0}))
         judged = WeightedSum({PairwiseReward(bradley_terry()): 2.0, brightness: 1.0})
         expected = 2.0 * PairwiseReward(bradley_terry())(BATCH, ["a"] * 5) + brightness(BATCH, ["a"] * 5)

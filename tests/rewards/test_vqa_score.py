@@ -90,7 +90,7 @@ class TestClipFlanT5:
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(expected))
 
     def test_questions(self, t5_reward):
-        before, after, answer = t5_reward._tokens([PROMPT])[0]
+        before, after, answer = t5_reward.prompts([PROMPT])[0]
         text = "".join(t5_reward.tokenizer.convert_ids_to_tokens(torch.cat([before, after]).tolist()))
         assert text.endswith('</s>\nDoes this figure show "a red circle"? Please answer yes or no. ASSISTANT: </s>')
         assert text.startswith("A chat between a curious user and")

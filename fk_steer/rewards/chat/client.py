@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from .base import Images, RewardError
-from .images import to_uint8
+from ..base import RewardError
 
 
 MIN_SIDE = 28
@@ -251,11 +248,3 @@ def data_url(image: Image.Image, image_format: str = "png") -> str:
     # The most PNG can do takes longer than sending what it saves.
     image.save(buffer, image_format, **({"quality": 95} if image_format == "jpeg" else {"compress_level": 1}))
     return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def to_pil(images: Images) -> list[Image.Image]:
-    """(B, 3, H, W) float in [0, 1], or PIL images of any mode, as RGB images."""
-    if not isinstance(images, Tensor):
-        return [image.convert("RGB") for image in images]
-    pixels = to_uint8(images, "cpu")
-    return [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in pixels]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Images
-from .card import RewardCard
-from .chat import Answer, to_pil
+from ..base import Images
+from ..card import RewardCard
+from ..images import to_pil
+from .client import Answer
 from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
 from .verdicts import percentage, probability_of_yes
 
@@ -48,8 +49,9 @@ class VQAChat(ChatJudge):
         paper="arXiv 2404.01291",
         licence="of the model that is served",
         typical_range=(0.0, 1.0),
+        default_lmbda=5.0,
     )
-    default_lmbda = 5.0
+    default_lmbda = card.default_lmbda
 
     def __init__(
         self,

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images
-from .card import RewardCard
-from .chat import Answer, Chat, to_pil
-from .group import GroupedReward
-from .judge import TEMPLATES, Asker, ChatJudge, JudgeCounts, Task, parse_text, read_template, server
-from .local import check_variant
-from .pairwise import PairwiseReward
+from ..base import Images, Reward
+from ..card import RewardCard
+from ..images import to_pil
+from ..judge import JudgeCounts
+from ..local import check_variant
+from ..pairwise import WIN_LMBDA, PairwiseReward
+from .client import Answer, Chat
+from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
 from .verdicts import AXES, axis_scores, better_image, better_image_in_answer, final_score
 
 
@@ -31,7 +32,7 @@ FILES = (
 BACKENDS = ("server", "transformers")
 
 
-class UnifiedReward(GroupedReward):
+class UnifiedReward(Reward):
     """UnifiedReward (Wang et al., arXiv 2503.05236), a vision-language model that judges images in words.
 
     Variants:
@@ -75,14 +76,18 @@ class UnifiedReward(GroupedReward):
         hub_id="CodeGoat24/UnifiedReward-qwen-7b",
         files=FILES,
         licence="MIT; see the model cards for their bases",
+        default_lmbda=2.0,
         variants={
             "point": RewardCard(summary="A score of alignment and quality.", typical_range=(2.0, 4.5)),
             "axes": RewardCard(summary="Mean of alignment, coherence and style.", typical_range=(2.0, 4.5)),
-            "pair": RewardCard(summary="Mean win probability against the others.", typical_range=(0.0, 1.0)),
+            "pair": RewardCard(
+                summary="Mean win probability against the others.", typical_range=(0.0, 1.0), default_lmbda=WIN_LMBDA
+            ),
             "think": RewardCard(
                 summary="Mean win probability against the others, with reasoning.",
                 hub_id="CodeGoat24/UnifiedReward-Think-qwen-7b",
                 typical_range=(0.0, 1.0),
+                default_lmbda=WIN_LMBDA,
             ),
         },
     )
@@ -118,11 +123,10 @@ class UnifiedReward(GroupedReward):
         if variant in ("pair", "think"):
             comparer = PairComparer(self._ask, question)
             self._method: ChatJudge | PairwiseReward = PairwiseReward(comparer, opponents, both_orders, name=self.name)
-            self.default_lmbda = self._method.default_lmbda
         else:
             self._method = ChatJudge(self._ask, question, self.name)
-            self.default_lmbda = 2.0
         self.relative = self._method.relative
+        self.default_lmbda = self.card.variant(variant).default_lmbda
 
     @property
     def judge(self) -> ChatJudge | None:
@@ -135,14 +139,14 @@ class UnifiedReward(GroupedReward):
         return self._ask.counts
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
-        """See `GroupReward`."""
+        """See `Reward`."""
         return self._method.encode(images, prompts)
 
-    def reward_groups(
-        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
-    ) -> Sequence[Tensor]:
-        """See `GroupReward`."""
-        return self._method.reward_groups(encodings, members, prompts)
+    def of_particles(
+        self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[Tensor]:
+        """See `Reward`."""
+        return self._method.of_particles(encodings, members, prompts)
 
 
 class PairComparer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .card import RewardCard
-from .chat import Answer
+from ..card import RewardCard
+from .client import Answer
 from .judge import TEMPLATES, Asker, ChatJudge, Task, read_template, server
 from .verdicts import GRADER_AXES, OVERALL, grades
 
@@ -61,8 +61,9 @@ class LLMGrader(ChatJudge):
         paper="arXiv 2501.09732",
         licence="of the model that is served",
         typical_range=(5.0, 9.0),
+        default_lmbda=1.0,
     )
-    default_lmbda = 1.0
+    default_lmbda = card.default_lmbda
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .chat import Answer, Question
-from .loading import RewardLoadError, default_device, load_pretrained
+from ..loading import RewardLoadError, default_device, load_pretrained
+from .client import Answer, Question
 
 
 SYSTEM = "You are a helpful assistant."
