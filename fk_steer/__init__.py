@@ -1,9 +1,9 @@
 """Feynman-Kac steering and inference-time scaling for Hugging Face Diffusers."""
 
-from .config import PRESETS, FKSteering
-from .diffusion import SteeredOutput, steer
+from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
 from .rewards import Reward, RewardError, load_reward
-from .smc import Schedule
+from .search import PRESETS, FKSteering, Noise, Preview, Stop, Strategy
+from .smc import Resampling, Schedule
 from .trace import Trace
 
 
@@ -11,7 +11,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "Execution",
     "FKSteering",
+    "Noise",
+    "Preview",
+    "Resampling",
+    "ScoringEvent",
+    "Stop",
+    "Strategy",
     "Reward",
     "RewardError",
     "Schedule",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from diffusers import AutoencoderTiny
 
-    from .config import FKSteering
+    from .search import Strategy
     from .rewards.base import RewardFunction
 
 
@@ -98,7 +98,7 @@ def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardF
     return load_reward(name, **options)
 
 
-def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: int | None = None) -> str | None:
+def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: int | None = None) -> str | None:
     """Give a pipeline the scheduler of that name, or one that adds noise if the settings need it and its own adds none.
 
     Args:
@@ -120,8 +120,7 @@ def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: 
             raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.")
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
         return None
-    events = steering.schedule.events(num_steps or 50, steering.num_particles)
-    if not steering.duplicating(events) or adds_noise(pipe.scheduler, steering.eta):
+    if not steering.copying(num_steps or 50) or adds_noise(pipe.scheduler, steering.noise.eta):
         return None
     before, config = type(pipe.scheduler).__name__, pipe.scheduler.config
     kind = parametrisation(pipe.scheduler)
@@ -134,5 +133,5 @@ def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: 
         pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
     return (
         f"{before} adds no noise, so copies of a particle would stay identical; sampling with "
-        f"{type(pipe.scheduler).__name__} at eta {steering.eta:g}."
+        f"{type(pipe.scheduler).__name__} at eta {steering.noise.eta:g}."
     )

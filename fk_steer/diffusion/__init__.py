@@ -3,7 +3,7 @@
 from .decode import LatentDecoder
 from .events import ScoringEvent
 from .execution import Execution
-from .schedulers import UnsupportedSchedulerError, intercept, predict_x0
+from .schedulers import UnsupportedSchedulerError, intercept_step, predict_x0
 from .steer import SteeredOutput, SteeredPipeline, steer
 
 
@@ -14,7 +14,7 @@ __all__ = [
     "SteeredOutput",
     "SteeredPipeline",
     "UnsupportedSchedulerError",
-    "intercept",
+    "intercept_step",
     "predict_x0",
     "steer",
 ]

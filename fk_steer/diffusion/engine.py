@@ -28,7 +28,7 @@ from .judging import Judge
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .rows import Rows, join_rows, map_rows
-from .schedulers import intercept
+from .schedulers import intercept, intercept_step
 from .scoring import Scorer
 from .solver import Solver, States
 
@@ -119,7 +119,7 @@ class Engine:
         started = time.perf_counter()
         with ExitStack() as patches:
             pipe = self.pipe
-            patches.enter_context(intercept(pipe.scheduler, "step", lambda inner: functools.partial(self.step, inner)))
+            patches.enter_context(intercept_step(pipe.scheduler, self.step))
             patches.enter_context(_intercept_forward(denoiser_of(pipe), self.denoise))
             if (controlnet := getattr(pipe, "controlnet", None)) is not None:
                 patches.enter_context(_intercept_forward(controlnet, self.control))

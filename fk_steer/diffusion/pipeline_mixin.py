@@ -9,9 +9,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..config import DEFAULT_PRESET, FKSteering
+from ..search import DEFAULT_PRESET, Strategy
 from ..rewards.base import RewardFunction
-from .steering import steer
+from .execution import Execution
+from .steer import steer
 
 
 class SteeringMixin:
@@ -41,7 +42,7 @@ class SteeringMixin:
             self: Any,
             *args: Any,
             reward: RewardFunction | None = None,
-            steering: FKSteering | str | None = None,
+            steering: Strategy | str | None = None,
             reward_prompt: str | Sequence[str] | None = None,
             particle_parallel: bool | dist.ProcessGroup = False,
             **kwargs: Any,

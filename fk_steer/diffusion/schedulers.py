@@ -36,6 +36,11 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
             setattr(owner, name, own)
 
 
+def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:
+    """Context manager in which `scheduler.step(...)` calls `step(inner_step, model_output, timestep, sample, ...)`."""
+    return intercept(scheduler, "step", lambda inner: functools.partial(step, inner))
+
+
 def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """The x0 prediction of one denoiser call, by formula, before the scheduler takes its step.
 
