@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from diffusers import AutoencoderTiny
 
-    from .search import Strategy
     from .rewards.base import RewardFunction
+    from .search import Strategy
 
 
 def quiet_libraries() -> None:

@@ -288,17 +288,14 @@ class Engine:
             R = memory.lineage.shape[1]
             where = torch.cat([where, number + torch.arange(len(memory.states.sample)).view(-1, R)], 1)
             lineage = torch.cat([lineage, memory.lineage], 1)
-        recalls = bool((plan.ancestors >= K).any()) or (
-            plan.remember is not None and bool((plan.remember >= K).any())
-        )
-        if recalls:
-            if memory is None:
-                raise ValueError("The search continues remembered particles, but none are remembered at this step.")
-            states = _recalled(states, memory.states, plan)
+        recalls = bool((plan.ancestors >= K).any()) or (plan.remember is not None and bool((plan.remember >= K).any()))
+        if recalls and memory is None:
+            raise ValueError("The search continues remembered particles, but none are remembered at this step.")
+        known = states if memory is None or not recalls else _recalled(states, memory.states, plan)
         if plan.remember is not None:
             kept = where.gather(1, plan.remember).flatten()
             picked = lineage.gather(1, plan.remember[:, :, None].expand(-1, -1, 3))
-            self.memory[index] = Memory(states.take(kept), picked)
+            self.memory[index] = Memory(known.take(kept), picked)
 
         lineage = lineage.gather(1, ancestors[:, :, None].expand(-1, -1, 3))
         continued = where.gather(1, ancestors)
@@ -311,8 +308,8 @@ class Engine:
             self.announce(self.seen(slots_before, ancestors, lineage, plan))
         if moved is None or (plan.after_noise and not self.halting):
             return states, moved
-        if recalls or self.halting:
-            states = states.take(moved)
+        if recalls:
+            states = known.take(moved)
             self.solver.restore(states.history)
         else:
             device_rows = moved.to(states.sample.device)

@@ -59,9 +59,7 @@ class Judge:
         populations = self.rows.populations()
         return [self.prompts[populations[position]] for position in positions.tolist()]
 
-    def _combined(
-        self, reward: Reward, scores: dict[Reward, Any], where: str
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _combined(self, reward: Reward, scores: dict[Reward, Any], where: str) -> tuple[Tensor, dict[str, Tensor]]:
         names = names_of(list(scores))
 
         def of_prompts(share: slice) -> dict[str, Tensor]:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..search import DEFAULT_PRESET, Strategy
 from ..rewards.base import RewardFunction
-from .execution import Execution
+from ..search import DEFAULT_PRESET, Strategy
 from .steer import steer
 
 

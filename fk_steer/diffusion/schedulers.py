@@ -243,7 +243,7 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     probe = copy.copy(scheduler)
     for name in ("step", "set_timesteps"):
         vars(probe).pop(name, None)  # ours, if any, which hold on to the whole run
-    probe = _to_cpu(copy.deepcopy(probe))
+    probe = copy.deepcopy(_on_cpu(probe))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     sample = torch.ones(2, 4, 2, 2)
     parted = []
@@ -256,10 +256,10 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     return parted
 
 
-def _to_cpu(scheduler: Any) -> Any:
+def _on_cpu(scheduler: Any) -> Any:
     for name, value in vars(scheduler).items():
         if isinstance(value, Tensor):
-            setattr(scheduler, name, value.as_subclass(Tensor).cpu())
+            setattr(scheduler, name, value.as_subclass(Tensor).cpu())  # type: ignore[arg-type]
     return scheduler
 
 

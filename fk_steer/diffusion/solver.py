@@ -72,7 +72,10 @@ class States:
             return a
 
         history = {name: both(value, others.history.get(name)) for name, value in self.history.items()}
-        sample, model_output = torch.cat([self.sample, others.sample]), torch.cat([self.model_output, others.model_output])
+        sample, model_output = (
+            torch.cat([self.sample, others.sample]),
+            torch.cat([self.model_output, others.model_output]),
+        )
         return States(sample, model_output, torch.cat([self.x0, others.x0]), history)
 
     def _has_rows(self, value: Any) -> bool:

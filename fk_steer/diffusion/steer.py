@@ -21,7 +21,7 @@ from ..rewards.base import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
 from ..trace import Trace
 from .call import Call
-from .engine import Engine, Result, facts
+from .engine import Engine, facts
 from .events import ScoringEvent
 from .execution import Execution
 from .passes import best_of_each, better_of, by_population
@@ -162,7 +162,13 @@ class SteeredPipeline:
         def again(populations: list[int]) -> tuple[Tensor, int]:
             nonlocal result
             retry = Engine(
-                call.subset(populations, self.steering), self.steering, self.reward, self.execution, ranks, observers, side
+                call.subset(populations, self.steering),
+                self.steering,
+                self.reward,
+                self.execution,
+                ranks,
+                observers,
+                side,
             )
             result = better_of(result, retry(), populations)
             trace.retries.append((populations, retry.trace))

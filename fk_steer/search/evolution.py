@@ -73,7 +73,7 @@ class _Evolution(Search):
         rewards = torch.cat([look.rewards, self.parents], 1)
         # Parents come first where they tie, so that nothing is replaced by its equal.
         order = torch.cat([torch.arange(K, rewards.shape[1]), torch.arange(K)])
-        ranked = order[rewards[:, order].argsort(1, descending=True, stable=True)]
+        ranked = order[rewards[:, order].argsort(dim=1, descending=True, stable=True)]
         if not self.left:
             self.over = True
             return Plan(ranked[:, :K].sort(1).values)

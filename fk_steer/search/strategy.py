@@ -15,7 +15,7 @@ from .base import Look, Plan, RewardFacts, Search, Start, describe
 
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, 
     if number is None and optional:
         return None
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not _within(number, low, high):
-        raise ValueError(f"Expected `{name}` to be {'None or ' if optional else ''}{_range(low, high)}, but got {value!r}.")
+        raise ValueError(
+            f"Expected `{name}` to be {'None or ' if optional else ''}{_range(low, high)}, but got {value!r}."
+        )
     return number
 
 
