@@ -403,7 +403,7 @@ class Engine:
         if self.call.output_type == "latent" or self.last_x0 is not None:
             x0 = images if self.last_x0 is None else self.last_x0
             rewards, scores = self.judge.of_latents(reward, x0, self.decoder, where)
-            decode = functools.partial(self.judge.decoded, x0, self.decoder, particles)
+            decode: Callable[[], Tensor] = functools.partial(self.judge.decoded, x0, self.decoder, particles)
         else:
             final = images.float()
             rewards, scores = self.judge.of_images(reward, final, where)

@@ -52,8 +52,8 @@ class Scorer:
     def of_latents(
         self, reward: Reward, latents: Tensor, decoder: LatentDecoder, prompts: Sequence[str], where: str
     ) -> dict[Reward, Any]:
-        """The same of latents (D, ...). Only one block of images is in memory at a time, beside what leaves keep of each
-        image."""
+        """The same of latents (D, ...). Only one block of images is in memory at a time, beside what leaves keep of
+        each image."""
         return self._shared(
             reward,
             lambda share: self._collect(reward, self._decoded(latents[share], decoder), prompts[share], where),

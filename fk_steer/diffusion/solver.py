@@ -72,11 +72,9 @@ class States:
             return a
 
         history = {name: both(value, others.history.get(name)) for name, value in self.history.items()}
-        sample, model_output = (
-            torch.cat([self.sample, others.sample]),
-            torch.cat([self.model_output, others.model_output]),
-        )
-        return States(sample, model_output, torch.cat([self.x0, others.x0]), history)
+        pairs = ((self.sample, others.sample), (self.model_output, others.model_output), (self.x0, others.x0))
+        sample, model_output, x0 = (torch.cat(pair) for pair in pairs)
+        return States(sample, model_output, x0, history)
 
     def _has_rows(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == self.sample.shape

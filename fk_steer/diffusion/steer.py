@@ -34,7 +34,7 @@ THUMBNAIL = 128
 
 
 @dataclass
-class SteeredOutput(BaseOutput):
+class SteeredOutput(BaseOutput):  # type: ignore[misc]
     """Output of a steered call. N = number of prompts x `num_images_per_prompt` populations, k particles alive at the
     end in each.
 
@@ -155,21 +155,17 @@ class SteeredPipeline:
         self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
         observers = [] if callback_on_scoring_event is None else [callback_on_scoring_event]
         side = THUMBNAIL if keep_predictions else None
+
+        def engine_of(call: Call) -> Engine:
+            return Engine(call, self.steering, self.reward, self.execution, ranks, observers, side)
+
         call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
-        engine = Engine(call, self.steering, self.reward, self.execution, ranks, observers, side)
+        engine = engine_of(call)
         result, trace = engine(), engine.trace
 
         def again(populations: list[int]) -> tuple[Tensor, int]:
             nonlocal result
-            retry = Engine(
-                call.subset(populations, self.steering),
-                self.steering,
-                self.reward,
-                self.execution,
-                ranks,
-                observers,
-                side,
-            )
+            retry = engine_of(call.subset(populations, self.steering))
             result = better_of(result, retry(), populations)
             trace.retries.append((populations, retry.trace))
             return result.rewards[:, 0], retry.trace.nfe

@@ -1,8 +1,8 @@
 """What a search sees and says.
 
-A `Strategy` is settings: frozen, named, serialisable. For one call it starts a `Search`, which at every event is shown a
-`Look` - the rewards of the particles' x0 predictions - and answers with a `Plan`: which particle each one continues, and
-whether the loop goes on, back or ahead. It knows no pipeline, scheduler or image; an engine carries plans out.
+A `Strategy` is settings: frozen, named, serialisable. For one call it starts a `Search`, which at every event is shown
+a `Look` - the rewards of the particles' x0 predictions - and answers with a `Plan`: which particle each one continues,
+and whether the loop goes on, back or ahead. It knows no pipeline, scheduler or image; an engine carries plans out.
 
 Notation: P populations (one per prompt and image asked for) of K particles. A particle lives in a *slot*, one of
 `num_particles` rows of its population; its *ancestor* is the particle that it continues.
@@ -152,8 +152,8 @@ class Search:
         raise NotImplementedError(f"{type(self).__name__} has to say what becomes of the particles.")
 
     def adopt(self, ancestors: Tensor) -> None:
-        """Hear which ancestors (P, M) the particles now continue, in the order of their slots: those of the plan, unless
-        another search has changed them."""
+        """Hear which ancestors (P, M) the particles now continue, in the order of their slots: those of the plan,
+        unless another search has changed them."""
 
     def finish(self, rewards: Tensor) -> Outcome:
         """The weights of the final images, given their rewards (P, K). Equal ones unless a search says otherwise."""

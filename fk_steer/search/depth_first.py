@@ -16,8 +16,8 @@ from .strategy import Strategy
 
 @dataclass(frozen=True)
 class DepthFirst(Strategy):
-    """While the best x0 prediction of a prompt is below a target, its particles go back to an earlier noise level by the
-    forward process and come down again with other noise; the best attempt goes on to the end.
+    """While the best x0 prediction of a prompt is below a target, its particles go back to an earlier noise level by
+    the forward process and come down again with other noise; the best attempt goes on to the end.
 
     An attempt costs the denoiser rows of `back` of the loop, for the prompts that are below the target alone.
 

@@ -13,7 +13,7 @@ populations now, and the denoiser rows that it took."""
 
 
 def roll_over(best: Tensor, target: float, cost: int, saved: int, again: Again) -> int:
-    """Run populations that have not reached the target again while the rows saved pay for it, those nearest to it first.
+    """Run populations that have not reached the target again while the rows saved pay for it, those nearest first.
 
     Args:
         best: (P,) the best reward of each population.

@@ -1,5 +1,5 @@
-"""Sequential Monte Carlo on tensors: resampling, potentials, tempering, weights. Imports torch only and knows nothing of
-diffusion."""
+"""Sequential Monte Carlo on tensors: resampling, potentials, tempering, weights. Imports torch only and knows nothing
+of diffusion."""
 
 from .checks import integer, real, scalar
 from .feynman_kac import Event, FeynmanKac, State
