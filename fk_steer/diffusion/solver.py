@@ -76,6 +76,11 @@ class States:
         sample, model_output, x0 = (torch.cat(pair) for pair in pairs)
         return States(sample, model_output, x0, history)
 
+    def after(self, number: int) -> States:
+        """These from position `number` on, with anything before."""
+        padding = torch.zeros(number, dtype=torch.long)
+        return self.take(torch.cat([padding, torch.arange(len(self.sample))]))
+
     def _has_rows(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == self.sample.shape
 
@@ -162,7 +167,7 @@ class Solver:
 
         Args:
             inner: the scheduler's own `step`.
-            quiet: (L,) on the samples' device, the rows without noise; None for none.
+            quiet: (L,) the rows without noise; None for none.
             generators: L, one per row.
         """
         eta = self.eta_at(index)
@@ -180,10 +185,10 @@ class Solver:
         twin = _twin(self.scheduler)
         still = take(twin, twin.step, 0.0, [generator.clone_state() for generator in generators])
         noisy = take(self.scheduler, inner, eta, generators)
-        stills = iter(_rows_of(still, len(sample)))
+        stills, mask = iter(_rows_of(still, len(sample))), quiet.to(sample.device)
 
         def merge(tensor: Tensor) -> Tensor:
-            return torch.where(quiet.view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
+            return torch.where(mask.view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
 
         return map_rows(merge, noisy, len(sample))
 

@@ -21,11 +21,11 @@ from ..rewards.base import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
 from ..trace import Trace
 from .call import Call
-from .engine import Engine, facts
 from .events import ScoringEvent
 from .execution import Execution
 from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
+from .run import Run, facts
 from .schedulers import parametrisation
 
 
@@ -156,16 +156,16 @@ class SteeredPipeline:
         observers = [] if callback_on_scoring_event is None else [callback_on_scoring_event]
         side = THUMBNAIL if keep_predictions else None
 
-        def engine_of(call: Call) -> Engine:
-            return Engine(call, self.steering, self.reward, self.execution, ranks, observers, side)
+        def run_of(call: Call) -> Run:
+            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side)
 
         call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
-        engine = engine_of(call)
-        result, trace = engine(), engine.trace
+        run = run_of(call)
+        result, trace = run(), run.trace
 
         def again(populations: list[int]) -> tuple[Tensor, int]:
             nonlocal result
-            retry = engine_of(call.subset(populations, self.steering))
+            retry = run_of(call.subset(populations, self.steering))
             result = better_of(result, retry(), populations)
             trace.retries.append((populations, retry.trace))
             return result.rewards[:, 0], retry.trace.nfe
