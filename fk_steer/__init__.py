@@ -2,9 +2,9 @@
 
 from .config import PRESETS, FKSteering
 from .diffusion import SteeredOutput, steer
+from .report.trace import Trace
 from .rewards import Reward, RewardError, load_reward
 from .smc import Schedule
-from .trace import Trace
 
 
 __version__ = "0.1.0"

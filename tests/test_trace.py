@@ -10,7 +10,7 @@ from PIL import Image
 
 from fk_steer import FKSteering, Schedule, Trace, steer
 from fk_steer.files import write_atomically
-from fk_steer.report import Picture, Result, contact_sheet
+from fk_steer.report.page import Picture, Result, contact_sheet
 from fk_steer.testing import PROMPTS, SIZE, redness, sd
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..config import FKSteering
 from ..loading import load_preview
+from ..report.trace import Stopwatch, Trace, TraceEvent
 from ..rewards.base import RewardFunction, combine, name_of, particle_scores, parts_of, reward_at, standardize
 from ..smc import BIASED, POTENTIALS, RESAMPLERS, Population
-from ..trace import Stopwatch, Trace, TraceEvent
 from .arguments import image_size, names_per_prompt, number_of_prompts, per_row, reward_prompts
 from .checks import check_noise, denoiser_of
 from .decode import LatentDecoder

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..report.trace import Stopwatch
 from ..rewards.base import GroupReward, RewardError, RewardFunction, evaluate
-from ..trace import Stopwatch
 from .decode import LatentDecoder
 from .parallel import Ranks, join_entries
 

@@ -18,9 +18,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..config import DEFAULT_PRESET, FKSteering
+from ..report.trace import Trace
 from ..rewards.base import RewardFunction, lmbda_for, name_of, parts_of, reward_at
 from ..smc import TargetESS
-from ..trace import Trace
 from .parallel import Ranks
 from .rollover import roll_over
 from .run import Run

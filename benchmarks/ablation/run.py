@@ -1,0 +1,103 @@
+"""From the published settings to ours, one ingredient at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, Steps, one_line_errors
+from fk_steer.config import DEFAULT_PRESET, PRESETS, FKSteering
+from fk_steer.evaluation.world import differences, measure_all, setup_of, summarize, write_table
+from fk_steer.loading import quiet_libraries
+from fk_steer.smc import Constant, Rising, Schedule, TargetESS
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of the settings.
+
+    Attributes:
+        name: short, for folders and tables.
+        change: what is changed, in words.
+        settings: with the change.
+        before: name of the step whose settings were changed; None for the first.
+    """
+
+    name: str
+    change: str
+    settings: FKSteering
+    before: str | None
+
+
+def changes() -> list[Step]:
+    """`fk-paper` turned into the default preset, change by change; then single changes to the default preset, and
+    `hybrid` beside it."""
+    late = PRESETS[DEFAULT_PRESET].settings.schedule.at
+    found = [Step("fk-paper", "the published settings", PRESETS["fk-paper"].settings, None)]
+
+    def change(before: Step, name: str, words: str, **fields: Any) -> None:
+        found.append(Step(name, words, dataclasses.replace(before.settings, **fields), before.name))
+
+    change(found[-1], "ssp", "SSP instead of multinomial resampling", resampler="ssp")
+    change(found[-1], "before-noise", "resampling before the noise", resample_after_noise=False)
+    change(
+        found[-1], "difference", "difference potential without floor, exact terminal weight",
+        potential="difference", floor=None, exact_terminal=True,
+    )  # fmt: skip
+    change(found[-1], "rising", "lambda rising to twice its value", tempering=Rising(end=2.0))
+    change(found[-1], "ess-gate", "resampling only below half the ESS, weights carried", ess_threshold=0.5)
+    change(found[-1], "late", "six events from 40% of the loop on", schedule=Schedule(at=late))
+    change(found[-1], DEFAULT_PRESET, "lambda solved for half the ESS", tempering=TargetESS(), ess_threshold=1.0)
+    ours = found[-1]
+    assert ours.settings == PRESETS[DEFAULT_PRESET].settings
+
+    change(ours, "max", "max potential", potential="max")
+    change(ours, "constant", "the reward's lambda, constant", tempering=Constant())
+    change(ours, "quiet-end", "no noise in the last tenth", schedule=Schedule(at=late, noise=(0.0, 0.9)))
+    change(ours, "elite", "the best seed of the first event kept without noise", elite=True)
+    change(
+        ours, "shrinking", "5 particles, 3 from the first event on",
+        num_particles=5, schedule=Schedule(at=late, alive=(0.6,) * len(late)),
+    )  # fmt: skip
+    change(ours, "cascade", "preview decoder up to 70% of the loop", preview_decoder="shapes", preview_until=0.7)
+    found.append(Step("hybrid", "the preset `hybrid` instead", PRESETS["hybrid"].settings, ours.name))
+    return found
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for images, records and tables.")],
+    model: Model = "shapes",
+    reward: Guide = "clip-score",
+    seeds: Seeds = 3,
+    per_task: PerTask = 40,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 8,
+    processes: Processes = 1,
+) -> None:
+    """From the published settings to ours, one change at a time, each compared with the settings before it."""
+
+    quiet_libraries()
+    with one_line_errors():
+        setup = setup_of(model, reward, per_task, steps, guidance)
+        chain = changes()
+        records = measure_all({step.name: step.settings for step in chain}, setup, out, seeds, batch_size, processes)
+        rows = {}
+        for step in chain:
+            rows[step.name] = summarize(records[step.name])
+            if step.before is not None:
+                gains = differences(records[step.name], records[step.before])
+                rows[step.name] |= {f"{measure} - before": value for measure, value in gains.items()}
+        write_table(out / "ablation", rows)
+
+
+if __name__ == "__main__":
+    app()
