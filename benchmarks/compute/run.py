@@ -16,7 +16,7 @@ from fk_steer.config import DEFAULT_PRESET, PRESETS
 from fk_steer.evaluation.world import Record, Row, differences, measure_all, setup_of, sized, summarize, write_table
 from fk_steer.files import write_atomically
 from fk_steer.loading import quiet_libraries
-from fk_steer.report.page import figure_png
+from fk_steer.report.figures import figure_png
 
 
 BASELINES = {

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..chunks import identity
 from ..config import FKSteering
 from ..console import progress_bar, show_on_its_side
 from ..diffusion import steer
@@ -307,7 +308,7 @@ def measure_all(
     # Names may share a folder.
     jobs: dict[tuple[Path, int], Job] = {}
     for name, folder in folders.items():
-        settings = {**setup, "steering": steerings[name].to_dict()}
+        settings = {**setup, "steering": identity(steerings[name])}
         check_settings(folder, settings)
         record_settings(folder, settings)
         for seed in range(seeds):

@@ -156,7 +156,7 @@ class Trace:
         Args:
             population: index into `prompts`.
         """
-        from .page import plot_lineages
+        from .lineages import plot_lineages
 
         return plot_lineages(self, population)
 

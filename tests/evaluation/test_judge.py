@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
-from fk_steer.cli.judge import _table
 from fk_steer.cli import app
+from fk_steer.cli.judge import _table
 from fk_steer.evaluation.judge.agreement import (
     calibrated_accuracy,
     labels,

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...report.page import figure_png
+from ...report.figures import figure_png
 from ...report.trace import Trace
 from ..folders import open_image
 from .figures import accuracy_by_cost, interval, marker_key, reach

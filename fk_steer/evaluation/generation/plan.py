@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...chunks import identity
 from ...config import DEFAULT_PRESET, FKSteering
 from ...report.trace import lenient, strict
 from ...rewards.chat import check_recordable
@@ -18,7 +19,7 @@ from ..prompts import evenly, prompt_list
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Everything that the images depend on.
+    """Everything that the images depend on, and how many rows are worked on at a time.
 
     Attributes:
         model: hub id or folder of a pipeline, or the name of a bundled one.
@@ -43,7 +44,8 @@ class GenerationSettings:
             some.
         height, width: in pixels; None for the model's.
         batch_size: samples per steered call. A call holds samples of one prompt or all samples of several.
-        max_rows: denoiser rows, latents decoded and images scored at a time within a call; None for all.
+        max_rows: denoiser rows, latents decoded and images scored at a time within a call; None for all. It changes no
+            image and may be another when a run is taken up again.
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
 
     Raises:
@@ -90,8 +92,7 @@ class GenerationSettings:
         """The settings of the steered calls; None without a reward."""
         if self.reward is None:
             return None
-        rows = ("reward_batch_size", "decode_batch_size", "denoise_batch_size")
-        given = {"num_particles": self.particles, "lmbda": self.lmbda, **dict.fromkeys(rows, self.max_rows)}
+        given = {"num_particles": self.particles, "lmbda": self.lmbda}
         return FKSteering.preset(self.preset, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -230,14 +231,14 @@ class Plan:
         """All that the images depend on, as plain values. Prompts count by their content, wherever they come from."""
         steering = self.settings.steering()
         settings = {one.name: getattr(self.settings, one.name) for one in fields(self.settings)}
-        del settings["prompts_file"]
+        del settings["prompts_file"], settings["max_rows"]
         settings["prompts"] = Path(settings["prompts"]).name
         settings["reward_options"] = dict(settings["reward_options"])
         if steering is None:
             settings["preset"] = None
         else:
             settings["particles"] = steering.num_particles
-        settings["steering"] = None if steering is None else steering.to_dict()
+        settings["steering"] = None if steering is None else identity(steering)
         content = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
         settings["prompts_sha256"] = hashlib.sha256(content.encode()).hexdigest()
         return json.loads(json.dumps(settings))

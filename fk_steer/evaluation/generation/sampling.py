@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...chunks import in_chunks
 from ...config import FKSteering
 from ...diffusion import steer
 from ...diffusion.generators import particle_generators
@@ -67,7 +68,7 @@ class Sampler:
             rewards: list[list[float]] = [[] for _ in samples]
             traces: list[Trace | None] = [None for _ in samples]
         else:
-            output = steer(self.pipe, self.reward, self.steering)(**call)
+            output = steer(self.pipe, self.reward, in_chunks(self.steering, settings.max_rows))(**call)
             rewards, trace = output.rewards.tolist(), output.trace
             images = output.images[:: len(rewards[0])]
             scores, nfe, reward_calls = _sorted_scores(trace.events[-1]), trace.nfe, trace.reward_calls
