@@ -13,10 +13,10 @@ from rich.table import Table
 console = Console()
 
 
-def progress_bar() -> Progress:
-    """A bar that goes when the work is done; nothing where there is no terminal to draw it."""
+def progress_bar(shown: bool = True) -> Progress:
+    """A bar that goes when the work is done; nothing where it is not to be shown, or no terminal is there."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 def report_failure(what: str, error: Exception) -> str:

@@ -17,8 +17,8 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from benchmarks.llava_reward.preferences import accuracies
 from fk_steer.console import console
+from fk_steer.evaluation.preferences import accuracies
 from fk_steer.evaluation.statistics import clustered_mean, plus_minus
 from fk_steer.files import write_json
 from fk_steer.loading import quiet_libraries

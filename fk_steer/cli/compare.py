@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..console import console
 from .options import Device, one_line_errors, reward_options
-
-
-if TYPE_CHECKING:
-    from ..evaluation.comparison.study import Study
 
 
 def compare(
@@ -98,53 +92,18 @@ def compare(
         }
         given = {name: value for name, value in generation.items() if value is not None}
         config["generation"] = {**(config.get("generation") or {}), **given}
-        if _run(config, folder, device, processes, metric_batch_size, report_prompts):
+        from ..evaluation.comparison.run import run
+
+        failures = run(
+            config,
+            folder,
+            device=device,
+            processes=processes,
+            metric_batch_size=metric_batch_size,
+            report_prompts=report_prompts,
+        )
+        if failures:
             raise typer.Exit(1)
-
-
-def _run(
-    config: dict[str, Any], out: Path, device: str | None, processes: int, metric_batch_size: int, images: int
-) -> dict[str, str]:
-    """Run a study, write what it gave and print the tables; what failed."""
-    from ..evaluation.comparison.study import read_study, run_study
-    from ..evaluation.comparison.tables import for_terminal, tables
-    from ..evaluation.generation.run import is_first_process
-
-    made = read_study(config)
-    failures = run_study(made, out, device=device, processes=processes, metric_batch_size=metric_batch_size)
-    if not is_first_process():
-        return failures
-    results = _write(made, out, failures, images)
-    for table in map(for_terminal, tables(results, made.baseline)):
-        # A table that does not fit is better wrapped by the terminal than squeezed.
-        width = console.measure(table, options=console.options.update(width=1000)).maximum
-        Console(file=console.file, width=max(width, console.width)).print(table, "")
-    console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)
-    return failures
-
-
-def _write(study: Study, out: Path, failures: dict[str, str], images: int) -> list[Any]:
-    """Write results, tables and report, unless they are there already."""
-    from ..evaluation.comparison.report import digest, digest_of, page
-    from ..evaluation.comparison.results import gather, to_dict
-    from ..evaluation.comparison.tables import latex, long_csv, tables
-    from ..files import write_atomically, write_json
-
-    results = gather(study, out)
-    if not results:
-        return results
-    plain = to_dict(results, study, failures)
-    report = out / "report.html"
-    if digest_of(report) == digest(plain, images):
-        return results
-    write_json(out / "results.json", plain)
-    write_atomically(out / "results.csv", long_csv(results).encode())
-    for table in tables(results, study.baseline):
-        write_atomically(out / "tables" / f"{table.name}.tex", latex(table).encode())
-    title = "Rewards as guides"
-    # Last: it says of what it was made.
-    write_atomically(report, page(results, plain, out, images, title).encode())
-    return results
 
 
 def _config(file: Path | None) -> dict[str, Any]:

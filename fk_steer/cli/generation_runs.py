@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..console import console
+from ..console import console, progress_bar
 from .options import Device, one_line_errors, reward_options
 
 
@@ -105,8 +104,7 @@ def run(
         )
         end_on_sigterm()
         speaks = os.environ.get("RANK", "0") == "0"
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not speaks) as bar:
+        with progress_bar(speaks) as bar:
             task = bar.add_task("samples", total=None)
             generate(
                 settings,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks.compute import run as compute
 from benchmarks.preview import run as preview
+from benchmarks.scaling import run as scaling
 from benchmarks.shapes import run as shapes
 from benchmarks.speed import run as speed
 from fk_steer import FKSteering, load_reward, steer
@@ -123,3 +124,15 @@ def test_speed(tmp_path, monkeypatch):
     assert -1.0 < measured["reward"]["straight-through"] < 1.0
     # Nothing else decodes three at a time.
     assert 3 in sizes
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    result = CliRunner().invoke(
+        scaling.app, f"--out {tmp_path / 'scaling.json'} --limit 8 --steps 2 --repeats 2".split()
+    )
+    assert result.exit_code == 0, result.output
+    measured = json.loads((tmp_path / "scaling.json").read_text())
+    assert len(measured["one"]) == len(measured["several"]) == len(measured["load"]) == 2
+    assert measured["ratios"] == [two / one for one, two in zip(measured["one"], measured["several"])]
+    assert measured["ratio"] == pytest.approx(sum(measured["ratios"]) / 2)

@@ -438,15 +438,3 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("out/0*"))
-
-
-@pytest.mark.slow
-def test_scaling(tmp_path):
-    result = CliRunner().invoke(
-        app, f"bench scaling --out {tmp_path / 'scaling.json'} --limit 8 --steps 2 --repeats 2".split()
-    )
-    assert result.exit_code == 0, result.output
-    measured = json.loads((tmp_path / "scaling.json").read_text())
-    assert len(measured["one"]) == len(measured["several"]) == len(measured["load"]) == 2
-    assert measured["ratios"] == [two / one for one, two in zip(measured["one"], measured["several"])]
-    assert measured["ratio"] == pytest.approx(sum(measured["ratios"]) / 2)

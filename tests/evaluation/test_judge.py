@@ -15,7 +15,6 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fk_steer.cli import app
-from fk_steer.cli.judge import _table
 from fk_steer.evaluation.judge.agreement import (
     calibrated_accuracy,
     labels,
@@ -27,6 +26,7 @@ from fk_steer.evaluation.judge.agreement import (
 )
 from fk_steer.evaluation.judge.data import JudgeData, Judgement, Kind, read
 from fk_steer.evaluation.judge.scores import score
+from fk_steer.evaluation.judge.table import write_table
 from fk_steer.rewards import PairwiseReward, RewardError, load_reward
 from fk_steer.testing import save_clip
 
@@ -358,7 +358,7 @@ def test_counts_are_whole_numbers(tmp_path):
     counts = {"judgements": 12345, "skipped": 0, "seconds per image": 0.123456}
     (tmp_path / "clip-score").mkdir()
     written(tmp_path / "clip-score" / "results.json", {**counts, "statistics": {}})
-    _table(tmp_path)
+    write_table(tmp_path)
     assert (tmp_path / "table.csv").read_text().splitlines()[1] == "clip-score,12345,0,0.1235"
 
 
