@@ -55,7 +55,8 @@ def main(
         failures = score_all([(items[name], out / name / "panel") for name in runs], metrics, batch_size, device)
         rows = {name: summarize_panel(items[name], out / name / "panel", metrics) for name in runs}
         write_json(out / "drawbench.json", {"model": model, "guide": reward, "runs": rows, "failures": failures})
-        labels = [metric.label for metric in metrics if metric.label not in failures]
+        # A single image a prompt has no diversity.
+        labels = [metric.label for metric in metrics if all(metric.label in row for row in rows.values())]
         cells = {
             name: [plus_minus((row[label]["mean"], row[label]["standard_error"]), ".4f") for label in labels]
             for name, row in rows.items()

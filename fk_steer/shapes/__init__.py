@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 BUNDLED = {"shapes": "sd", "shapes-xl": "sdxl"}
 """Name of a bundled pipeline, usable wherever a hub id is -> its folder in `WEIGHTS`."""
+
+SHARED = {
+    "shapes-xl": {"vae": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer", "tokenizer_2": "tokenizer"}
+}
+"""Name of a bundled pipeline -> component -> the folder of the same component of 'shapes', which is stored once."""
 
 BUNDLED_CLIPS = {"shapes": "guide", "shapes-xl": "guide", "shapes-held-out": "judge"}
 """Name of a bundled CLIP -> its folder in `WEIGHTS`. One guides either pipeline; the other, smaller and trained from
@@ -42,6 +49,31 @@ def resolve(name: str, bundled: Mapping[str, str] = BUNDLED) -> str:
     return str(WEIGHTS / bundled[name]) if name in bundled else name
 
 
+def shared_components(name: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Components of a bundled pipeline that are stored with 'shapes'; for `from_pretrained`, where anything other than
+    `load_pipeline` loads it:
+
+    ```py
+    pipe = DiffusionPipeline.from_pretrained(resolve("shapes-xl"), **shared_components("shapes-xl"))
+    ```
+
+    Args:
+        name: of a bundled pipeline; anything else has none.
+        dtype: of the modules; None for float32.
+    """
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    source = WEIGHTS / BUNDLED["shapes"]
+    kinds = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    return {
+        component: CLIPTokenizer.from_pretrained(source / folder)
+        if folder == "tokenizer"
+        else kinds[folder].from_pretrained(source / folder, dtype=dtype)
+        for component, folder in SHARED.get(name, {}).items()
+    }
+
+
 def load_pipeline(name: str = "shapes", **options: Any) -> FKStableDiffusionPipeline | FKStableDiffusionXLPipeline:
     """The world's Stable Diffusion ('shapes') or its SDXL twin ('shapes-xl'), in float32 unless `dtype` says otherwise.
 
@@ -62,4 +94,4 @@ def load_pipeline(name: str = "shapes", **options: Any) -> FKStableDiffusionPipe
     if name not in BUNDLED:
         raise ValueError(f"Unknown bundled model {name!r}. Known: {', '.join(BUNDLED)}.")
     kind = FKStableDiffusionXLPipeline if name == "shapes-xl" else FKStableDiffusionPipeline
-    return kind.from_pretrained(resolve(name), **options)
+    return kind.from_pretrained(resolve(name), **{**shared_components(name, options.get("dtype")), **options})

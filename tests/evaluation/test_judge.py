@@ -370,7 +370,7 @@ def test_counts_are_whole_numbers(tmp_path):
         (["--reward", "llm-grader", "--reward-option", "base_url=http://u:p@x/v1"], "without a user and password"),
         (["--label", ".."], "usable as the name of a folder"),
         (["--label", "a/b"], "usable as the name of a folder"),
-        (["--temperature", "0"], "--temperature to be above 0.0"),
+        (["--temperature", "0"], "`temperature` to be above 0.0"),
         (["--human", "answers.csv"], "belong to TIFA160"),
     ],
 )

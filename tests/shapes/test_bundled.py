@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from typer.testing import CliRunner
 
@@ -12,7 +13,15 @@ from fk_steer import load_reward
 from fk_steer.cli import app
 from fk_steer.loading import load_preview
 from fk_steer.rewards.images import to_uint8
-from fk_steer.shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, WEIGHTS, load_pipeline, resolve
+from fk_steer.shapes import (
+    BUNDLED,
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    WEIGHTS,
+    load_pipeline,
+    resolve,
+    shared_components,
+)
 from fk_steer.shapes.artefacts import ON_PIXELS, spoil
 from fk_steer.shapes.captions import detections_of, evaluation_prompts, is_true, parse, sample_pair
 from fk_steer.shapes.oracle import judge
@@ -45,12 +54,28 @@ def test_all_weights_are_small_safetensors_in_half_precision():
 
 
 def test_loads_as_a_stock_pipeline_in_full_precision(name):
-    pipe = DiffusionPipeline.from_pretrained(resolve(name))
+    pipe = DiffusionPipeline.from_pretrained(resolve(name), **shared_components(name))
     assert type(pipe) is (StableDiffusionXLPipeline if name == "shapes-xl" else StableDiffusionPipeline)
     modules = [module for module in pipe.components.values() if isinstance(module, torch.nn.Module)]
     assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
     assert pipe.scheduler.config.prediction_type == ("epsilon" if name == "shapes-xl" else "v_prediction")
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_nothing_is_stored_twice():
+    large = [path for path in WEIGHTS.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in large}) == len(large)
+
+
+def test_as_a_custom_pipeline(name, pipe):
+    file = {"shapes": "fk_stable_diffusion.py", "shapes-xl": "fk_stable_diffusion_xl.py"}[name]
+    custom = str(REPOSITORY / "pipelines" / file)
+    options = {"custom_pipeline": custom, "trust_remote_code": True}
+    loaded = DiffusionPipeline.from_pretrained(resolve(name), **shared_components(name), **options)
+    loaded.set_progress_bar_config(disable=True)
+    call = {"prompt": "a photo of a red star", "num_inference_steps": 3, "output_type": "pt"}
+    images = [one(**call, generator=torch.Generator().manual_seed(0)).images for one in (loaded, pipe)]
+    assert torch.equal(*images)
 
 
 def test_draws_what_it_is_asked_for(pipe):
