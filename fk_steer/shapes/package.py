@@ -51,9 +51,9 @@ def main(
             _check_same(runs / folder / "pipeline" / component, out / BUNDLED["shapes"] / same)
         ignored = shutil.ignore_patterns(*shared)
         shutil.copytree(runs / folder / "pipeline", out / folder, ignore=ignored, dirs_exist_ok=True)
-    for folder in sorted(out.iterdir()):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        console.print(f"{folder.name}: {size / 1e6:.1f} MB", highlight=False)
+    for made in sorted(out.iterdir()):
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        console.print(f"{made.name}: {size / 1e6:.1f} MB", highlight=False)
 
 
 def _check_same(folder: Path, other: Path) -> None:
