@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..loading import load_preview
+from ..report.trace import Stopwatch, Trace
 from ..rewards.base import Reward
 from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
-from ..trace import Stopwatch, Trace
 from .arguments import image_size
 from .batches import run_on_live_rows
 from .call import Call

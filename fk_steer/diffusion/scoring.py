@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..report.trace import Stopwatch
 from ..rewards.base import Reward, check_encodings, check_scores, names_of
-from ..trace import Stopwatch
 from .decode import LatentDecoder
 from .execution import Execution
 from .ranks import Ranks, join_entries

@@ -17,9 +17,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..report.trace import Trace
 from ..rewards.base import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
-from ..trace import Trace
 from .call import Call
 from .events import ScoringEvent
 from .execution import Execution
@@ -29,12 +29,20 @@ from .run import Run, facts
 from .schedulers import parametrisation
 
 
+STEERING_ARGUMENTS = {
+    "reward_prompt": None,
+    "particle_parallel": False,
+    "callback_on_scoring_event": None,
+    "keep_predictions": False,
+}
+"""What a steered call takes beside the pipeline's own arguments, with the defaults."""
+
 THUMBNAIL = 128
 """Longer side, in pixels, of the pictures that `keep_predictions=True` keeps."""
 
 
 @dataclass
-class SteeredOutput(BaseOutput):  # type: ignore[misc]
+class SteeredOutput(BaseOutput):
     """Output of a steered call. N = number of prompts x `num_images_per_prompt` populations, k particles alive at the
     end in each.
 

@@ -161,6 +161,7 @@ def test_with_clip_score(tmp_path):
     )
 
 
-def test_nothing_lands_at_the_top_of_site_packages():
-    assert Path(inspect.getfile(FKStableDiffusionPipeline)).parent == REPOSITORY / "pipelines"
+def test_an_import_finds_what_lies_where_it_says():
+    file = REPOSITORY / "fk_steer" / "pipelines" / "fk_stable_diffusion.py"
+    assert Path(inspect.getfile(FKStableDiffusionPipeline)) == file
     assert FKStableDiffusionPipeline.__module__ == "fk_steer.pipelines.fk_stable_diffusion"

@@ -15,7 +15,7 @@ from fk_steer.rewards import Reward, RewardCard, available_rewards
 from fk_steer.rewards.local import LocalReward
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import load_pipeline
-from fk_steer.testing_rewards import TINY_REWARDS, TinyReward, tiny_reward
+from fk_steer.testing.rewards import TINY_REWARDS, TinyReward, tiny_reward
 
 
 # Judges are asked through a server; the one of the tests looks at colours alone.
@@ -65,7 +65,7 @@ def without_tiny_weights() -> set[str]:
 
 
 def test_every_registered_reward_is_tested(monkeypatch):
-    assert not without_tiny_weights(), "give each of them an entry in fk_steer.testing_rewards.TINY_REWARDS"
+    assert not without_tiny_weights(), "give each of them an entry in fk_steer.testing.rewards.TINY_REWARDS"
     monkeypatch.setitem(available_rewards.__globals__["_BUILT_IN"], "another", "fk_steer.rewards.other:Other")
     assert without_tiny_weights() == {"another"}
 

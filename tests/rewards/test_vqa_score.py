@@ -13,7 +13,7 @@ from fk_steer.rewards.clip_flant5 import AFTER_IMAGE, BEFORE_IMAGE, _square
 from fk_steer.rewards.images import CLIP_MEAN, CLIP_STD
 from fk_steer.rewards.loading import read_sharded
 from fk_steer.rewards.qwen_vqa import smart_size
-from fk_steer.testing_rewards import tiny_reward
+from fk_steer.testing.rewards import tiny_reward
 
 
 PROMPT = "a red circle"
