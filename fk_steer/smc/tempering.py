@@ -8,6 +8,7 @@ lambda from the weights themselves.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Rising(Scaled):
             raise ValueError(f"Expected `end` and `power` above 0, but got {self.end} and {self.power}.")
 
     def scale(self, progress: float) -> float:
-        return self.end * progress**self.power
+        return self.end * math.pow(progress, self.power)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Geometric(Scaled):
             raise ValueError(f"Expected `gamma` above 0, but got {self.gamma}.")
 
     def scale(self, progress: float) -> float:
-        return min((1 + self.gamma) ** (100 * progress) - 1, 1.0)
+        return min(math.pow(1 + self.gamma, 100 * progress) - 1, 1.0)
 
 
 @dataclass(frozen=True)
