@@ -299,7 +299,7 @@ def setup_of(model: str, reward: str, per_task: int, steps: int | None, guidance
 
 
 def measure_all(
-    steerings: dict[str, Strategy], setup: dict[str, Any], out: Path, seeds: int, batch_size: int, processes: int
+    steerings: Mapping[str, Strategy], setup: dict[str, Any], out: Path, seeds: int, batch_size: int, processes: int
 ) -> dict[str, list[Record]]:
     """Records of each run, over all seeds; a folder named by preset and number of particles in `out` keeps them."""
     folders = {name: folder_of(out, name, steering) for name, steering in steerings.items()}
