@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, RewardError, check_encodings
+from ..rewards.base import Reward, encode_images
 from ..trace import Stopwatch
 from .decode import LatentDecoder
 from .parallel import Ranks, join_entries
@@ -115,9 +115,5 @@ def of_all_ranks(
 
 
 def _encode(reward: Reward, images: Tensor, prompts: list[str], where: str) -> Any:
-    try:
-        encodings = reward.encode(images, prompts)
-    except RewardError as error:
-        raise type(error)(f"{error} ({where})") from error
-    checked = check_encodings(reward, encodings, prompts, where)
-    return checked.to("cpu", torch.float64) if isinstance(checked, Tensor) else checked
+    encodings = encode_images(reward, images, prompts, where)
+    return encodings.to("cpu", torch.float64) if isinstance(encodings, Tensor) else encodings
