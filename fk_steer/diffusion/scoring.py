@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..report.trace import Stopwatch
-from ..rewards.base import Reward, check_encodings, check_scores, names_of
+from ..rewards.base import Reward, check_scores, encode_images, names_of
 from .decode import LatentDecoder
 from .execution import Execution
 from .ranks import Ranks, join_entries
@@ -90,7 +90,7 @@ class Scorer:
                     for first in range(0, len(images), size):
                         some = images[first : first + size]
                         texts = prompts[start + first : start + first + len(some)]
-                        parts[name].append(check_encodings(leaf, leaf.encode(some, texts), texts, where))
+                        parts[name].append(encode_images(leaf, some, texts, where))
             if self.keep is not None:
                 kept += self.keep(images)
             start += len(images)

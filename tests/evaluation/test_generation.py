@@ -438,3 +438,20 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("out/0*"))
+
+
+@pytest.mark.parametrize(
+    ("reward", "given", "planned"),
+    [
+        ("clip-score", {}, {"path": "shapes"}),
+        ("image-reward", {}, {"path": "shapes"}),
+        ("llava-reward", {"perspective": "fidelity"}, {"path": "shapes", "perspective": "fidelity"}),
+        ("image-reward", {"path": "mine"}, {"path": "mine"}),
+        ("hps", {}, {}),
+        (None, {}, {}),
+    ],
+)
+def test_a_bundled_model_is_steered_by_bundled_weights(reward, given, planned):
+    """The same for every reward that has some, as `fk-steer generate` does."""
+    plan = Plan.of(change(model="shapes", reward=reward, reward_options=given, particles=None, lmbda=None))
+    assert plan.settings.reward_options == planned

@@ -33,7 +33,7 @@ class Batch:
         problems: path of an image -> why not.
         images: number of images scored.
         seconds: that the reward took, without reading files.
-        relative: whether the reward compares, see `GroupReward`.
+        relative: whether the reward compares, see `Reward`.
     """
 
     scores: list[list[float | None]]
@@ -52,7 +52,7 @@ class Scored:
         scores: a reward for each of their images.
         problems: path of an image that could not be -> why not.
         seconds_per_image: the median over batches; None without a batch.
-        relative: whether the reward compares, see `GroupReward`.
+        relative: whether the reward compares, see `Reward`.
     """
 
     judgements: list[Judgement]
