@@ -42,7 +42,7 @@ THUMBNAIL = 128
 
 
 @dataclass
-class SteeredOutput(BaseOutput):
+class SteeredOutput(BaseOutput):  # type: ignore[misc]
     """Output of a steered call. N = number of prompts x `num_images_per_prompt` populations, k particles alive at the
     end in each.
 
