@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ..console import console
-from .options import Device, one_line_errors, reward_options
+from ..options import reward_options
+from .options import Device, one_line_errors
 
 
 class PipelineKind(str, Enum):

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from ..console import console, progress_bar
-from .options import Device, one_line_errors, reward_options
+from ..options import reward_options
+from .options import Device, one_line_errors
 
 
 app = typer.Typer(help="Images for lists of prompts.", no_args_is_help=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, one_line_errors, reward_options
+from ..options import reward_options
+from .options import Device, one_line_errors
 
 
 def judge(

@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from ..console import console
-from .options import Device, one_line_errors, reward_options
+from ..options import reward_options
+from .options import Device, one_line_errors
 
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.evaluation.generation import sampling as generation_sampling
 from fk_steer.evaluation.generation.folder import Progress, RunFolder
-from fk_steer.evaluation.generation.plan import Plan
+from fk_steer.evaluation.generation.plan import GenerationSettings, Plan
 from fk_steer.evaluation.generation.run import SampleRecord, generate, is_complete, read_records
 from fk_steer.evaluation.generation.workers import run_processes
 from fk_steer.evaluation.geneval.evaluator import samples
@@ -455,3 +455,9 @@ def test_a_bundled_model_is_steered_by_bundled_weights(reward, given, planned):
     """The same for every reward that has some, as `fk-steer generate` does."""
     plan = Plan.of(change(model="shapes", reward=reward, reward_options=given, particles=None, lmbda=None))
     assert plan.settings.reward_options == planned
+
+
+def test_rows_at_a_time_are_no_setting_of_a_run():
+    plain, chunked = (Plan.of(GenerationSettings("shapes", "shapes", max_rows=rows)).to_dict() for rows in (None, 3))
+    assert plain == chunked
+    assert not any("rows" in name or name.endswith("_batch_size") for name in {**plain, **plain["steering"]})

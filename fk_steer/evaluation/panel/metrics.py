@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fk_steer.cli.options import reward_options
-
 from ...bundled import bundled_options
 from ...files import is_file_name
 from ...loading import load_guide
+from ...options import reward_options
 from ...rewards.chat import check_recordable
 from ...rewards.clip import CLIPReward
 from ...rewards.judge import scores_or_none
