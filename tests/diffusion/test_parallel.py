@@ -232,7 +232,9 @@ def folder(tmp_path_factory):
     sd().save_pretrained(folder / "sd")
     save_clip(folder / "clip")
     # Forked from a process that has imported everything, once.
-    multiprocessing.set_forkserver_preload(["fk_steer.cli", "fk_steer.pipelines", "fk_steer.report", "fk_steer.testing"])
+    multiprocessing.set_forkserver_preload(
+        ["fk_steer.cli", "fk_steer.pipelines", "fk_steer.report", "fk_steer.testing"]
+    )
     torch.multiprocessing.start_processes(work, (folder,), nprocs=3, start_method="forkserver")
     return folder
 
