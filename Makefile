@@ -36,7 +36,7 @@ lint: $(VENV)/.installed
 
 # In random order; the seed that pytest prints repeats it: `pytest --randomly-seed=...`, or `-p no:randomly` for none.
 test: lint
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
