@@ -13,7 +13,7 @@ from fk_steer import FKSteering, Schedule, steer
 
 
 MEAN, STD, LMBDA, STEPS = 0.3, 0.5, 3.0, 12
-K, REPEATS = 512, 48
+K, REPEATS = 256, 48
 
 
 class ExactDenoiser(torch.nn.Module):

@@ -360,6 +360,8 @@ def test_tables_and_csv(study):
     assert f"{values['clip-score', 'clip-score']['mean']:.3f}" in text
 
 
+# Three processes that import everything; that launched ones share a generation is tested in any case.
+@pytest.mark.slow
 def test_launched_processes_share_the_generation(study, tmp_path):
     """Under `accelerate launch` one of them judges, scores and prints."""
     launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"

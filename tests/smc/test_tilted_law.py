@@ -11,7 +11,7 @@ from diffusion_1d import GAUSSIAN, MIXTURE, Diffusion1D
 from fk_steer.smc import BIASED, POTENTIALS, RESAMPLERS, Constant, Geometric, Population, Rising, TargetESS, Tempering
 
 
-K, REPEATS, EVENTS = 4096, 32, (3, 6)
+K, REPEATS, EVENTS = 1024, 32, (3, 6)
 
 
 def estimate(
