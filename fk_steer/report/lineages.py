@@ -27,66 +27,85 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
     Raises:
         IndexError: for a population that is not there.
     """
-    events = trace.events
-    prompt = trace.prompts[population]
+    events, prompt = trace.events, trace.prompts[population]
     rewards = [dict(zip(event.slots_before[population], event.rewards[population])) for event in events]
     finite = [value for by_slot in rewards for value in by_slot.values() if math.isfinite(value)] or [0.0]
     colour = Normalize(min(finite), max(finite))
     steps = [event.step for event in events]
-    best = _best_lineage(trace, population)
+    # A search that goes back sees the same step again: its events stand side by side.
+    goes_back = any(later <= earlier for earlier, later in zip(steps, steps[1:]))
+    places = list(range(1, len(events) + 1)) if goes_back else steps
+    ancestors = _ancestors(trace, population)
+    best, continued = set(_best_lineage(trace, population)), set(ancestors.values())
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     tree, ess, levels = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1, 1.4]})
-    before, origin = 0, {slot: slot for slot in rewards[0]}
-    for index, event in enumerate(events):
-        for slot, start in origin.items():
+    for index, by_slot in enumerate(rewards):
+        for slot in by_slot:
+            before, start = ancestors.get((index, slot), (-1, slot))
             tree.plot(
-                [before, event.step],
+                [places[before] if before >= 0 else 0, places[index]],
                 [start, slot],
-                color="0.25" if best[index] == slot else "0.75",
-                linewidth=2.5 if best[index] == slot else 1.0,
+                color="0.25" if (index, slot) in best else "0.75",
+                linewidth=2.5 if (index, slot) in best else 1.0,
                 zorder=1,
             )
-        continued = set(event.parents[population])
-        ends = [slot for slot in rewards[index] if slot not in continued]
-        tree.plot([event.step] * len(ends), ends, "x", color="0.4", markersize=9, zorder=3)
+        ends = [slot for slot in by_slot if (index, slot) not in continued and index < len(events) - 1]
+        tree.plot([places[index]] * len(ends), ends, "x", color="0.4", markersize=9, zorder=3)
         points = tree.scatter(
-            [event.step] * len(rewards[index]),
-            list(rewards[index]),
-            c=list(rewards[index].values()),
+            [places[index]] * len(by_slot),
+            list(by_slot),
+            c=list(by_slot.values()),
             norm=colour,
             cmap="viridis",
             zorder=2,
         )
-        before, origin = event.step, dict(zip(event.slots[population], event.parents[population]))
     tree.set(ylabel="particle", title=f"{trace.reward}: {prompt}")
     tree.invert_yaxis()
     tree.yaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(points, ax=tree, label="reward")
 
     fractions = [event.ess[population] / len(event.slots_before[population]) for event in events]
-    ess.plot(steps, fractions, color="0.4", marker="o", markerfacecolor="white")
+    ess.plot(places, fractions, color="0.4", marker="o", markerfacecolor="white")
     resampled = [index for index, event in enumerate(events) if event.resampled[population]]
-    ess.plot([steps[i] for i in resampled], [fractions[i] for i in resampled], "o", color="0.2", label="resampled")
-    ess.axhline(trace.steering["ess_threshold"], color="0.6", linestyle=":", label="threshold")
+    ess.plot([places[i] for i in resampled], [fractions[i] for i in resampled], "o", color="0.2", label="resampled")
+    threshold = trace.steering.get("resampling", {}).get("ess_threshold")
+    if threshold is not None:
+        ess.axhline(threshold, color="0.6", linestyle=":", label="threshold")
     ess.set(ylabel="ESS / particles", ylim=(0, 1.05))
     ess.legend(loc="upper left", fontsize="small")
 
-    for step, by_slot in zip(steps, rewards):
-        levels.plot([step] * len(by_slot), list(by_slot.values()), ".", color="0.6")
-    levels.plot(steps, [max(by_slot.values()) for by_slot in rewards], color="0.2", label="best")
+    for place, by_slot in zip(places, rewards):
+        levels.plot([place] * len(by_slot), list(by_slot.values()), ".", color="0.6")
+    levels.plot(places, [max(by_slot.values()) for by_slot in rewards], color="0.2", label="best")
     levels.set(ylabel="reward", xlabel="denoising step")
+    if goes_back:
+        levels.set_xticks(places, [str(step) for step in steps])
     levels.legend(loc="upper left", fontsize="small")
     return figure
 
 
-def _best_lineage(trace: Trace, population: int) -> list[int]:
-    """The slot of the best final image's ancestor at each event."""
+Seen = tuple[int, int]
+"""A particle as it was seen: number of the event, slot."""
+
+
+def _ancestors(trace: Trace, population: int) -> dict[Seen, Seen]:
+    """The particle that each one continues; none for those of the first event."""
+    return {
+        (index, slot): (before, parent)
+        for index, event in enumerate(trace.events[:-1], 1)
+        for slot, parent, before in zip(
+            event.slots[population], event.parents[population], event.parent_events[population]
+        )
+    }
+
+
+def _best_lineage(trace: Trace, population: int) -> list[Seen]:
+    """The best final image's particle and its ancestors, the last one first."""
     last = trace.events[-1]
     slots, rewards = last.slots_before[population], last.rewards[population]
-    slot = slots[rewards.index(max(rewards))]
-    lineage = [slot]
-    for event in reversed(trace.events[:-1]):
-        slot = dict(zip(event.slots[population], event.parents[population]))[slot]
-        lineage.append(slot)
-    return lineage[::-1]
+    ancestors = _ancestors(trace, population)
+    lineage = [(len(trace.events) - 1, slots[rewards.index(max(rewards))])]
+    while lineage[-1] in ancestors:
+        lineage.append(ancestors[lineage[-1]])
+    return lineage
