@@ -68,6 +68,13 @@ def test_numbers_of_other_libraries(library):
     assert Schedule(at=[library(0.25), library(6)]).at == (0.25, 6)
 
 
+def test_single_precision_shares_are_those_that_are_meant():
+    """The nearest to 0.7 lies below it, which is a step less of ten."""
+    every_tenth = Schedule(at=torch.linspace(0.1, 0.9, 9))
+    assert every_tenth.at == tuple(step / 10 for step in range(1, 10))
+    assert list(every_tenth.events(10, 1)) == list(range(9))
+
+
 def test_steps_of_shares():
     assert [step_of(share, 10) for share in (0.0, 0.1, 0.19, 0.3, 0.6, 1.0)] == [0, 0, 0, 2, 5, 9]
     assert step_of(7, 10) == 7
