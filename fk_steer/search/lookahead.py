@@ -100,4 +100,11 @@ class _Lookahead(Search):
             return Plan(everyone, quiet=torch.ones_like(everyone, dtype=torch.bool), resume=self.ahead[0], by="leap")
         P, K = look.rewards.shape
         _, event = self.model.step(self.model.start(P, K), look.rewards, look.progress, K, self.generators)
-        return Plan(event.ancestors + K, resume=self.before, by="memory", weights=event.weights, lmbda=event.lmbda)
+        return Plan(
+            event.ancestors + K,
+            resume=self.before,
+            by="memory",
+            weights=event.weights,
+            lmbda=event.lmbda,
+            resampled=event.resampled,
+        )

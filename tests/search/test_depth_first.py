@@ -107,11 +107,16 @@ def test_a_tie_does_not_replace_what_is_kept():
     assert search.step(look(AT, [[0.5, 0.2]])).ancestors.tolist() == [[2, 3]]
 
 
-def test_rewards_of_minus_infinity_are_the_worst():
+def test_rewards_of_minus_infinity_are_the_worst_beside_others_and_alone():
     search = start(DepthFirst(K, 1.0, AT, BACK, 2), MIXTURE, 2)
     search.step(look(AT, [[-math.inf, -math.inf], [0.0, 0.0]]))
     plan = search.step(look(AT, [[-math.inf, -5.0], [-math.inf, -math.inf]]))
     assert plan.remember.tolist() == [[0, 1], [2, 3]]
+    for neighbours in ([], [[0.0, 0.0]]):
+        search = start(DepthFirst(K, 1.0, AT, BACK, 2), MIXTURE, 1 + len(neighbours))
+        plans = [search.step(look(AT, [[-math.inf, -math.inf], *neighbours])) for _ in range(3)]
+        assert [plan.remember[0].tolist() for plan in plans[:2]] == [[0, 1], [2, 3]]
+        assert plans[2].ancestors[0].tolist() == [2, 3]
 
 
 def test_at_the_target_is_good_enough():

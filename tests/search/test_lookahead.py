@@ -90,6 +90,7 @@ def test_particles_are_chosen_by_what_is_ahead_of_them(way):
         assert torch.equal(there.after, here.before.gather(1, back)), "back at the very states of the event"
         assert torch.equal(there.plan.weights.log, chosen.weights.log)
         assert torch.equal(there.plan.lmbda, chosen.lmbda)
+        assert torch.equal(there.plan.resampled, chosen.resampled)
         copied += int((back.sort(1).values != torch.arange(K)).any())
     assert copied == len(EVENTS)
 

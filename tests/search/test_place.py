@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from fk_steer.search import place
 
 
-def placed(
-    ancestors: list[list[int]], slots: list[list[int]], num_slots: int
-) -> tuple[list[list[int]], list[list[int]]]:
+Table = list[list[int]]
+
+
+def placed(ancestors: Table, slots: Table, num_slots: int) -> tuple[Table, Table]:
     taken, order = place(torch.tensor(ancestors), torch.tensor(slots), num_slots)
     return taken.tolist(), order.tolist()
 
