@@ -59,7 +59,7 @@ class DepthFirst(Strategy):
 class _DepthFirst(Search):
     def __init__(self, settings: DepthFirst, start: Start) -> None:
         self.target = torch.inf if settings.target_reward is None else settings.target_reward
-        self.left = settings.attempts
+        self.attempts = self.left = settings.attempts
         self.at, self.earlier = span(settings.at, settings.back, start.num_steps)
         self.best = torch.full((start.num_populations,), -torch.inf, dtype=torch.float64)
         self.over = False
@@ -73,7 +73,7 @@ class _DepthFirst(Search):
         kept = present + look.rewards.shape[1]
         awake = self.best < self.target
         better = awake & (look.rewards.amax(1) > self.best)
-        first = bool((self.best == -torch.inf).all())
+        first = self.left == self.attempts
         self.best = torch.where(better, look.rewards.amax(1), self.best)
         chosen = present if first else torch.where(better[:, None], present, kept)
         good = self.best >= self.target

@@ -23,7 +23,7 @@ class Lookahead(Strategy):
         schedule: the events; a plain sequence stands for `Schedule(at=...)`. `alive` has no use here.
         ahead: steps to run ahead, the loop's own; or with `leaps` None.
         leaps: large deterministic steps over the rest of the loop, in place of `ahead` small ones. Either costs as many
-            denoiser rows per particle and event, and one more to go on from the event's step.
+            denoiser rows per particle and event, or as steps are left, and one more to go on from the event's step.
         tempering: how strongly the rewards count.
         resampling: how the particles are chosen.
 
@@ -100,4 +100,11 @@ class _Lookahead(Search):
             return Plan(everyone, quiet=torch.ones_like(everyone, dtype=torch.bool), resume=self.ahead[0], by="leap")
         P, K = look.rewards.shape
         _, event = self.model.step(self.model.start(P, K), look.rewards, look.progress, K, self.generators)
-        return Plan(event.ancestors + K, resume=self.before, by="memory", weights=event.weights, lmbda=event.lmbda)
+        return Plan(
+            event.ancestors + K,
+            resume=self.before,
+            by="memory",
+            weights=event.weights,
+            lmbda=event.lmbda,
+            resampled=event.resampled,
+        )

@@ -6,11 +6,17 @@ import math
 from typing import Any
 
 
+_DIGITS = {2: 3, 4: 7}
+"""Bytes of a floating-point number -> the decimal digits that are meant."""
+
+
 def scalar(value: Any) -> Any:
-    """The Python number in a NumPy or torch scalar; anything else as it is."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    return value
+    """The Python number in a NumPy or torch scalar, 0.7 if it is a single-precision 0.7; anything else as it is."""
+    if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
+        return value
+    number = value.item()
+    digits = _DIGITS.get(value.dtype.itemsize) if isinstance(number, float) else None
+    return number if digits is None else float(f"{number:.{digits}g}")
 
 
 def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, optional: bool = False) -> Any:
