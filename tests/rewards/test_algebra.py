@@ -368,7 +368,7 @@ class TestAsReward:
             (None, "but got None"),
             (lambda images: images, r"but '<lambda>\(images\)' takes other arguments"),
         ],
-        ids=str,
+        ids=["text", "class", "number", "nothing", "too few arguments"],
     )
     def test_anything_else(self, value, message):
         for make in (as_reward, lambda reward: WeightedSum({reward: 1.0}), lambda reward: Cascade(light, reward)):
