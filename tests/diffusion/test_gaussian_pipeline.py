@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
-from fk_steer import FKSteering, Schedule, steer
+from fk_steer import FKSteering, Resampling, Schedule, steer
 
 
 MEAN, STD, LMBDA, STEPS = 0.3, 0.5, 3.0, 12
@@ -102,28 +102,28 @@ def law_of_the_sampler(scheduler) -> tuple[float, float]:
 
 SETTINGS = {
     "default": FKSteering(),
-    "always-multinomial": FKSteering(resampler="multinomial", ess_threshold=1.0, tempering="constant"),
-    "max-systematic": FKSteering(potential="max", resampler="systematic", ess_threshold=0.9),
-    "sum-stratified": FKSteering(potential="sum", resampler="stratified", ess_threshold=1.0, schedule=(0.5, 0.8)),
-    "current-residual": FKSteering(potential="current", resampler="residual", ess_threshold=0.9),
-    "after-the-noise": FKSteering(resample_after_noise=True, ess_threshold=1.0, tempering="constant"),
+    "always-multinomial": FKSteering(resampling="multinomial", tempering="constant"),
+    "max-systematic": FKSteering(potential="max", resampling=Resampling("systematic", 0.9)),
+    "sum-stratified": FKSteering(potential="sum", resampling="stratified", schedule=(0.5, 0.8)),
+    "current-residual": FKSteering(potential="current", resampling=Resampling("residual", 0.9)),
+    "after-the-noise": FKSteering(resampling=Resampling(after_noise=True), tempering="constant"),
     "shrinking": FKSteering(schedule=Schedule(at=(0.3, 0.6), alive=(0.5, 0.25))),
     "regrowing": FKSteering(schedule=Schedule(at=(0.3, 0.6), alive=(0.25, 1.0))),
     "das": FKSteering.preset("das"),
-    "never": FKSteering(ess_threshold=0.0),
+    "never": FKSteering(resampling=Resampling(ess_threshold=0.0)),
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_weighted_images_are_samples_of_the_tilted_law(name):
     pipe = GaussianPipeline(DDIMScheduler(clip_sample=False))
-    settings = FKSteering(**{**vars(SETTINGS[name]), "num_particles": K, "lmbda": LMBDA})
+    settings = SETTINGS[name].replace(num_particles=K, lmbda=LMBDA)
     mean, variance = law_of_the_sampler(pipe.scheduler)
 
     # Prompts share their seed, so that each equals itself alone: independent repeats need a generator each.
     generators = [torch.Generator().manual_seed(seed) for seed in range(REPEATS)]
     output = steer(pipe, value, settings)([""] * REPEATS, generator=generators, output_type="pt")
-    x0 = output.images.view(output.rewards.shape).double()
+    x0 = output.particles.view(output.rewards.shape).double()
     estimates = (output.log_weights.double().exp() * x0).sum(1)
     log_normalizers = torch.tensor(output.trace.log_normalizer)
     # With so few particles log Z is biased by about minus half its variance.

@@ -16,7 +16,7 @@ from fk_steer.diffusion.schedulers import (
     in_first_order_stage,
     noise_switched,
     parametrisation,
-    parts_copies,
+    parting_steps,
 )
 from fk_steer.testing import sd_scheduler
 
@@ -292,8 +292,8 @@ def test_switched_config_is_put_back_after_an_exception():
 def test_noise_before_the_resampling_does_not_count():
     solver = scheduler("DDIM")
     solver.set_timesteps(10)
-    assert parts_copies(solver, solver.timesteps, 2, lambda index: float(index < 4))
-    assert not parts_copies(solver, solver.timesteps, 4, lambda index: float(index < 4))
+    parting = parting_steps(solver, solver.timesteps.tolist(), lambda index: float(index < 4))
+    assert parting == [True] * 4 + [False] * 6
 
 
 def test_asking_leaves_the_scheduler_alone():
@@ -301,7 +301,7 @@ def test_asking_leaves_the_scheduler_alone():
     solver.set_timesteps(10)
     before = {name: copy.deepcopy(value) for name, value in vars(solver).items()}
     adds_noise(solver, 1.0)
-    parts_copies(solver, solver.timesteps, 3, lambda index: 1.0)
+    parting_steps(solver, solver.timesteps.tolist(), lambda index: 1.0)
     assert vars(solver).keys() == before.keys()
     assert solver.config == before["_internal_dict"]
     assert solver.step_index is None

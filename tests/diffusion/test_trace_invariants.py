@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fk_steer import FKSteering, Schedule, steer
-from fk_steer.config import PRESETS
+from fk_steer import PRESETS, FKSteering, Resampling, Schedule, steer
 from fk_steer.smc import POTENTIALS, RESAMPLERS, TEMPERINGS
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd
 
@@ -33,12 +32,11 @@ def steerings(draw):
         num_particles=num_particles,
         lmbda=draw(st.sampled_from([0.0, 1.0, 30.0])),
         potential=draw(st.sampled_from(list(POTENTIALS))),
-        resampler=draw(st.sampled_from(list(RESAMPLERS))),
         tempering=draw(st.sampled_from(list(TEMPERINGS))),
         schedule=Schedule(at=tuple(at), alive=alive),
-        ess_threshold=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        resampling=Resampling(draw(st.sampled_from(list(RESAMPLERS))), draw(st.sampled_from([0.0, 0.5, 1.0]))),
         elite=draw(st.booleans()),
-        target_reward=draw(st.sampled_from([None, 0.5])),
+        stop=draw(st.sampled_from([None, 0.5])),
     )
 
 
@@ -77,7 +75,9 @@ def test_every_run(pipe, steering):
     torch.testing.assert_close(output.rewards[:, 0], best, rtol=1e-6, atol=1e-6)
     count = output.rewards.shape[1]
     texts = [prompt for prompt in PROMPTS for _ in range(count)]
-    torch.testing.assert_close(redness(output.images, texts), output.rewards.flatten(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        redness(output.particles.flatten(0, 1), texts), output.rewards.flatten(), rtol=1e-4, atol=1e-4
+    )
 
 
 def check_populations(trace, steering):
@@ -93,7 +93,7 @@ def check_populations(trace, steering):
             if not event.resampled[p]:
                 assert event.parents[p] == alive
             # A particle that is continued at all is continued in its own slot, copies take free ones.
-            if not event.stopped[p] and steering.resampler not in ("multinomial", "argmax"):
+            if not event.stopped[p] and steering.resampling.scheme not in ("multinomial", "argmax"):
                 assert all(parent in event.slots[p] for parent in event.parents[p])
             alive, roots = event.slots[p], event.distinct_roots[p]
         assert trace.events[-1].slots[p] == alive
@@ -109,7 +109,7 @@ def test_weights_telescope(pipe, tempering, resampler, ess_threshold, shrinks):
     credited with when it was last resampled."""
     schedule = Schedule(at=(0, 2, 3), alive=(5, 4, 3) if shrinks else None)
     steering = FKSteering(
-        num_particles=5, lmbda=3.0, tempering=tempering, resampler=resampler, ess_threshold=ess_threshold,
+        num_particles=5, lmbda=3.0, tempering=tempering, resampling=Resampling(resampler, ess_threshold),
         schedule=schedule,
     )  # fmt: skip
     trace = steer(pipe, redness, steering)(PROMPTS, generator=row_generators(2, 3), **CALL).trace
