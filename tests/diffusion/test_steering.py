@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch._dynamo.testing import CompileCounter
 
-from fk_steer import Execution, FKSteering, Noise, Preview, Resampling, RewardError, Schedule, steer
+from fk_steer import Execution, FKSteering, Noise, Resampling, RewardError, Schedule, steer
 from fk_steer.smc import TargetESS
 from fk_steer.testing import CALLS, PROMPTS, SIZE, redness, row_generators, sd, sd_scheduler, sdxl
 
@@ -308,6 +308,7 @@ class TestOutput:
 
     def test_safety_flags_are_sorted_with_the_images(self):
         pipe = sd()
+
         def check(image, device, dtype):
             """Of the first prompt the best image alone is flagged, of the second all but the best."""
             rewards = redness(pipe.image_processor.postprocess(image, "pt"), []).view(2, 3)

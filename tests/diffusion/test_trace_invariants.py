@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lineages import check_lineages
 
 from fk_steer import PRESETS, FKSteering, Resampling, Schedule, steer
 from fk_steer.smc import POTENTIALS, RESAMPLERS, TEMPERINGS
@@ -125,19 +124,26 @@ def test_weights_telescope(pipe, tempering, resampler, ess_threshold, shrinks):
         assert event.lmbda[p] == pytest.approx(3.0)
 
 
+def with_lambda(name):
+    settings = PRESETS[name].settings
+    return settings.replace(lmbda=1.0) if hasattr(settings, "lmbda") else settings
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(pipe, name):
     """Nobody who was kept to the end is better than the image that comes first, and a run costs what it says."""
-    steering = FKSteering.preset(name)
-    call = {**CALL, "num_inference_steps": 20}
+    steering = with_lambda(name)
     with Rows(pipe) as rows:
-        output = steer(pipe, redness, FKSteering(**{**vars(steering), "lmbda": 1.0}))(
-            PROMPTS, generator=row_generators(4, 5), **call
+        output = steer(pipe, redness, steering)(
+            PROMPTS, generator=row_generators(4, 5), **{**CALL, "num_inference_steps": 20}
         )
+    trace = output.trace
     assert output.rewards[:, 0].tolist() == output.rewards.amax(1).tolist()
     assert rows.repeated == 0
-    assert output.trace.nfe == rows.total <= 2 * len(PROMPTS) * 20 * steering.trajectories(20) + 1e-6
-    if steering.resampler == "top-k" and not steering.elite:
-        assert rows.total == pytest.approx(2 * len(PROMPTS) * 20 * steering.trajectories(20))
-    sizes = Counter(len(event.slots[0]) for event in output.trace.events)
-    assert sum(sizes.values()) == len(steering.schedule.at) + 1
+    assert trace.nfe == rows.total
+    check_lineages(trace, steering.num_particles)
+    if isinstance(steering, FKSteering):
+        assert trace.nfe <= 2 * len(PROMPTS) * 20 * steering.trajectories(20) + 1e-6
+        if steering.resampling.scheme == "top-k" and not steering.elite:
+            assert trace.nfe == pytest.approx(2 * len(PROMPTS) * 20 * steering.trajectories(20))
+        assert len(trace.events) == len(steering.schedule.at) + 1
