@@ -13,7 +13,7 @@ def check_lineages(trace, num_particles):
                 assert seen <= number
                 assert slot in trace.events[seen].slots_before[p]
                 if seen < number:
-                    assert any(earlier.resume is not None for earlier in trace.events[:number])
+                    assert any(earlier.resume is not None for earlier in trace.events[: number + 1])
             if event.resume is not None:
                 assert 0 <= event.resume < trace.num_steps
             assert event.distinct_roots[p] <= roots
