@@ -8,7 +8,7 @@ import torch
 from conftest import REPOSITORY
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from fk_steer import FKSteering, SteeredOutput, load_reward
+from fk_steer import Execution, FKSteering, SteeredOutput, load_reward
 from fk_steer.pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, save_clip, sd, sd_scheduler, sdxl
 
@@ -34,7 +34,7 @@ def kind(request):
 def steered(pipe, **overrides) -> SteeredOutput:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipe(PROMPTS, reward=redness, steering=STEERING, generator=generator, **{**CALL, **overrides})
+    return pipe(PROMPTS, **{"reward": redness, "steering": STEERING, "generator": generator, **CALL, **overrides})
 
 
 def test_without_a_reward_it_is_the_stock_pipeline(kind):
@@ -54,7 +54,7 @@ def test_call_documents_both(kind):
     parameters = inspect.signature(fk_class.__call__).parameters
     stock = inspect.signature(stock_class.__call__).parameters
     assert list(parameters)[: len(stock) - 1] == list(stock)[:-1]
-    assert {"reward", "steering", "reward_prompt"} <= parameters.keys()
+    assert {"reward", "steering", "reward_prompt", "callback_on_scoring_event"} <= parameters.keys()
     assert "guidance_scale" in fk_class.__call__.__doc__
     assert "reward_prompt" in fk_class.__call__.__doc__
 
@@ -140,8 +140,31 @@ def test_a_subclass_keeps_its_own_call(kind):
 
 
 def test_steering_without_a_reward_is_refused():
-    with pytest.raises(ValueError, match="need a `reward`"):
+    with pytest.raises(ValueError, match="`steering`: steering needs a `reward`"):
         FKStableDiffusionPipeline.from_pipe(sd())(PROMPTS, steering="fk", **CALL)
+
+
+def test_everything_that_steer_takes_is_passed_on():
+    pipe = FKStableDiffusionPipeline.from_pipe(sd())
+    seen, sizes = [], []
+
+    def reward(images, prompts):
+        sizes.append(len(images))
+        return redness(images, prompts)
+
+    output = steered(
+        pipe,
+        reward=reward,
+        execution=Execution(reward_batch_size=2),
+        callback_on_scoring_event=seen.append,
+        keep_predictions=True,
+    )
+    assert [event.step for event in seen] == [event.step for event in output.trace.events]
+    assert max(sizes) == 2
+    assert all(event.predictions for event in output.trace.events)
+    for option in ({"execution": Execution()}, {"callback_on_scoring_event": print}, {"keep_predictions": True}):
+        with pytest.raises(ValueError, match=f"`{next(iter(option))}`: steering needs a `reward`"):
+            pipe(PROMPTS, **option, **CALL)
 
 
 def test_tuple_output_continues_the_stock_one():
