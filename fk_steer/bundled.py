@@ -12,6 +12,11 @@ WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 BUNDLED = {"shapes": "sd", "shapes-xl": "sdxl"}
 """Name of a bundled pipeline, usable wherever a hub id is -> its folder in `WEIGHTS`."""
 
+SHARED = {
+    "shapes-xl": {"vae": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer", "tokenizer_2": "tokenizer"}
+}
+"""Name of a bundled pipeline -> component -> the folder of the same component of 'shapes', which is stored once."""
+
 BUNDLED_PREVIEWS = dict.fromkeys(BUNDLED, "preview")
 """Name of a bundled pipeline -> the folder of its preview decoder. Both have the same latents."""
 

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .bundled import BUNDLED_PREVIEWS, resolve
+from .shapes import shared_components
 
 
 if TYPE_CHECKING:
@@ -59,14 +60,15 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
 
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
-    model = resolve(model)
+    name, model = model, resolve(model)
     if kind == "auto":
-        name = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
-        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(name, "auto")
+        stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
+        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
     classes = {"auto": DiffusionPipeline, "sd": FKStableDiffusionPipeline, "sdxl": FKStableDiffusionXLPipeline}
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
-    return classes[kind].from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    options = {**shared_components(name, getattr(torch, dtype)), "dtype": getattr(torch, dtype)}
+    return classes[kind].from_pretrained(model, **options).to(device)
 
 
 _PREVIEWS: WeakKeyDictionary[Any, dict[str, AutoencoderTiny]] = WeakKeyDictionary()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import typer
-from diffusers import UniPCMultistepScheduler
+from diffusers import AutoencoderKL, UniPCMultistepScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -124,10 +124,26 @@ def test_samplers(models, tmp_path):
     assert not (tmp_path / "psp" / "000" / "01.png").exists()
 
 
-def test_batch_size(models, tmp_path):
+def test_batch_size_is_no_setting_of_a_run(models, tmp_path, monkeypatch):
+    sizes, decode = [], AutoencoderKL.decode
+
+    def recorded(self, z, *args, **kwargs):
+        sizes.append(len(z))
+        return decode(self, z, *args, **kwargs)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", recorded)
     assert generate(models, tmp_path, "--batch-size", 2).exit_code == 0
-    settings = json.loads((tmp_path / "settings.json").read_text())["steering"]
-    assert settings["denoise_batch_size"] == settings["decode_batch_size"] == settings["reward_batch_size"] == 2
+    assert max(sizes) == 2
+    assert not any("batch_size" in name for name in json.loads((tmp_path / "settings.json").read_text())["steering"])
+    # Taken up again, after memory was short for instance, it makes what is missing.
+    before = (tmp_path / "001" / "00.png").read_bytes()
+    for name in ("trace.json", "00.png"):
+        (tmp_path / "001" / name).unlink()
+    sizes.clear()
+    result = generate(models, tmp_path, "--batch-size", 1)
+    assert result.exit_code == 0, result.stderr
+    assert set(sizes) == {1}
+    assert (tmp_path / "001" / "00.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fk_steer import load_reward
 from fk_steer.cli import app
-from fk_steer.console import reward_options
+from fk_steer.cli.options import reward_options
 from fk_steer.rewards import available_rewards
-from fk_steer.testing_rewards import TINY_REWARDS
+from fk_steer.testing.rewards import TINY_REWARDS
 
 
 PROMPT = "a red circle"

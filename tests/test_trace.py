@@ -10,7 +10,8 @@ from PIL import Image
 
 from fk_steer import FKSteering, Schedule, Trace, steer
 from fk_steer.files import write_atomically
-from fk_steer.report import Picture, Result, contact_sheet
+from fk_steer.report.results import Picture, Result
+from fk_steer.report.sheet import contact_sheet
 from fk_steer.testing import PROMPTS, SIZE, redness, sd
 
 

@@ -1,4 +1,4 @@
-"""Running the denoiser on the rows that are alive and distinct only, in chunks, whatever batch the pipeline hands it."""
+"""Running the denoiser on the rows that are alive and distinct only, in chunks, whatever batch it is handed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def run_on_live_rows(
             return tensor[index.to(tensor.device)]
 
         def by_unit(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(0, chunk.shape).transpose(0, 1)
+            unit: Tensor = tensor.unflatten(0, chunk.shape)
+            return unit.transpose(0, 1)
 
         some_args = [map_rows(take, value, size, name) for name, value in zip(parameters, args)]
         return map_rows(by_unit, denoiser(*some_args, **map_rows(take, kwargs, size)), len(index))

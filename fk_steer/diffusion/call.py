@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..search import Strategy
 from .arguments import entries, names_per_prompt, number_of_prompts, per_row, reward_prompts, texts_or_keys
@@ -88,6 +89,15 @@ class Call:
     def num_rows(self) -> int:
         """Of the pipeline's batch."""
         return self.num_populations * self.num_slots
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the loop ends before its last step, so that what it leaves is noisy."""
+        return self.arguments.get("denoising_end") is not None
+
+    def generators_of(self, rows: Tensor) -> list[torch.Generator]:
+        """Those of some rows (L,)."""
+        return [self.generators[row] for row in rows.tolist()]
 
     def stock(self) -> dict[str, Any]:
         """The arguments of the pipeline's own call, a row per particle."""

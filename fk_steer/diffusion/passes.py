@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import Result
+from .run import Result
 
 
 def better_of(result: Result, retry: Result, populations: Sequence[int]) -> Result:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..report.trace import Trace, TraceEvent
 from ..search import Plan
 from ..smc import Weights
-from ..trace import Trace, TraceEvent
 from .events import ScoringEvent
 
 

@@ -7,11 +7,13 @@ the same row twice until noise parts them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+
+T = TypeVar("T")
 
 WITHOUT_ROWS = frozenset({"img_ids", "txt_ids", "skip_layers", "image_rotary_emb"})
 """Arguments of denoisers whose first dimension is not the batch, whatever its size: position ids and embeddings,
@@ -43,11 +45,11 @@ class Rows:
         self._asleep = torch.zeros(self.total, dtype=torch.bool)
         self._kept: dict[Hashable, Any] = {}
 
-    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """`make()`, computed once until the particles move or part."""
         if key not in self._kept:
             self._kept[key] = make()
-        return self._kept[key]
+        return cast(T, self._kept[key])
 
     @property
     def all_live(self) -> bool:
@@ -145,7 +147,8 @@ class Rows:
     @property
     def distinct(self) -> Tensor:
         """(D,) ascending, the rows the denoiser has to run on."""
-        return self.kept("distinct", lambda: self.source.unique())
+        distinct: Tensor = self.kept("distinct", lambda: torch.unique(self.source))
+        return distinct
 
     def distinct_live(self) -> tuple[Tensor, Tensor]:
         """Positions (D,) of the distinct rows among the live ones, and (L,) which of the D each live row equals."""

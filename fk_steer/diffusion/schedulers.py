@@ -87,7 +87,8 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
             alpha = (sigma**2 + 1).rsqrt()
             x0 = _from_signal_and_noise(prediction, m, alpha * x, alpha, alpha * sigma)
     if scheduler.config.get("thresholding"):
-        return scheduler._threshold_sample(x0)
+        thresholded: Tensor = scheduler._threshold_sample(x0)
+        return thresholded
     if scheduler.config.get("clip_sample"):
         limit = scheduler.config.get("clip_sample_range", 1.0)
         return x0.clamp(-limit, limit)
@@ -109,7 +110,8 @@ def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]
     if kind == "flow":
         return 1 - sigma, sigma
     if kind == "variance-preserving-sigmas":
-        return scheduler._sigma_to_alpha_sigma_t(sigma)
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
+        return alpha, sigma
     return torch.ones_like(sigma), sigma
 
 
@@ -259,7 +261,7 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
 def _on_cpu(scheduler: Any) -> Any:
     for name, value in vars(scheduler).items():
         if isinstance(value, Tensor):
-            setattr(scheduler, name, value.as_subclass(Tensor).cpu())  # type: ignore[arg-type]
+            setattr(scheduler, name, value.as_subclass(Tensor).cpu())
     return scheduler
 
 

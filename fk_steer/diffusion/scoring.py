@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, check_encodings, check_scores, names_of
-from ..trace import Stopwatch
+from ..report.trace import Stopwatch
+from ..rewards.base import Reward, check_scores, encode_images, names_of
 from .decode import LatentDecoder
 from .execution import Execution
 from .ranks import Ranks, join_entries
@@ -52,8 +52,8 @@ class Scorer:
     def of_latents(
         self, reward: Reward, latents: Tensor, decoder: LatentDecoder, prompts: Sequence[str], where: str
     ) -> dict[Reward, Any]:
-        """The same of latents (D, ...). Only one block of images is in memory at a time, beside what leaves keep of each
-        image."""
+        """The same of latents (D, ...). Only one block of images is in memory at a time, beside what leaves keep of
+        each image."""
         return self._shared(
             reward,
             lambda share: self._collect(reward, self._decoded(latents[share], decoder), prompts[share], where),
@@ -90,7 +90,7 @@ class Scorer:
                     for first in range(0, len(images), size):
                         some = images[first : first + size]
                         texts = prompts[start + first : start + first + len(some)]
-                        parts[name].append(check_encodings(leaf, leaf.encode(some, texts), texts, where))
+                        parts[name].append(encode_images(leaf, some, texts, where))
             if self.keep is not None:
                 kept += self.keep(images)
             start += len(images)

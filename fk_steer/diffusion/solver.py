@@ -72,11 +72,14 @@ class States:
             return a
 
         history = {name: both(value, others.history.get(name)) for name, value in self.history.items()}
-        sample, model_output = (
-            torch.cat([self.sample, others.sample]),
-            torch.cat([self.model_output, others.model_output]),
-        )
-        return States(sample, model_output, torch.cat([self.x0, others.x0]), history)
+        pairs = ((self.sample, others.sample), (self.model_output, others.model_output), (self.x0, others.x0))
+        sample, model_output, x0 = (torch.cat(pair) for pair in pairs)
+        return States(sample, model_output, x0, history)
+
+    def after(self, number: int) -> States:
+        """These from position `number` on, with anything before."""
+        padding = torch.zeros(number, dtype=torch.long)
+        return self.take(torch.cat([padding, torch.arange(len(self.sample))]))
 
     def _has_rows(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == self.sample.shape
@@ -164,7 +167,7 @@ class Solver:
 
         Args:
             inner: the scheduler's own `step`.
-            quiet: (L,) on the samples' device, the rows without noise; None for none.
+            quiet: (L,) the rows without noise; None for none.
             generators: L, one per row.
         """
         eta = self.eta_at(index)
@@ -182,10 +185,10 @@ class Solver:
         twin = _twin(self.scheduler)
         still = take(twin, twin.step, 0.0, [generator.clone_state() for generator in generators])
         noisy = take(self.scheduler, inner, eta, generators)
-        stills = iter(_rows_of(still, len(sample)))
+        stills, mask = iter(_rows_of(still, len(sample))), quiet.to(sample.device)
 
         def merge(tensor: Tensor) -> Tensor:
-            return torch.where(quiet.view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
+            return torch.where(mask.view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
 
         return map_rows(merge, noisy, len(sample))
 

@@ -17,17 +17,25 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..report.trace import Trace
 from ..rewards.base import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
-from ..trace import Trace
 from .call import Call
-from .engine import Engine, facts
 from .events import ScoringEvent
 from .execution import Execution
 from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
+from .run import Run, facts
 from .schedulers import parametrisation
 
+
+STEERING_ARGUMENTS = {
+    "reward_prompt": None,
+    "particle_parallel": False,
+    "callback_on_scoring_event": None,
+    "keep_predictions": False,
+}
+"""What a steered call takes beside the pipeline's own arguments, with the defaults."""
 
 THUMBNAIL = 128
 """Longer side, in pixels, of the pictures that `keep_predictions=True` keeps."""
@@ -155,21 +163,17 @@ class SteeredPipeline:
         self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
         observers = [] if callback_on_scoring_event is None else [callback_on_scoring_event]
         side = THUMBNAIL if keep_predictions else None
+
+        def run_of(call: Call) -> Run:
+            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side)
+
         call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
-        engine = Engine(call, self.steering, self.reward, self.execution, ranks, observers, side)
-        result, trace = engine(), engine.trace
+        run = run_of(call)
+        result, trace = run(), run.trace
 
         def again(populations: list[int]) -> tuple[Tensor, int]:
             nonlocal result
-            retry = Engine(
-                call.subset(populations, self.steering),
-                self.steering,
-                self.reward,
-                self.execution,
-                ranks,
-                observers,
-                side,
-            )
+            retry = run_of(call.subset(populations, self.steering))
             result = better_of(result, retry(), populations)
             trace.retries.append((populations, retry.trace))
             return result.rewards[:, 0], retry.trace.nfe

@@ -38,14 +38,14 @@ def _timeline(timesteps: Tensor, cursor: Cursor) -> Tensor:
     """The timesteps as a tensor that a loop visits in the order of the cursor; so are its slices."""
 
     class Timeline(Tensor):
-        def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-            plain = self.as_subclass(Tensor)  # type: ignore[arg-type]
+        def __iter__(self) -> Iterator[Tensor]:
+            plain = self.as_subclass(Tensor)
             cursor.next, cursor.looping = 0, True
             while cursor.next < len(plain):
                 cursor.next += 1
                 yield plain[cursor.next - 1]
 
-    return timesteps.as_subclass(Timeline)  # type: ignore[arg-type]
+    return timesteps.as_subclass(Timeline)
 
 
 @contextmanager
@@ -62,4 +62,4 @@ def on_timeline(scheduler: Any) -> Iterator[Cursor]:
             yield cursor
     finally:
         if isinstance(scheduler.timesteps, Tensor):
-            scheduler.timesteps = scheduler.timesteps.as_subclass(torch.Tensor)  # type: ignore[arg-type]
+            scheduler.timesteps = scheduler.timesteps.as_subclass(torch.Tensor)

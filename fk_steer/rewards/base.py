@@ -313,17 +313,20 @@ def standardize(rewards: Tensor) -> Tensor:
     return torch.where(finite, scores, rewards)
 
 
-def check_encodings(
-    reward: Reward, encodings: Tensor | Sequence[Any], prompts: Sequence[str], where: str
-) -> Tensor | list[Any]:
-    """What `encode` returned: a tensor as it is, anything else as a list.
+def encode_images(reward: Reward, images: Images, prompts: Sequence[str], where: str) -> Tensor | list[Any]:
+    """What `reward.encode` makes of images: rewards (B,) where they are, or a list of B encodings.
 
     Args:
-        where: completes "... returned 2 encodings ..." in messages, for example 'at step 20'.
+        where: completes "... returned shape (2, 1) ..." in messages, for example 'at step 20'.
 
     Raises:
         RewardError: unless there is one entry per image.
     """
+    encodings: Tensor | Sequence[Any]
+    if type(reward).encode is Reward.encode and type(reward).__call__ is not Reward.__call__:
+        encodings = _as_tensor(reward, reward(images, prompts))
+    else:
+        encodings = reward.encode(images, prompts)
     if isinstance(encodings, Tensor):
         return _one_per_image(reward, encodings, prompts, where)
     entries = list(encodings)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .base import Images
-from .blip import ImageRewardModel, text_config, to_transformers, vision_config
+from .blip import TOKENIZER, ImageRewardModel, load_tokenizer, text_config, to_transformers, vision_config
 from .card import RewardCard
 from .images import clip_pixels
-from .loading import RewardLoadError, assign_weights, empty, fetch, load_pretrained, read_weights
+from .loading import RewardLoadError, assign_weights, empty, fetch, read_json, read_weights
 from .local import LocalReward, Source
 
 
@@ -25,8 +25,6 @@ MAX_LENGTH = 35
 """Tokens of a prompt; the rest is cut off."""
 
 SAFETENSORS = "ImageReward.safetensors"
-
-TOKENIZER = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
 
 
 class ImageReward(LocalReward):
@@ -83,11 +81,11 @@ class ImageReward(LocalReward):
         file, med_file = (fetch(source.path, name, self.name, source.revision) for name in (weights_name, med_name))
         vit_file = file.parent / "vit_config.json"
         vision = vision_config(json.loads(vit_file.read_text()) if vit_file.exists() else {})
-        text = text_config(_read_json(med_file), vision.hidden_size)
+        text = text_config(read_json(med_file), vision.hidden_size)
         model = empty(lambda: ImageRewardModel(vision, text))
         weights = to_transformers(read_weights(file, self.name))
         assign_weights(model, weights, file, self.name, dtype=source.dtype)
-        return model, load_tokenizer(tokenizer or (source.path if own else TOKENIZER[0]))
+        return model, load_tokenizer(tokenizer or (source.path if own else TOKENIZER[0]), self.name)
 
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), normalised. PIL images become RGB last, as in the original."""
@@ -105,21 +103,3 @@ class ImageReward(LocalReward):
             prompts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         )
         return torch.stack([tokens["input_ids"], tokens["attention_mask"]], 1).to(self.device)
-
-
-def load_tokenizer(path: str) -> Any:
-    """BERT's, with the two tokens that BLIP adds. The first token of a prompt stays [CLS]."""
-    from transformers import BertTokenizer
-
-    revision = TOKENIZER[1] if path == TOKENIZER[0] else None
-    tokenizer = load_pretrained(BertTokenizer, path, ImageReward.name, revision=revision)
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-    return tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise RewardLoadError(f"Expected {file} to be a JSON file, ImageReward's med_config.json. ({error})") from error

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from . import clip_flant5, qwen_vqa
 from .base import Images
 from .card import RewardCard
-from .clip_flant5 import ClipFlanT5, to_transformers
-from .loading import assign_weights, empty, fetch, load_pretrained, read_sharded
+from .clip_flant5 import ClipFlanT5
 from .local import LocalReward, Source
 from .qwen_vqa import QwenVQA
 
 
-TOKENIZER = ("google/flan-t5-xxl", "ae7c9136adc7555eeccc78cdd960dfd60fb346ce")
 T5_FILES = ("config.json", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 QWEN_FILES = ("config.json", "generation_config.json", "model-*.safetensors", "tokenizer.json")
 
@@ -93,7 +91,7 @@ class VQAScore(LocalReward):
         if probability not in ("published", "plain"):
             raise ValueError(f"Expected `probability` to be 'published' or 'plain', but got {probability!r}.")
         self.probability = probability
-        return (_load_qwen if source.card.files == QWEN_FILES else _load_clip_flant5)(source, tokenizer)
+        return (qwen_vqa if source.card.files == QWEN_FILES else clip_flant5).load(source, tokenizer, self.name)
 
     @property
     def compiled(self) -> Iterable[nn.Module]:
@@ -111,36 +109,3 @@ class VQAScore(LocalReward):
     def rate(self, inputs: Any, prompts: Sequence[str]) -> Tensor:
         """The probabilities (B,)."""
         return self.model.answer_probability(inputs, self.prompts(prompts), self.probability == "plain")
-
-
-def _load_clip_flant5(source: Source, tokenizer: str | None) -> tuple[Any, ...]:
-    from transformers import AutoTokenizer
-
-    config_file = fetch(source.path, "config.json", VQAScore.name, source.revision)
-    config = json.loads(config_file.read_text())
-    model = empty(lambda: ClipFlanT5(config))
-    weights = to_transformers(read_sharded(source.path, VQAScore.name, source.revision), config, source.dtype)
-    assign_weights(model, weights, source.path, VQAScore.name)
-    tokenizer = tokenizer or (source.path if source.given else TOKENIZER[0])
-    pinned = TOKENIZER[1] if tokenizer == TOKENIZER[0] else None
-    return model, load_pretrained(AutoTokenizer, tokenizer, VQAScore.name, revision=pinned, trust_remote_code=False)
-
-
-def _load_qwen(source: Source, tokenizer: str | None) -> tuple[Any, ...]:
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-
-    model = load_pretrained(
-        Qwen2_5_VLForConditionalGeneration,
-        source.path,
-        VQAScore.name,
-        revision=source.revision,
-        dtype=source.dtype,
-    )
-    words = load_pretrained(
-        AutoTokenizer,
-        tokenizer or source.path,
-        VQAScore.name,
-        revision=None if tokenizer else source.revision,
-        trust_remote_code=False,
-    )
-    return QwenVQA(model), words

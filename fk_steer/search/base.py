@@ -1,8 +1,8 @@
 """What a search sees and says.
 
-A `Strategy` is settings: frozen, named, serialisable. For one call it starts a `Search`, which at every event is shown a
-`Look` - the rewards of the particles' x0 predictions - and answers with a `Plan`: which particle each one continues, and
-whether the loop goes on, back or ahead. It knows no pipeline, scheduler or image; an engine carries plans out.
+A `Strategy` is settings: frozen, named, serialisable. For one call it starts a `Search`, which at every event is shown
+a `Look` - the rewards of the particles' x0 predictions - and answers with a `Plan`: which particle each one continues,
+and whether the loop goes on, back or ahead. It knows no pipeline, scheduler or image; an engine carries plans out.
 
 Notation: P populations (one per prompt and image asked for) of K particles. A particle lives in a *slot*, one of
 `num_particles` rows of its population; its *ancestor* is the particle that it continues.
@@ -152,8 +152,8 @@ class Search:
         raise NotImplementedError(f"{type(self).__name__} has to say what becomes of the particles.")
 
     def adopt(self, ancestors: Tensor) -> None:
-        """Hear which ancestors (P, M) the particles now continue, in the order of their slots: those of the plan, unless
-        another search has changed them."""
+        """Hear which ancestors (P, M) the particles now continue, in the order of their slots: those of the plan,
+        unless another search has changed them."""
 
     def finish(self, rewards: Tensor) -> Outcome:
         """The weights of the final images, given their rewards (P, K). Equal ones unless a search says otherwise."""
@@ -170,7 +170,14 @@ class Wrapper(Search):
 
     def __init__(self, inner: Search) -> None:
         self.inner = inner
-        self.events, self.unscored = inner.events, inner.unscored
+
+    @property
+    def events(self) -> Collection[int]:  # type: ignore[override]
+        return self.inner.events
+
+    @property
+    def unscored(self) -> Collection[int]:  # type: ignore[override]
+        return self.inner.unscored
 
     def step(self, look: Look) -> Plan:
         return self.inner.step(look)
@@ -190,8 +197,8 @@ def place(ancestors: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Ten
     """Slots for the particles that go on.
 
     The first that continues a particle stays in its slot; copies, and those that continue a remembered particle, take
-    the lowest free slots. Where their number does not change and none is remembered, everyone stays in place: a copy
-    takes the slot of the particle it replaces.
+    the lowest free slots. In a population whose number does not change and in which none is remembered, everyone stays
+    in place: a copy takes the slot of the particle it replaces. What the others in the batch do makes no difference.
 
     Args:
         ancestors: (P, M) see `Plan`.
@@ -207,6 +214,9 @@ def place(ancestors: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Ten
         return slots, torch.arange(M).expand(P, M)
     placed: list[list[tuple[int, int]]] = []
     for row_ancestors, row_slots in zip(ancestors.tolist(), slots.tolist()):
+        if M == K and max(row_ancestors) < K:
+            placed.append(list(zip(row_slots, range(M))))
+            continue
         first_of: dict[int, int] = {}
         for m, k in enumerate(row_ancestors):
             if k < K:

@@ -16,8 +16,8 @@ from .strategy import Strategy
 
 @dataclass(frozen=True)
 class DepthFirst(Strategy):
-    """While the best x0 prediction of a prompt is below a target, its particles go back to an earlier noise level by the
-    forward process and come down again with other noise; the best attempt goes on to the end.
+    """While the best x0 prediction of a prompt is below a target, its particles go back to an earlier noise level by
+    the forward process and come down again with other noise; the best attempt goes on to the end.
 
     An attempt costs the denoiser rows of `back` of the loop, for the prompts that are below the target alone.
 
@@ -85,7 +85,7 @@ class _DepthFirst(Search):
 
 
 def span(at: float | int, back: float | int, num_steps: int) -> tuple[int, int]:
-    """The step to judge at and the earlier one to go back to.
+    """The step to judge at and the one to go back to, from which on `back` steps are taken again.
 
     Args:
         at: share of the loop or step.
@@ -95,8 +95,8 @@ def span(at: float | int, back: float | int, num_steps: int) -> tuple[int, int]:
         ValueError: if either lies outside the loop.
     """
     step = step_of(at, num_steps)
-    earlier = step - (round(back * num_steps) if isinstance(back, float) else back)
-    if not 0 <= earlier < step < num_steps:
+    earlier = step + 1 - (round(back * num_steps) if isinstance(back, float) else back)
+    if not 0 <= earlier <= step < num_steps:
         raise ValueError(
             f"Expected to go back within the loop of {num_steps} steps, but got from step {step} to step {earlier}."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,12 @@ from ..smc import (
     Schedule,
     TargetESS,
     Tempering,
+    flag,
     real,
 )
 from .base import Look, Outcome, Plan, RewardFacts, Search, Start
 from .rollover import Again, roll_over
-from .strategy import Strategy, coerced
+from .strategy import Strategy, coerced, named
 from .wrappers import EarlyStop, Elite, Standardized
 
 
@@ -47,6 +48,7 @@ class Stop:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_reward", real("target_reward", self.target_reward))
+        object.__setattr__(self, "rollover", flag("rollover", self.rollover))
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,16 @@ class FKSteering(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lmbda = real("lmbda", self.lmbda, 0.0, optional=True)
-        resampling, schedule, stop = self.resampling, self.schedule, self.stop
-        if isinstance(resampling, str):
-            resampling = Resampling(resampling)
-        if not isinstance(schedule, (Schedule, Mapping)):
-            schedule = Schedule(at=tuple(schedule))
-        if stop is not None and not isinstance(stop, (Stop, Mapping)):
-            stop = Stop(stop)
         self._set(
-            lmbda=lmbda,
-            potential=_named("potential", self.potential, POTENTIALS, Potential),
-            tempering=_named("tempering", self.tempering, TEMPERINGS, Tempering),
-            schedule=coerced(Schedule, schedule),
-            resampling=coerced(Resampling, resampling),
-            stop=coerced(Stop, stop),
+            lmbda=real("lmbda", self.lmbda, 0.0, optional=True),
+            potential=named("potential", POTENTIALS, Potential, self.potential),
+            tempering=named("tempering", TEMPERINGS, Tempering, self.tempering),
+            schedule=coerced(Schedule, self.schedule),
+            resampling=coerced(Resampling, self.resampling),
+            elite=flag("elite", self.elite),
+            stop=None if self.stop is None else coerced(Stop, self.stop),
+            standardize=flag("standardize", self.standardize),
         )
-        for name, kind in (("schedule", Schedule), ("resampling", Resampling)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"Expected `{name}` to be a `{kind.__name__}`, but got {getattr(self, name)!r}.")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> FKSteering:
@@ -228,14 +221,3 @@ class SMC(Search):
     @property
     def log_normalizer(self) -> Tensor | None:
         return self.state.log_normalizer if self.consistent else None
-
-
-def _named(setting: str, value: Any, known: Mapping[str, Any], kind: type) -> Any:
-    """One of several kinds of settings, from an object, a name, or a mapping with the name in it."""
-    if isinstance(value, kind):
-        return value
-    options = dict(value) if isinstance(value, Mapping) else {"name": value}
-    name = options.pop("name", None)
-    if name not in known:
-        raise ValueError(f"Unknown {setting} {name!r}. Known: {', '.join(known)}.")
-    return known[name](**options)

@@ -10,7 +10,7 @@ import torch
 
 from ..smc import Current, FeynmanKac, Resampling, Schedule, TargetESS, integer
 from .base import Look, Plan, Search, Start
-from .strategy import Strategy, coerced
+from .strategy import Strategy, coerced, named
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Lookahead(Strategy):
         schedule: the events; a plain sequence stands for `Schedule(at=...)`. `alive` has no use here.
         ahead: steps to run ahead, the loop's own; or with `leaps` None.
         leaps: large deterministic steps over the rest of the loop, in place of `ahead` small ones. Either costs as many
-            denoiser rows per particle and event.
+            denoiser rows per particle and event, and one more to go on from the event's step.
         tempering: how strongly the rewards count.
         resampling: how the particles are chosen.
 
@@ -41,17 +41,11 @@ class Lookahead(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        schedule = self.schedule
-        if not isinstance(schedule, Schedule) and not hasattr(schedule, "keys"):
-            schedule = Schedule(at=tuple(schedule))
-        tempering = self.tempering
-        if hasattr(tempering, "keys"):
-            tempering = TargetESS(**{key: value for key, value in dict(tempering).items() if key != "name"})
         self._set(
-            schedule=coerced(Schedule, schedule),
+            schedule=coerced(Schedule, self.schedule),
             ahead=integer("ahead", self.ahead, 1, optional=True),
             leaps=integer("leaps", self.leaps, 1, optional=True),
-            tempering=tempering,
+            tempering=named("tempering", {TargetESS.name: TargetESS}, TargetESS, self.tempering),
             resampling=coerced(Resampling, self.resampling),
         )
         if (self.ahead is None) == (self.leaps is None):
@@ -69,6 +63,8 @@ class _Lookahead(Search):
         self.settings, self.num_steps, self.generators = settings, start.num_steps, start.generators
         self.steps = sorted(settings.schedule.events(start.num_steps, settings.num_particles))
         self.model = FeynmanKac(None, Current(), settings.tempering, settings.resampling)
+        self.before = 0
+        """The step to come back to."""
         self.ahead: list[int] = []
         """The steps still to be looked at before the loop goes back."""
 
@@ -86,23 +82,22 @@ class _Lookahead(Search):
             last = self.num_steps - 1
             if self.settings.leaps is None:
                 assert self.settings.ahead is not None
-                self.ahead = [min(look.step + self.settings.ahead, last)]
+                self.ahead = [min(look.step + self.settings.ahead, last)][: last - look.step]
             else:
                 n = self.settings.leaps
                 stops = (look.step + round((last - look.step) * (i + 1) / (n + 1)) for i in range(n))
                 self.ahead = sorted({step for step in stops if step > look.step})
-            if not self.ahead or self.ahead[0] == look.step:
-                self.ahead = []
-                self.steps.remove(look.step)
+            # An event may come a step later than planned.
+            self.before, self.steps = look.step, [step for step in self.steps if step > look.step]
+            if not self.ahead:
                 return Plan(everyone)
             still = torch.ones_like(everyone, dtype=torch.bool)
             if self.settings.leaps is None:
                 return Plan(everyone, quiet=still, remember=everyone)
             return Plan(everyone, quiet=still, remember=everyone, resume=self.ahead[0], by="leap")
-        self.ahead.pop(0)
+        self.ahead = [step for step in self.ahead if step > look.step]
         if self.ahead:
             return Plan(everyone, quiet=torch.ones_like(everyone, dtype=torch.bool), resume=self.ahead[0], by="leap")
-        before = self.steps.pop(0)
         P, K = look.rewards.shape
         _, event = self.model.step(self.model.start(P, K), look.rewards, look.progress, K, self.generators)
-        return Plan(event.ancestors + K, resume=before, by="memory", weights=event.weights, lmbda=event.lmbda)
+        return Plan(event.ancestors + K, resume=self.before, by="memory", weights=event.weights, lmbda=event.lmbda)

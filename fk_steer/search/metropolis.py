@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..smc import integer, real
+from ..smc.potentials import tilt
 from .base import Look, Plan, RewardFacts, Search, Start
 from .depth_first import span
 from .strategy import Strategy
@@ -83,7 +84,8 @@ class _Metropolis(Search):
             uniform = torch.stack(
                 [torch.rand(look.rewards.shape[1], generator=g, dtype=torch.float64) for g in self.generators]
             )
-            accepted = uniform.log() < self.lmbda * (look.rewards - self.rewards)
+            lmbda = torch.full((len(uniform),), self.lmbda, dtype=torch.float64)
+            accepted = uniform.log() < tilt(look.rewards, lmbda) - tilt(self.rewards, lmbda)
             self.rewards = torch.where(accepted, look.rewards, self.rewards)
             states = torch.where(accepted, look.everyone, look.everyone + look.rewards.shape[1])
         if not self.left:

@@ -90,8 +90,8 @@ PRESETS: dict[str, Preset] = {
         FKSteering(schedule=Schedule(), noise=Noise(eta=0.0)),
     ),
     "depth-first": Preset(
-        "Depth-first search (Zhang et al., arXiv 2505.23614): at 60% of the loop, back to 30% and down again with other "
-        "noise while the best x0 prediction is below `target_reward`; three attempts, the best goes on.",
+        "Depth-first search (Zhang et al., arXiv 2505.23614): at 60% of the loop, back to 30% and down again with "
+        "other noise while the best x0 prediction is below `target_reward`; three attempts, the best goes on.",
         DepthFirst(num_particles=2, noise=Noise(eta=0.0)),
     ),
     "evolution": Preset(
@@ -105,7 +105,8 @@ PRESETS: dict[str, Preset] = {
         Lookahead(),
     ),
     "metropolis": Preset(
-        "Chains of finished images: each is noised half-way and denoised again four times, accepted by Metropolis' rule.",
+        "Chains of finished images: each is noised half-way and denoised again four times, accepted by Metropolis' "
+        "rule.",
         Metropolis(),
     ),
 }

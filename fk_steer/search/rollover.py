@@ -13,7 +13,7 @@ populations now, and the denoiser rows that it took."""
 
 
 def roll_over(best: Tensor, target: float, cost: int, saved: int, again: Again) -> int:
-    """Run populations that have not reached the target again while the rows saved pay for it, those nearest to it first.
+    """Run populations that have not reached the target again while the rows saved pay for it, the nearest to it first.
 
     Args:
         best: (P,) the best reward of each population.
@@ -26,7 +26,7 @@ def roll_over(best: Tensor, target: float, cost: int, saved: int, again: Again) 
         The rows that are left.
     """
     while cost:
-        missing = [p for p in best.argsort(descending=True).tolist() if best[p] < target]
+        missing = [p for p in best.argsort(descending=True, stable=True).tolist() if best[p] < target]
         chosen = sorted(missing[: saved // cost])
         if not chosen:
             break

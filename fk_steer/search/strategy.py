@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -14,8 +14,8 @@ from ..smc import integer, real
 from .base import Look, Plan, RewardFacts, Search, Start, describe
 
 
-if TYPE_CHECKING:
-    from typing import Self
+Kind = TypeVar("Kind")
+Self = TypeVar("Self", bound="Strategy")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,43 @@ class Preview:
         object.__setattr__(self, "until", real("until", self.until, 0.0, 1.0))
 
 
-def coerced(kind: Any, value: Any) -> Any:
-    """A settings object from one, or from the mapping that `to_dict` makes of it; None as it is."""
-    return kind(**value) if isinstance(value, Mapping) else value
+def coerced(kind: type[Kind], value: Any) -> Kind:
+    """A settings object from one, from the mapping that `to_dict` makes of it, or from its first setting.
+
+    Raises:
+        ValueError: for a setting that it does not have, listing those it has.
+    """
+    if isinstance(value, kind):
+        return value
+    return made(kind, value) if isinstance(value, Mapping) else kind(value)  # type: ignore[call-arg]
+
+
+def named(setting: str, known: Mapping[str, type[Kind]], kind: Any, value: Any) -> Kind:
+    """One of several kinds of settings, from an object, a name, or a mapping with the name in it.
+
+    Raises:
+        ValueError: for an unknown name or setting, listing the known ones.
+    """
+    if isinstance(value, kind):
+        return value  # type: ignore[no-any-return]
+    options = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"Unknown {setting} {name!r}. Known: {', '.join(known)}.")
+    return made(known[name], options)
+
+
+def made(kind: type[Kind], settings: Mapping[str, Any]) -> Kind:
+    """A settings object.
+
+    Raises:
+        ValueError: for a setting that it does not have, listing those it has.
+    """
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in settings if name not in known]:
+        has = f"Known: {', '.join(known)}" if known else "It has none"
+        raise ValueError(f"Unknown setting {unknown[0]!r} of {kind.__name__}. {has}.")
+    return kind(**settings)
 
 
 @dataclass(frozen=True)
@@ -91,7 +125,7 @@ class Strategy:
 
     Attributes:
         num_particles: K, particles per image, at least 1. The loop's cost grows with it.
-        noise: of samplers whose noise can be switched.
+        noise: of samplers whose noise can be switched. A number stands for `Noise(eta)`.
         preview: decodes x0 predictions in place of the pipeline's VAE; None for the VAE itself. A decoder, or its hub
             id or path, stands for `Preview(decoder)`.
         seed: of a run that is given no generator.
@@ -109,12 +143,12 @@ class Strategy:
     """Whether plans may resume from another step than the next. The pipeline's loop is then sent there."""
 
     def __post_init__(self) -> None:
-        self._set(num_particles=integer("num_particles", self.num_particles, 1))
-        self._set(noise=coerced(Noise, self.noise), seed=integer("seed", self.seed, 0, optional=True))
-        preview = coerced(Preview, self.preview)
-        self._set(preview=preview if preview is None or isinstance(preview, Preview) else Preview(preview))
-        if not isinstance(self.noise, Noise):
-            raise ValueError(f"Expected `noise` to be a `Noise`, but got {self.noise!r}.")
+        self._set(
+            num_particles=integer("num_particles", self.num_particles, 1),
+            noise=coerced(Noise, self.noise),
+            preview=None if self.preview is None else coerced(Preview, self.preview),
+            seed=integer("seed", self.seed, 0, optional=True),
+        )
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -159,11 +193,7 @@ class Strategy:
     @property
     def name(self) -> str:
         """Under which the strategy is known, or the name of its class."""
-        from .registry import STRATEGIES
-
-        kind = type(self)
-        known = [name for name, place in STRATEGIES.items() if place == f"{kind.__module__}:{kind.__qualname__}"]
-        return known[0] if known else kind.__qualname__
+        return _name_of(type(self))
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a record; objects that are not plain are named only."""
@@ -191,22 +221,18 @@ class Strategy:
             ValueError: for an unknown strategy or setting, listing the known ones.
         """
         settings = dict(settings)
-        kind = strategy_class(settings.pop("strategy")) if "strategy" in settings else cls
-        known = [entry.name for entry in dataclasses.fields(kind)]
-        if unknown := [name for name in settings if name not in known]:
-            raise ValueError(f"Unknown setting {unknown[0]!r} of {kind.__name__}. Known: {', '.join(known)}.")
-        return kind(**settings)
+        name = settings.pop("strategy", _name_of(cls))
+        return made(cls if name == _name_of(cls) else strategy_class(name), settings)
 
-    def replace(self, **overrides: Any) -> Self:
+    def replace(self: Self, **overrides: Any) -> Self:
         """The same with some settings replaced.
 
         Raises:
             ValueError: for a setting that the strategy does not have, listing those it has.
         """
-        known = [entry.name for entry in dataclasses.fields(self)]
-        if unknown := [name for name in overrides if name not in known]:
-            raise ValueError(f"Unknown setting {unknown[0]!r} of {type(self).__name__}. Known: {', '.join(known)}.")
-        return dataclasses.replace(self, **overrides)
+        return made(
+            type(self), {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)} | overrides
+        )
 
 
 class Stateless(Search):
@@ -228,16 +254,25 @@ def strategy_class(name: str) -> type[Strategy]:
     """
     from .registry import STRATEGIES
 
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise ValueError(f"Unknown strategy {name!r}. Known: {', '.join(STRATEGIES)}.")
     module, _, attribute = STRATEGIES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    kind: type[Strategy] = getattr(import_module(module), attribute)
+    return kind
+
+
+def _name_of(kind: type[Strategy]) -> str:
+    from .registry import STRATEGIES
+
+    known = [name for name, place in STRATEGIES.items() if place == f"{kind.__module__}:{kind.__qualname__}"]
+    return known[0] if known else kind.__qualname__
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = {"name": value.name} if hasattr(type(value), "name") else {}
-        return {**named, **{entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}}
+        kind: Any = type(value)
+        name = {"name": kind.name} if hasattr(kind, "name") else {}
+        return {**name, **{entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return describe(value)

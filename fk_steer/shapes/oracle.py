@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..geneval import Verdict, evaluate
+from ..evaluation.geneval.rules import Verdict, evaluate
 from ..rewards.base import Images, Reward, check_one_prompt_per_image, device_of
 from ..rewards.card import RewardCard
 from ..rewards.images import to_uint8

@@ -1,7 +1,7 @@
-"""Sequential Monte Carlo on tensors: resampling, potentials, tempering, weights. Imports torch only and knows nothing of
-diffusion."""
+"""Sequential Monte Carlo on tensors: resampling, potentials, tempering, weights. Imports torch only and knows nothing
+of diffusion."""
 
-from .checks import integer, real, scalar
+from .checks import flag, integer, real, scalar
 from .feynman_kac import Event, FeynmanKac, State
 from .potentials import POTENTIALS, Current, Difference, Max, Potential, Sum
 from .resampling import (
@@ -47,6 +47,7 @@ __all__ = [
     "Weights",
     "argmax",
     "effective_sample_size",
+    "flag",
     "integer",
     "multinomial",
     "normalize",

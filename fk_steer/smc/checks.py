@@ -49,6 +49,18 @@ def integer(name: str, value: Any, low: int, optional: bool = False) -> Any:
     return number
 
 
+def flag(name: str, value: Any) -> Any:
+    """True or False.
+
+    Raises:
+        ValueError: for anything else; "False" is true to Python.
+    """
+    truth = scalar(value)
+    if not isinstance(truth, bool):
+        raise ValueError(f"Expected `{name}` to be True or False, but got {value!r}.")
+    return truth
+
+
 def _within(number: float, low: float, high: float) -> bool:
     return math.isfinite(number) and low <= number <= high
 

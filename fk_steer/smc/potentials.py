@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import real
+from .checks import flag, real
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Potential(ABC):
     name: ClassVar[str]
     telescopes: ClassVar[bool] = False
     """Whether the sum of log G so far is subtracted at every event and not only at the last."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exact_terminal", flag("exact_terminal", self.exact_terminal))
 
     @property
     def initial(self) -> float:
@@ -78,6 +81,7 @@ class Max(Potential):
     name: ClassVar[str] = "max"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "floor", real("floor", self.floor, optional=True))
 
     @property

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import real
+from .checks import flag, real
 from .weights import Weights, checked, normalize
 
 
@@ -164,8 +164,9 @@ class Resampling:
     after_noise: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheme not in RESAMPLERS:
+        if not isinstance(self.scheme, str) or self.scheme not in RESAMPLERS:
             raise ValueError(f"Unknown resampler {self.scheme!r}. Known: {', '.join(RESAMPLERS)}.")
+        object.__setattr__(self, "after_noise", flag("after_noise", self.after_noise))
         object.__setattr__(self, "ess_threshold", real("ess_threshold", self.ess_threshold, 0.0, 1.0))
 
     @property

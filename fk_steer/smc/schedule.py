@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Schedule:
     alive: tuple[float | int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", tuple(_entry("at", entry) for entry in self.at))
+        object.__setattr__(self, "at", _entries("at", self.at))
         for entry in self.at:
             if isinstance(entry, float) and not 0.0 <= entry < 1.0:
                 raise ValueError(f"Expected fractions in `at` from 0.0 up to but not 1.0, but got {entry}.")
@@ -43,13 +44,13 @@ class Schedule:
             if any(b <= a for a, b in zip(entries, entries[1:])):
                 raise ValueError(f"Expected `at` in ascending order, but got {self.at}.")
         if self.alive is not None:
-            object.__setattr__(self, "alive", tuple(_entry("alive", entry) for entry in self.alive))
+            object.__setattr__(self, "alive", _entries("alive", self.alive))
             if len(self.alive) != len(self.at):
                 raise ValueError(
                     f"Expected one entry of `alive` for each of `at` ({len(self.at)}), but got {len(self.alive)}."
                 )
             for entry in self.alive:
-                if entry <= 0 or (isinstance(entry, float) and entry > 1.0):
+                if not 0 < entry <= (1.0 if isinstance(entry, float) else math.inf):
                     raise ValueError(
                         f"Expected `alive` to hold counts of at least 1 or fractions in (0.0, 1.0], but got {entry}."
                     )
@@ -84,8 +85,10 @@ def step_of(entry: float | int, num_steps: int) -> int:
     return max(0, math.floor(entry * num_steps + 1e-9) - 1) if isinstance(entry, float) else entry
 
 
-def _entry(name: str, value: Any) -> float | int:
-    number = scalar(value)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise ValueError(f"Expected `{name}` to hold numbers, but got {value!r}.")
-    return number
+def _entries(name: str, values: Any) -> tuple[float | int, ...]:
+    if isinstance(values, str) or scalar(values) is not values or not isinstance(values, Iterable):
+        raise ValueError(f"Expected `{name}` to be a sequence of numbers, but got {values!r}.")
+    numbers = tuple(scalar(value) for value in values)
+    if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
+        raise ValueError(f"Expected `{name}` to hold numbers, but got {values!r}.")
+    return numbers

@@ -8,6 +8,7 @@ lambda from the weights themselves.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Rising(Scaled):
             raise ValueError(f"Expected `end` and `power` above 0, but got {self.end} and {self.power}.")
 
     def scale(self, progress: float) -> float:
-        return self.end * progress**self.power
+        return self.end * math.pow(progress, self.power)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Geometric(Scaled):
             raise ValueError(f"Expected `gamma` above 0, but got {self.gamma}.")
 
     def scale(self, progress: float) -> float:
-        return min((1 + self.gamma) ** (100 * progress) - 1, 1.0)
+        return min(math.pow(1 + self.gamma, 100 * progress) - 1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -156,29 +157,41 @@ class TargetESS(Tempering):
         statistic, lowest = situation.statistic, situation.lowest
         counts = situation.alive & statistic.isfinite()
         best = torch.where(counts, statistic, -torch.inf).amax(1)
-        spread = best - torch.where(counts, statistic, torch.inf).amin(1)
-        # Beyond 50 nats between the best and the worst, more lambda changes nothing.
-        highest = torch.where(spread > 0, lowest + 50.0 / spread, lowest)
-        if situation.limit is not None:
-            highest = highest.clamp(max=situation.limit)
-        return self.solve(situation.log_weights_at, lowest.minimum(highest), highest)
+        worst = torch.where(counts, statistic, torch.inf).amin(1)
+        second = torch.where(counts & (statistic < best[:, None]), statistic, -torch.inf).amax(1)
 
-    def solve(self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor) -> Tensor:
+        def parted(gap: Tensor) -> Tensor:
+            # 50 nats between two rewards leave the lower one no weight.
+            lmbda = torch.where(gap > 0, lowest + 50.0 / gap, lowest)
+            return lmbda if situation.limit is None else lmbda.clamp(max=situation.limit)
+
+        # The best and the worst parted is nearly always more than enough, but not where several are close to the best.
+        near, far = parted(best - worst), parted(best - second)
+        found = self.solve(situation.log_weights_at, lowest.minimum(near), near)
+        further = (found == near) & (near < far)
+        if not further.any():
+            return found
+        return torch.where(further, self.solve(situation.log_weights_at, near, far, rounds=100), found)
+
+    def solve(
+        self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor, rounds: int = 50
+    ) -> Tensor:
         """Lambda (P,) in [lowest, highest].
 
         Args:
             log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda.
             lowest: (P,) returned where even that is too much.
             highest: (P,) returned where even that leaves the effective sample size above the target.
+            rounds: of bisection.
         """
 
         def keeps_target(lmbda: Tensor) -> Tensor:
             lw = log_weights_at(lmbda)
-            return effective_sample_size(lw) >= 1 + self.ess * ((lw > -torch.inf).sum(1) - 1)
+            return effective_sample_size(lw) >= 1 + self.ess * ((lw > -torch.inf).sum(1).double() - 1)
 
         low, high = lowest.clone(), highest.clone()
         reached_highest = keeps_target(highest)
-        for _ in range(50):
+        for _ in range(rounds):
             middle = (low + high) / 2
             keeps = keeps_target(middle)
             low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)

@@ -14,9 +14,9 @@ from PIL import Image
 from fk_steer import Execution, FKSteering, Strategy, steer
 from fk_steer.diffusion.recorder import thumbnails
 from fk_steer.pipelines import FKStableDiffusionPipeline
+from fk_steer.report.trace import Trace
 from fk_steer.search import DepthFirst, Plan
 from fk_steer.testing import CALLS, PROMPTS, SIZE, quiet, redness, row_generators, sd
-from fk_steer.trace import Trace
 
 
 STEPS = 6

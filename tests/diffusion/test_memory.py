@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fk_steer import FKSteering
-from fk_steer.benchmarks.memory import by_particles
+from fk_steer.evaluation.costs import by_particles
 from fk_steer.testing import PROMPTS, redness, sd
 
 
@@ -28,7 +28,7 @@ def test_peak_memory_is_that_of_the_chunk():
 TWO_STEPS = """
 import json, resource, sys
 from fk_steer import FKSteering, steer
-from fk_steer.benchmarks.full_size import random_pipeline
+from fk_steer.testing.full_size import random_pipeline
 from fk_steer.testing import redness
 
 pipe = random_pipeline(sys.argv[1])

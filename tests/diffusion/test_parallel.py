@@ -312,7 +312,7 @@ def test_without_a_process_group():
     pipe = FKStableDiffusionPipeline.from_pipe(sd())
     with pytest.raises(ValueError, match="none is initialised"):
         pipe(PROMPTS, reward=redness, particle_parallel=True)
-    with pytest.raises(ValueError, match="`particle_parallel`: steering needs a `reward`"):
+    with pytest.raises(ValueError, match="`particle_parallel` needs a `reward`"):
         pipe(PROMPTS, particle_parallel=True)
 
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, KDPM2AncestralDiscreteScheduler, LCMScheduler
 
 from fk_steer import FKSteering, Noise, Resampling, Schedule, Stop, steer
+from fk_steer.report.trace import Trace
 from fk_steer.rewards import Cascade, ZScoreSum
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd, sd_scheduler, sdxl
-from fk_steer.trace import Trace
 
 
 CALL = {**SIZE, "num_inference_steps": 8, "output_type": "pt"}

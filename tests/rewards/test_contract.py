@@ -15,7 +15,7 @@ from fk_steer.rewards import Reward, RewardCard, available_rewards
 from fk_steer.rewards.local import LocalReward
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import load_pipeline
-from fk_steer.testing_rewards import TINY_REWARDS, TinyReward, tiny_reward
+from fk_steer.testing.rewards import TINY_REWARDS, TinyReward, tiny_reward
 
 
 # Judges are asked through a server; the one of the tests looks at colours alone.
@@ -38,19 +38,27 @@ def pil(batch: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in batch]
 
 
-@pytest.fixture(scope="module", params=ALL)
+@pytest.fixture(params=ALL)
 def key(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tiny(key):
     return ALL[key]
 
 
 @pytest.fixture(scope="module")
-def reward(key, tiny, tmp_path_factory):
-    return tiny_reward(key, tmp_path_factory.mktemp("reward"), tiny)
+def made():
+    """Key -> reward, for tests in any order."""
+    return {}
+
+
+@pytest.fixture
+def reward(key, tiny, made, tmp_path_factory):
+    if key not in made:
+        made[key] = tiny_reward(key, tmp_path_factory.mktemp("reward"), tiny)
+    return made[key]
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ def without_tiny_weights() -> set[str]:
 
 
 def test_every_registered_reward_is_tested(monkeypatch):
-    assert not without_tiny_weights(), "give each of them an entry in fk_steer.testing_rewards.TINY_REWARDS"
+    assert not without_tiny_weights(), "give each of them an entry in fk_steer.testing.rewards.TINY_REWARDS"
     monkeypatch.setitem(available_rewards.__globals__["_BUILT_IN"], "another", "fk_steer.rewards.other:Other")
     assert without_tiny_weights() == {"another"}
 
@@ -175,7 +183,7 @@ def test_unknown_variant(key, reward, tmp_path):
         load_reward(reward.name, **options)
 
 
-@pytest.mark.parametrize("key", LOCAL, scope="module")
+@pytest.mark.parametrize("key", LOCAL)
 class TestLocal:
     def test_gradients_are_off(self, reward, prompts):
         assert not any(parameter.requires_grad for parameter in reward.model.parameters())

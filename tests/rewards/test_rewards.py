@@ -21,7 +21,7 @@ from fk_steer.rewards import (
 from fk_steer.rewards.base import lmbda_for, name_of
 from fk_steer.rewards.pickscore import PickScore
 from fk_steer.testing import PROMPTS, save_clip
-from fk_steer.testing_rewards import tiny_reward
+from fk_steer.testing.rewards import tiny_reward
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from PIL import Image
 from scipy.stats import kendalltau
 from transformers import CLIPModel
 
+from benchmarks.llava_reward import run as llava_world
+from benchmarks.llava_reward.crops import agreement
+from benchmarks.llava_reward.preferences import accuracies
 from fk_steer import load_reward
-from fk_steer.benchmarks import llava_world
-from fk_steer.benchmarks.crops import agreement
-from fk_steer.benchmarks.preferences import accuracies
 from fk_steer.shapes import (
     BUNDLED_LLAVA_REWARD,
     GUIDANCE_SCALE,

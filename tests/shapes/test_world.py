@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fk_steer.geneval import evaluate
+from fk_steer.evaluation.geneval.rules import evaluate
 from fk_steer.rewards import load_reward
 from fk_steer.shapes.captions import (
     CONVERSE,
