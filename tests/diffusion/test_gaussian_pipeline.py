@@ -156,10 +156,10 @@ def test_the_unsteered_law_is_what_the_recursion_says():
 
 
 def law_of_the_moves(scheduler, back: int) -> tuple[float, float]:
-    """Mean and variance of the law that "noise up to `back` steps before the last, then denoise" leaves invariant: the
+    """Mean and variance of the law that "noise, then denoise by the last `back` steps" leaves invariant: the
     stationary one of an autoregression, which is reversible for it."""
-    steps = steps_of_the_sampler(scheduler)[STEPS - 1 - back :]
-    a = float(scheduler.alphas_cumprod[scheduler.timesteps[STEPS - 1 - back]])
+    steps = steps_of_the_sampler(scheduler)[STEPS - back :]
+    a = float(scheduler.alphas_cumprod[scheduler.timesteps[STEPS - back]])
     slope, offset, variance = math.sqrt(a), 0.0, 1 - a
     for step_slope, step_offset, noise in steps:
         slope, offset = step_slope * slope, step_slope * offset + step_offset

@@ -220,9 +220,9 @@ def test_nothing_remembered():
 
 # At step 3 of 6, back to step 1: three denoiser calls a time.
 SEARCHES = {
-    "depth-first": DepthFirst(3, at=3, back=2, attempts=2, noise=STILL),
-    "evolution": Evolution(3, at=3, back=2, generations=2, noise=STILL),
-    "metropolis": Metropolis(3, lmbda=1.0, at=5, back=2, moves=2),
+    "depth-first": DepthFirst(3, at=3, back=3, attempts=2, noise=STILL),
+    "evolution": Evolution(3, at=3, back=3, generations=2, noise=STILL),
+    "metropolis": Metropolis(3, lmbda=1.0, at=5, back=3, moves=2),
     "lookahead": Lookahead(3, schedule=(1, 2), leaps=2),
     "lookahead-ahead": Lookahead(3, schedule=(1, 2), leaps=None, ahead=2),
 }
@@ -297,7 +297,7 @@ class TestDepthFirst:
     def test_a_prompt_that_is_good_enough_sleeps(self):
         pipe = sd()
         call = {**SIZE, "num_inference_steps": STEPS, "output_type": "pt"}
-        settings = DepthFirst(2, target_reward=5.0, at=3, back=2, attempts=2, noise=STILL)
+        settings = DepthFirst(2, target_reward=5.0, at=3, back=3, attempts=2, noise=STILL)
         output = steer(pipe, self.reward, settings)(PROMPTS, generator=row_generators(*range(4)), **call)
         assert output.trace.nfe == 2 * 2 * (STEPS + STEPS + 2 * 3)
         stock = pipe(PROMPTS, num_images_per_prompt=2, generator=row_generators(*range(4)), **call).images
@@ -308,7 +308,7 @@ class TestDepthFirst:
         assert set(output.trace.events[2].parent_events[1]) == {best}
 
     def test_when_all_are_good_enough_there_is_no_further_attempt(self):
-        settings = DepthFirst(2, target_reward=-1e9, at=3, back=2, noise=STILL)
+        settings = DepthFirst(2, target_reward=-1e9, at=3, back=3, noise=STILL)
         output = steer(sd(), redness, settings)(PROMPTS, num_inference_steps=STEPS, **SIZE)
         assert output.trace.nfe == 2 * 4 * STEPS
 
