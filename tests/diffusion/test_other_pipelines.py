@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    DDIMScheduler,
     FirstBlockCacheConfig,
+    KDPM2AncestralDiscreteScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPAGPipeline,
 )
 
-from fk_steer import Execution, FKSteering, Noise, Resampling, Stop, steer
+from fk_steer import Execution, FKSteering, Noise, Resampling, Schedule, Stop, Strategy, steer
 from fk_steer.diffusion import LatentDecoder
 from fk_steer.diffusion.schedulers import intercept
+from fk_steer.search import DepthFirst, Plan
 from fk_steer.testing import CALLS, PROMPTS, SIZE, quiet, redness, sd, sd_scheduler, sdxl
 
 
@@ -146,7 +150,11 @@ def test_chunks_keep_together_what_perturbed_attention_compares(size):
     pipe = with_components(StableDiffusionPAGPipeline, sd(), pag_applied_layers=["mid"])
     call = {**SIZE, "num_inference_steps": 4, "pag_scale": 3.0, "guidance_scale": 5.0, "output_type": "pt"}
     whole = steer(pipe, redness, PLAIN)(PROMPTS, **call)
-    chunked = steer(pipe, redness, PLAIN, Execution(denoise_batch_size=size))(PROMPTS, **call)
+    rows = []
+    with pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: rows.append(len(args[0]))):
+        chunked = steer(pipe, redness, PLAIN, Execution(denoise_batch_size=size))(PROMPTS, **call)
+    # Three rows belong together, which are as many as fit in four, and more than fit in one.
+    assert set(rows) == {3}
     torch.testing.assert_close(chunked.particles, whole.particles, atol=1e-5, rtol=1e-5)
     assert chunked.trace.nfe == whole.trace.nfe == 4 * 2 * 3 * 3
 
@@ -163,6 +171,67 @@ def test_a_loop_that_stops_early_is_scored_by_its_last_x0_predictions():
         assert rewards == pytest.approx(expected, abs=1e-5)
     decoded = LatentDecoder(pipe)(early.particles.flatten(0, 1))
     assert not torch.allclose(redness(decoded, []).view(2, 4), early.rewards, atol=1e-2)
+
+
+@dataclass(frozen=True)
+class TakesTheBest(Strategy):
+    """After the noise of one step, all go on from the best particle."""
+
+    at: int = 0
+
+    def events(self, num_steps):
+        return (self.at,)
+
+    def step(self, look):
+        return Plan(look.ranked()[:, :1].expand_as(look.rewards), after_noise=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steering", "end", "moves_at"),
+    [
+        (DDIMScheduler, TakesTheBest(4, at=11), 0.6, 11),
+        # A loop that ends with the second stage of a step, which the x0 prediction of the first stands for.
+        (
+            KDPM2AncestralDiscreteScheduler,
+            FKSteering(
+                schedule=Schedule(at=(10,), alive=(0.5,)), resampling=Resampling("top-k", after_noise=True), lmbda=1.0
+            ),
+            0.33,
+            10,
+        ),
+    ],
+    ids=["last step", "second stage"],
+)
+def test_the_last_x0_predictions_follow_particles_that_move_after_the_noise(kind, steering, end, moves_at):
+    """Where a loop stops early, what is scored in the end are the x0 predictions of the ancestors."""
+    pipe = sdxl(sd_scheduler("epsilon", kind=kind))
+    call = {**SIZE, "num_inference_steps": 20, "output_type": "latent", "denoising_end": end}
+    output = steer(pipe, redness, steering)(PROMPTS, generator=torch.Generator().manual_seed(4), **call)
+    event, final = output.trace.events
+    assert event.step == moves_at
+    assert output.trace.num_steps - event.step <= 2
+    for p in range(2):
+        assert event.parents[p] != event.slots_before[p]
+        seen = dict(zip(event.slots_before[p], event.rewards[p]))
+        assert final.rewards[p] == pytest.approx([seen[parent] for parent in event.parents[p]], abs=1e-5)
+        assert len(set(event.rewards[p])) == 4
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "inpaint"])
+def test_pipelines_that_count_their_steps_cannot_be_sent_back(kind):
+    """They look up by the number of the step what they do in it."""
+    pipe = sd()
+    call = {**SIZE, "image": torch.rand(1, 3, 16, 16), "num_inference_steps": 8}
+    if kind == "controlnet":
+        controlnet = ControlNetModel.from_unet(pipe.unet)
+        controlnet.controlnet_cond_embedding = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        pipe = with_components(StableDiffusionControlNetPipeline, pipe, controlnet=controlnet)
+    else:
+        pipe = with_components(StableDiffusionInpaintPipeline, pipe)
+        call |= {"mask_image": torch.ones(1, 1, 16, 16), "strength": 1.0}
+    with pytest.raises(ValueError, match=f"{type(pipe).__name__} counts its steps"):
+        steer(pipe, redness, DepthFirst(2))(PROMPTS, **call)
+    steer(pipe, redness, FKSteering(2))(PROMPTS, **call)
 
 
 def test_a_denoiser_with_a_cache_is_refused():

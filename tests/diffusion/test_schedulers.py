@@ -177,6 +177,31 @@ def test_x0_is_clipped_or_thresholded_where_the_scheduler_does_so():
         torch.testing.assert_close(predict_x0(solver, output, solver.timesteps[3], sample), expected)
 
 
+@pytest.mark.parametrize("limit", [0.3, 2.0])
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_x0_is_clipped_at_the_schedulers_own_range(name, limit):
+    solver = scheduler(name, clip_sample=True, clip_sample_range=limit)
+    solver.set_timesteps(10)
+    sample, output = 3 * torch.randn(SHAPE), torch.randn(SHAPE)
+    expected = solver.step(output, solver.timesteps[3], sample, return_dict=True).pred_original_sample
+    found = predict_x0(solver, output, solver.timesteps[3], sample)
+    assert found.abs().max() == pytest.approx(limit)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_learned_variance_is_no_part_of_x0(prediction_type):
+    """Behind the prediction, in as many channels."""
+    solver = scheduler("DDPM", variance_type="learned_range", prediction_type=prediction_type)
+    solver.set_timesteps(10)
+    sample, output = torch.randn(SHAPE), torch.randn(4, 8, 6, 6)
+    found = predict_x0(solver, output, solver.timesteps[3], sample)
+    assert found.shape == SHAPE
+    expected = solver.step(output, solver.timesteps[3], sample, return_dict=True).pred_original_sample
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found, predict_x0(solver, output[:, :4], solver.timesteps[3], sample))
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("at", [4, 5])
 def test_history_follows_the_rows(name, at):

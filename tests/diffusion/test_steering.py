@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch._dynamo.testing import CompileCounter
 
-from fk_steer import Execution, FKSteering, Noise, Resampling, RewardError, Schedule, steer
+from fk_steer import Execution, FKSteering, Noise, Preview, Resampling, RewardError, Schedule, steer
 from fk_steer.smc import TargetESS
 from fk_steer.testing import CALLS, PROMPTS, SIZE, redness, row_generators, sd, sd_scheduler, sdxl
 
@@ -308,16 +308,20 @@ class TestOutput:
 
     def test_safety_flags_are_sorted_with_the_images(self):
         pipe = sd()
+        flagged = []
 
         def check(image, device, dtype):
-            """Of the first prompt the best image alone is flagged, of the second all but the best."""
-            rewards = redness(pipe.image_processor.postprocess(image, "pt"), []).view(2, 3)
-            best = rewards == rewards.amax(1, keepdim=True)
-            return image, [*best[0].tolist(), *(~best[1]).tolist()]
+            flagged.append(image[::2])  # which the pipeline then leaves as they are
+            return image, [index % 2 == 0 for index in range(len(image))]
 
         pipe.run_safety_checker = check
-        output = self.steered(pipe)(PROMPTS, output_type="pt", **self.CALL)
-        assert output.nsfw_content_detected == [True, False]
+        generator = torch.Generator().manual_seed(0)
+        output = self.steered(pipe)(
+            PROMPTS, num_images_per_prompt=4, generator=generator, output_type="pt", **self.CALL
+        )
+        expected = [any(torch.equal(image, other) for other in flagged[0]) for image in output.images]
+        assert output.nsfw_content_detected == expected
+        assert set(expected) == {True, False}
 
     def test_several_populations_per_prompt(self):
         output = self.steered()(PROMPTS[0], num_images_per_prompt=2, output_type="pt", **self.CALL)
@@ -516,6 +520,32 @@ class TestStockFeatures:
         final = {tuple(image.flatten()[:8].tolist()) for image in shown[1]}
         assert final == {tuple(image.flatten()[:8].tolist()) for image in output.particles[0]}
         assert output.trace.steering["preview"] == {"decoder": "AutoencoderTiny", "until": 1.0}
+
+    def test_preview_decoder_gives_way_to_the_pipelines_own(self):
+        """From the progress `until` on, the VAE decodes x0 predictions."""
+        tiny = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            upsampling_scaling_factor=2,
+        )
+        pipe, used = sd(), []
+        for name, decoder in (("preview", tiny), ("own", pipe.vae)):
+            decoder.decoder.register_forward_pre_hook(lambda module, args, name=name: used.append(name))
+        settings = FKSteering(lmbda=1.0, schedule=(0.25, 0.5, 0.75))
+        used_by = {}
+        for until in (0.0, 0.5, 0.6, 1.0):
+            steer(pipe, redness, settings.replace(preview=Preview(tiny, until)))(
+                PROMPTS[0], num_inference_steps=8, **SIZE
+            )
+            used_by[until], used[:] = list(used), []
+        assert used_by == {
+            0.0: ["own"] * 4,
+            0.5: ["preview", "own", "own", "own"],
+            0.6: ["preview", "preview", "own", "own"],
+            1.0: ["preview", "preview", "preview", "own"],
+        }
 
     def test_custom_latents(self):
         pipe = sd()
