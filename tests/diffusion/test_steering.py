@@ -311,17 +311,16 @@ class TestOutput:
         flagged = []
 
         def check(image, device, dtype):
-            flagged.append(image[::2])  # which the pipeline then leaves as they are
+            flagged.append(image[::2])  # which the pipeline then leaves as they are, twice as red
             return image, [index % 2 == 0 for index in range(len(image))]
 
+        def reward(images, prompts):
+            return redness(images, prompts) * torch.tensor([1 if prompt == PROMPTS[0] else -1 for prompt in prompts])
+
         pipe.run_safety_checker = check
-        generator = torch.Generator().manual_seed(0)
-        output = self.steered(pipe)(
-            PROMPTS, num_images_per_prompt=4, generator=generator, output_type="pt", **self.CALL
-        )
+        output = steer(pipe, reward, FKSteering(3, lmbda=1.0))(PROMPTS, output_type="pt", **self.CALL)
         expected = [any(torch.equal(image, other) for other in flagged[0]) for image in output.images]
-        assert output.nsfw_content_detected == expected
-        assert set(expected) == {True, False}
+        assert output.nsfw_content_detected == expected == [True, False]
 
     def test_several_populations_per_prompt(self):
         output = self.steered()(PROMPTS[0], num_images_per_prompt=2, output_type="pt", **self.CALL)
