@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import diffusers
@@ -104,8 +104,7 @@ class TestByMemory:
 
     @pytest.mark.parametrize("solver", ["ddim", "euler", "dpm++2m", "heun"])
     def test_a_loop_over_the_last_timesteps_alone(self, solver):
-        pipe = quiet(StableDiffusionImg2ImgPipeline(**sd_with(solver).components, requires_safety_checker=False))
-        trace = self.check(pipe, image=torch.rand(1, 3, 16, 16), strength=0.5, num_inference_steps=16)
+        trace = self.check(img2img(solver), **HALF)
         assert trace.num_steps == (15 if solver == "heun" else 8)
 
     def test_the_scheduler_is_left_as_it_was(self):
@@ -123,7 +122,7 @@ def levels(scheduler, step):
         return 1 - sigma, sigma
     fresh = copy.copy(scheduler)
     if hasattr(fresh, "_step_index"):
-        fresh._step_index = None
+        fresh._step_index = fresh._begin_index = None
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     return fresh.add_noise(one, zero, timestep)[0, 0], fresh.add_noise(zero, one, timestep)[0, 0]
 
@@ -141,14 +140,21 @@ def kept_run(pipe, steering, **call):
         generator=row_generators(3, 4),
         callback_on_step_end=remember,
         callback_on_scoring_event=lambda event: images.append(event.predictions()),
-        **{**SIZE, "num_inference_steps": 8, **call},
+        **{"num_inference_steps": 8, **call},
     )
     return output, latents, images
 
 
+def img2img(solver):
+    return quiet(StableDiffusionImg2ImgPipeline(**sd_with(solver).components, requires_safety_checker=False))
+
+
+# Of the last, loops go over the last 8 of 16 timesteps.
+HALF = {"image": torch.full((1, 3, 16, 16), 0.3), "strength": 0.5, "num_inference_steps": 16}
 PIPELINES = {
     **{name: lambda name=name: (CALLS[name][0](), CALLS[name][1]) for name in CALLS},
-    **{solver: lambda solver=solver: (sd_with(solver), {}) for solver in SOLVERS},
+    **{solver: lambda solver=solver: (sd_with(solver), SIZE) for solver in SOLVERS},
+    **{f"img2img {solver}": lambda solver=solver: (img2img(solver), HALF) for solver in ("ddim", "euler", "dpm++2m")},
 }
 
 
@@ -160,9 +166,10 @@ def test_noise_is_added_up_to_the_level_of_the_step(name):
     noised = latents[4]
     noise = []
     for generator in row_generators(3, 4):
-        torch.randn(noised.shape[1:], generator=generator)  # the initial latents
+        for _ in range(2 if "image" in call else 1):  # the initial latents, and what the image is encoded with
+            torch.randn(noised.shape[1:], generator=generator)
         noise.append(torch.randn(noised.shape[1:], generator=generator))
-    alpha, sigma = levels(pipe.scheduler, 2)
+    alpha, sigma = levels(pipe.scheduler, 10 if "image" in call else 2)
     x0 = (noised - sigma * torch.stack(noise)) / alpha
     decoded = LatentDecoder(pipe, size=(16, 16))(x0)
     torch.testing.assert_close(decoded, images[0][0], atol=1e-4, rtol=1e-4)
@@ -174,7 +181,8 @@ def test_a_leap_keeps_the_direction_of_the_noise(name):
     pipe, call = PIPELINES[name]()
     output, latents, images = kept_run(pipe, Return(2, at=2, to=6, by="leap", noise=STILL), **call)
     before, after = latents[1], latents[2]
-    (a, s), (b, t) = levels(pipe.scheduler, 2), levels(pipe.scheduler, 6)
+    first = 8 if "image" in call else 0
+    (a, s), (b, t) = levels(pipe.scheduler, first + 2), levels(pipe.scheduler, first + 6)
     x0 = (t * before - s * after) / (t * a - s * b)
     torch.testing.assert_close(LatentDecoder(pipe, size=(16, 16))(x0), images[0][0], atol=1e-4, rtol=1e-4)
     rows = ROWS_PER_PARTICLE.get(name, 2) * 2
@@ -184,7 +192,9 @@ def test_a_leap_keeps_the_direction_of_the_noise(name):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_after_new_noise_a_solver_starts_afresh(solver):
     pipe = sd_with(solver)
-    output, latents, _ = kept_run(pipe, Return(2, by="renoise", noise=STILL), guidance_scale=1.0, output_type="latent")
+    output, latents, _ = kept_run(
+        pipe, Return(2, by="renoise", noise=STILL), guidance_scale=1.0, output_type="latent", **SIZE
+    )
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(8)
     if hasattr(scheduler, "set_begin_index"):
@@ -216,6 +226,24 @@ def test_nothing_remembered():
 
     with pytest.raises(ValueError, match="continues remembered particles, but none are remembered"):
         steer(sd(), redness, Forgetful(2))(PROMPTS, num_inference_steps=8, **SIZE)
+
+
+def test_memory_is_of_the_step_gone_back_to():
+    @dataclass(frozen=True)
+    class Mixed(Return):
+        def start(self, start):
+            search = Returning(self)
+            plan = search.step
+
+            def step(look):
+                found = plan(look)
+                return found if found.resume is None else replace(found, ancestors=found.ancestors * look.everyone)
+
+            search.step = step
+            return search
+
+    with pytest.raises(ValueError, match="goes back by memory, but continues particles of the present step"):
+        steer(sd(), redness, Mixed(2))(PROMPTS, num_inference_steps=8, **SIZE)
 
 
 # At step 3 of 6, back to step 1: three denoiser calls a time.

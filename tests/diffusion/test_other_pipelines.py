@@ -188,9 +188,10 @@ def test_the_last_x0_predictions_follow_particles_that_move_after_the_noise():
     """Where a loop stops early, what is scored in the end are the x0 predictions of the ancestors."""
     pipe = sdxl(sd_scheduler("epsilon"))
     call = {**SIZE, "num_inference_steps": 20, "output_type": "latent", "denoising_end": 0.6}
-    output = steer(pipe, redness, TakesTheBest(4, at=11))(PROMPTS, generator=torch.Generator().manual_seed(4), **call)
+    output = steer(pipe, redness, TakesTheBest(4, at=11))(PROMPTS, generator=torch.Generator().manual_seed(9), **call)
     event, final = output.trace.events
     assert event.step == output.trace.num_steps - 1 == 11
+    assert all(parents[0] != 0 for parents in event.parents)
     for p in range(2):
         assert event.parents[p] != event.slots_before[p]
         seen = dict(zip(event.slots_before[p], event.rewards[p]))
