@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .schedulers import parting_steps
@@ -23,6 +23,19 @@ def denoiser_of(pipe: Any) -> Any:
             f"it off: `pipe.{name}.disable_cache()`."
         )
     return denoiser
+
+
+def check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Check that a pipeline's loop can be sent to other steps than the next.
+
+    Raises:
+        ValueError: if it looks up what to do in a step by counting steps, which goes on when the loop is sent back.
+    """
+    if getattr(pipe, "controlnet", None) is not None or arguments.get("mask_image") is not None:
+        raise ValueError(
+            f"The search goes back to earlier steps, but {type(pipe).__name__} counts its steps to know what to do in "
+            "each. Use a search that does not go back."
+        )
 
 
 def check_noise(

@@ -144,9 +144,7 @@ class Engine:
             generators = self.call.generators_of(self.particles.rows.live)
             sample = self.solver.renoise(plan.resume, states.x0, generators)
             self.solver.forget(plan.resume)
-        elif plan.by == "memory":
-            self.solver.restore(states.history)
-        else:
+        elif plan.by != "memory":  # with which the solver's memory has come back already
             raise ValueError(f"Expected `by` to be 'renoise', 'memory' or 'leap', but got {plan.by!r}.")
         self.solver.seek(plan.resume)
         return sample

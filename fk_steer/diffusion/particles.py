@@ -92,6 +92,8 @@ class Particles:
         remembered = [entry for entry in (plan.ancestors, plan.remember) if entry is not None and (entry >= K).any()]
         if remembered and memory is None:
             raise ValueError("The search continues remembered particles, but none are remembered at this step.")
+        if elsewhere and (plan.ancestors < K).any():
+            raise ValueError("The search goes back by memory, but continues particles of the present step.")
         where, lineage, known = self.rows.particles, self.lineage(event), states
         if memory is not None:
             R = memory.lineage.shape[1]

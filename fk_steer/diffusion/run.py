@@ -19,7 +19,7 @@ from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
 from .arguments import image_size
 from .batches import run_on_live_rows
 from .call import Call
-from .checks import check_noise, denoiser_of
+from .checks import check_noise, check_steps, denoiser_of
 from .decode import LatentDecoder
 from .engine import Engine
 from .events import Observer, ScoringEvent
@@ -153,6 +153,8 @@ class Run:
             )
         self.ranks.agree({"initial latents": sample})
         self.trace.num_steps = num_steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
+        if self.strategy.goes_back:
+            check_steps(pipe, self.call.arguments)
         self.solver.begin(num_steps, from_end=not self.call.stops_early)
         search = self.strategy.start(
             Start(self.call.num_populations, num_steps, self.call.search_generators, facts(self.reward))

@@ -243,8 +243,8 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
         eta_at: step index -> the noise asked for, see `noise_switched`.
     """
     probe = copy.copy(scheduler)
-    for name in ("step", "set_timesteps"):
-        vars(probe).pop(name, None)  # ours, if any, which hold on to the whole run
+    for name in [name for name, value in vars(probe).items() if callable(value) and hasattr(type(probe), name)]:
+        del vars(probe)[name]  # a method that is replaced, by ours for example, which hold on to the whole run
     probe = copy.deepcopy(_on_cpu(probe))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     sample = torch.ones(2, 4, 2, 2)

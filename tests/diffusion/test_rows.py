@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from fk_steer.diffusion.live_rows import Rows, join_rows, map_rows, run_on_live_rows
-from fk_steer.diffusion.parallel import Ranks
+from fk_steer.diffusion.batches import run_on_live_rows
+from fk_steer.diffusion.ranks import Ranks
+from fk_steer.diffusion.rows import Rows, join_rows, map_rows
 
 
 ALONE = Ranks(False, torch.device("cpu"))
@@ -39,14 +40,18 @@ def run(rows: Rows, *args, chunk_size=None, **kwargs):
 def pruned(num_slots: int, *slots: tuple[int, ...]) -> Rows:
     rows = Rows(len(slots), num_slots)
     keep = torch.tensor(slots)
-    rows.resample(keep, keep, torch.zeros(len(slots), dtype=torch.bool))
+    continued(rows, keep, keep)
     return rows
+
+
+def continued(rows: Rows, slots: torch.Tensor, parents: torch.Tensor):
+    """Let particles in `slots` (P, M) continue those in slots `parents` (P, M)."""
+    return rows.move(slots, rows.positions()[rows.of(parents)])
 
 
 def resampled(rows: Rows, *parents: int):
     """One prompt whose slots continue `parents`."""
-    slots = torch.arange(len(parents))[None]
-    return rows.resample(slots, torch.tensor([parents]), torch.tensor([False]))
+    return continued(rows, torch.arange(len(parents))[None], torch.tensor([parents]))
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3], ids=["plain", "cfg", "three"])
@@ -132,9 +137,7 @@ def test_pruned_rows_take_a_survivors_place():
 
 def test_rows_may_come_back():
     rows = pruned(3, (2,), (0,))
-    moved = rows.resample(
-        torch.tensor([[0, 2], [0, 1]]), torch.tensor([[2, 2], [0, 0]]), torch.zeros(2, dtype=torch.bool)
-    )
+    moved = continued(rows, torch.tensor([[0, 2], [0, 1]]), torch.tensor([[2, 2], [0, 0]]))
     assert moved.tolist() == [0, 0, 1, 1]
     assert rows.live.tolist() == [0, 2, 3, 4]
     assert rows.source.tolist() == [0, 0, 0, 3, 3, 3]
@@ -142,15 +145,14 @@ def test_rows_may_come_back():
 
 def test_one_row_stands_for_a_collapsed_prompt():
     rows = Rows(2, 3)
-    slots = torch.arange(3).expand(2, 3)
-    parents = torch.tensor([[1, 1, 1], [0, 1, 2]])
-    moved = rows.resample(slots, parents, torch.tensor([True, False]))
+    slots = torch.tensor([[0, 0, 0], [0, 1, 2]])
+    moved = continued(rows, slots, torch.tensor([[1, 1, 1], [0, 1, 2]]))
     assert rows.live.tolist() == [0, 3, 4, 5]
     assert moved.tolist() == [1, 3, 4, 5]
     assert rows.positions().tolist() == [0, 0, 0, 1, 2, 3]
     assert run(rows, torch.randn(6, 5), torch.tensor(1.0))[1] == 4
     # Nothing more happens to it when it collapses again.
-    assert rows.resample(slots, slots, torch.tensor([True, False])) is None
+    assert continued(rows, slots, slots) is None
 
 
 @pytest.mark.parametrize("rows_in_text", [512, 4])
