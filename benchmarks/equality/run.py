@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ from fk_steer.testing import CALLS, PROMPTS, SIZE, redness, row_generators, sd, 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, no_args_is_help=True)
 
-SAMPLERS = (
+SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("DPMSolverMultistep", {}), ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}), ("EulerDiscrete", {}),
     ("EulerAncestralDiscrete", {}), ("DDPM", {}), ("DPMSolverSinglestep", {}), ("UniPCMultistep", {}),
     ("HeunDiscrete", {}), ("KDPM2AncestralDiscrete", {}), ("LMSDiscrete", {}), ("PNDM", {}), ("DEISMultistep", {}),
@@ -35,11 +35,13 @@ SAMPLERS = (
 )  # fmt: skip
 
 
-def greenness(images: Tensor, prompts: list[str]) -> Tensor:
+def greenness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Green against blue."""
     return 20 * (images[:, 1] - images[:, 2]).mean((1, 2))
 
 
-def compared(first: Tensor, second: Tensor, prompts: list[str]) -> Tensor:
+def compared(first: Tensor, second: Tensor, prompts: Sequence[str]) -> Tensor:
+    """How much redder the first images are, as a probability."""
     return torch.sigmoid(redness(first, prompts) - redness(second, prompts))
 
 

@@ -136,17 +136,17 @@ class Engine:
     def resume(self, index: int, plan: Plan, states: States) -> Tensor:
         """Send the loop to another step; the samples (L, ...) to go on with there."""
         assert plan.resume is not None
-        sample = states.sample
+        sample, target = states.sample, self.solver.whole(plan.resume)
         if plan.by == "leap":
-            sample = self.solver.leap(index, plan.resume, states.x0, states.sample)
-            self.solver.forget(plan.resume)
+            sample = self.solver.leap(index, target, states.x0, states.sample)
+            self.solver.forget(target)
         elif plan.by == "renoise":
             generators = self.call.generators_of(self.particles.rows.live)
-            sample = self.solver.renoise(plan.resume, states.x0, generators)
-            self.solver.forget(plan.resume)
+            sample = self.solver.renoise(target, states.x0, generators)
+            self.solver.forget(target)
         elif plan.by != "memory":  # with which the solver's memory has come back already
             raise ValueError(f"Expected `by` to be 'renoise', 'memory' or 'leap', but got {plan.by!r}.")
-        self.solver.seek(plan.resume)
+        self.solver.seek(target)
         return sample
 
     def _to_all_rows(self, output: Any, num_live: int) -> Any:

@@ -147,6 +147,11 @@ class Solver:
         """False in the second stage of a two-stage solver."""
         return in_first_order_stage(self.scheduler)
 
+    def whole(self, index: int) -> int:
+        """The whole step that step `index` belongs to: a two-stage solver takes every second of its timesteps for
+        one."""
+        return index - index % 2 if hasattr(self.scheduler, "state_in_first_order") else index
+
     def x0(self, index: int, model_output: Tensor, sample: Tensor) -> Tensor:
         """See `predict_x0`."""
         return predict_x0(self.scheduler, model_output, self.timesteps[index], sample)

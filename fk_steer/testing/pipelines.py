@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,7 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-def redness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+def redness(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """A reward: mean red minus mean blue, scaled so that lambda 10 matters on random pipelines."""
     return 20 * (images[:, 0] - images[:, 2]).mean((1, 2))
 
