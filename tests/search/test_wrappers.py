@@ -97,7 +97,7 @@ def test_slots_and_what_lives_in_them():
     elite=st.booleans(),
 )
 def test_lineages(seed, sizes, resampler, potential, ess_threshold, elite):
-    """Slots stay distinct and ascending, states are their ancestors', log G telescopes whatever was resampled or kept."""
+    """Slots are distinct and ascending, states are their ancestors', log G telescopes whatever was resampled or kept."""
     strategy = steering(
         schedule=Schedule(EVENTS, sizes),
         resampling=Resampling(resampler, ess_threshold),
