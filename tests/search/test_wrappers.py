@@ -97,7 +97,7 @@ def test_slots_and_what_lives_in_them():
     elite=st.booleans(),
 )
 def test_lineages(seed, sizes, resampler, potential, ess_threshold, elite):
-    """Slots are distinct and ascending, states are their ancestors', log G telescopes whatever was resampled or kept."""
+    """Slots are distinct and ascending, states are their ancestors', log G telescopes whatever is resampled or kept."""
     strategy = steering(
         schedule=Schedule(EVENTS, sizes),
         resampling=Resampling(resampler, ess_threshold),
@@ -259,11 +259,12 @@ def test_a_stopped_population_stays_stopped_and_pruning_reaches_it_too():
     assert run.rows == P * (K * (EVENTS[0] + 1) + STEPS - 1 - EVENTS[0])
 
 
-def test_rewards_on_another_scale_stop_nobody():
+def test_rewards_on_another_scale_stop_nobody_and_nothing_undoes_a_stop():
     search = EarlyStop(GoesOn(), 0.5)
     assert not search.step(look_at([[1.0, 0.0]], final_reward=False)).stopped.any()
     assert search.step(look_at([[0.5, 0.0]])).stopped.all()
     assert search.step(look_at([[0.0, 0.0]], final_reward=False)).stopped.all()
+    assert search.step(look_at([[0.0, 0.0]])).stopped.all()
 
 
 def test_the_target_is_on_the_scale_of_the_reward_where_z_scores_are_weighed():
