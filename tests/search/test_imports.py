@@ -10,14 +10,19 @@ from conftest import REPOSITORY
 
 
 IMPORT = """
-import importlib, sys, types
+import builtins, importlib, sys, types
 import torch
-before = set(sys.modules)
+before, plain, asked = set(sys.modules), builtins.__import__, set()
+def spy(name, globals=None, locals=None, fromlist=(), level=0):
+    if level == 0 and globals and globals["__name__"].startswith("fk_steer"):
+        asked.add(name)  # torch has loaded much, NumPy for one
+    return plain(name, globals, locals, fromlist, level)
+builtins.__import__ = spy
 package = types.ModuleType("fk_steer")  # without its __init__, which may import what it likes
 package.__path__ = [sys.argv[1] + "/fk_steer"]
 sys.modules["fk_steer"] = package
 importlib.import_module(sys.argv[2])
-print(*sorted(set(sys.modules) - before))
+print(*sorted(set(sys.modules) - before | asked))
 """
 
 

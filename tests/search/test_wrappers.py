@@ -87,6 +87,35 @@ def test_slots_and_what_lives_in_them():
     assert all(len(set(row)) == K for row in run.x.tolist())
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**20),
+    sizes=st.lists(st.integers(1, K), min_size=3, max_size=3),
+    resampler=st.sampled_from(sorted(RESAMPLERS)),
+    potential=st.sampled_from(["difference", "max", "sum", "current"]),
+    ess_threshold=st.sampled_from([0.0, 0.5, 1.0]),
+    elite=st.booleans(),
+)
+def test_lineages(seed, sizes, resampler, potential, ess_threshold, elite):
+    """Slots are distinct and ascending, states are their ancestors', log G telescopes whatever is resampled or kept."""
+    strategy = steering(
+        schedule=Schedule(EVENTS, sizes),
+        resampling=Resampling(resampler, ess_threshold),
+        potential=potential,
+        elite=elite,
+    )
+    run = run_of(strategy, seed=seed)
+    alive = torch.arange(K).expand(P, K)
+    for seen, size in zip(run.seen, sizes):
+        assert torch.equal(seen.look.slots, alive)
+        assert seen.slots.shape == (P, size) and (seen.slots.diff(dim=1) > 0).all()
+        assert (seen.slots >= 0).all() and (seen.slots < K).all()
+        assert torch.equal(seen.after, seen.before.gather(1, seen.ancestors))
+        alive = seen.slots
+    smc = run.search.inner if elite else run.search
+    assert torch.allclose(smc.state.path, 4.0 * run.x)
+
+
 def test_the_normalizer_is_estimated_only_where_it_is_consistent():
     assert run_of(steering()).search.log_normalizer.isfinite().all()
     for strategy in (
@@ -230,11 +259,12 @@ def test_a_stopped_population_stays_stopped_and_pruning_reaches_it_too():
     assert run.rows == P * (K * (EVENTS[0] + 1) + STEPS - 1 - EVENTS[0])
 
 
-def test_rewards_on_another_scale_stop_nobody():
+def test_rewards_on_another_scale_stop_nobody_and_nothing_undoes_a_stop():
     search = EarlyStop(GoesOn(), 0.5)
     assert not search.step(look_at([[1.0, 0.0]], final_reward=False)).stopped.any()
     assert search.step(look_at([[0.5, 0.0]])).stopped.all()
     assert search.step(look_at([[0.0, 0.0]], final_reward=False)).stopped.all()
+    assert search.step(look_at([[0.0, 0.0]])).stopped.all()
 
 
 def test_the_target_is_on_the_scale_of_the_reward_where_z_scores_are_weighed():

@@ -91,6 +91,14 @@ def test_lambda_does_not_fall_where_the_path_telescopes():
     assert second.lmbda >= first.lmbda
 
 
+def test_lambda_may_fall_where_every_event_counts_by_itself():
+    model = FeynmanKac(None, Current(), TargetESS(), Resampling("systematic"))
+    state, first = model.step(model.start(1, 4), torch.tensor([[0.0, 1.0, 2.0, 3.0]]), 0.3)
+    state, second = model.step(state, 100.0 * torch.tensor([[0.0, 1.0, 2.0, 3.0]]), 0.6)
+    assert second.lmbda.item() == pytest.approx(first.lmbda.item() / 100)
+    assert second.weights.ess.item() == pytest.approx(2.0)
+
+
 def test_target_ess_is_capped_by_lambda_and_survives_flat_rewards():
     capped = FeynmanKac(0.5, tempering=TargetESS(0.5), resampling=NEVER)
     event = first_event(capped, torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0] * 4]))
