@@ -90,9 +90,8 @@ class Engine:
 
         kwargs.pop("eta", None)
         quiet = self.particles.quiet(stepped)
-        output = self.solver.step(
-            inner, index, quiet, self.call.generators_of(stepped), model_output, timestep, sample, *args, **kwargs
-        )
+        generators = self.generators_of(stepped)
+        output = self.solver.step(inner, index, quiet, generators, model_output, timestep, sample, *args, **kwargs)
         if late is not None:
             late = late.to(sample.device)
             self.solver.gather(sample.shape, late)
@@ -141,13 +140,17 @@ class Engine:
             sample = self.solver.leap(index, target, states.x0, states.sample)
             self.solver.forget(target)
         elif plan.by == "renoise":
-            generators = self.call.generators_of(self.particles.rows.live)
-            sample = self.solver.renoise(target, states.x0, generators)
+            sample = self.solver.renoise(target, states.x0, self.generators_of(self.particles.rows.live))
             self.solver.forget(target)
         elif plan.by != "memory":  # with which the solver's memory has come back already
             raise ValueError(f"Expected `by` to be 'renoise', 'memory' or 'leap', but got {plan.by!r}.")
         self.solver.seek(target)
         return sample
+
+    def generators_of(self, rows: Tensor) -> list[torch.Generator]:
+        """Those of rows (L,); copies for rows that sleep, for what those draw must not be missed when they wake."""
+        asleep = self.particles.rows.asleep[rows].tolist()
+        return [one.clone_state() if sleeps else one for one, sleeps in zip(self.call.generators_of(rows), asleep)]
 
     def _to_all_rows(self, output: Any, num_live: int) -> Any:
         rows = self.particles.rows

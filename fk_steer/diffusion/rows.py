@@ -33,6 +33,7 @@ class Rows:
         live: (L,) ascending, the rows that are alive.
         source: (B,) for each row the live row whose denoiser output it takes: itself if it is alive and distinct, the
             first of its copies if it is alive and a copy, some live row if it is not alive or asleep.
+        asleep: (B,) the rows that need not be computed until their states are replaced.
     """
 
     def __init__(self, num_populations: int, num_slots: int) -> None:
@@ -42,7 +43,7 @@ class Rows:
         self.live = torch.arange(self.total)
         self.source = torch.arange(self.total)
         self._first_row = num_slots * torch.arange(num_populations)[:, None]
-        self._asleep = torch.zeros(self.total, dtype=torch.bool)
+        self.asleep = torch.zeros(self.total, dtype=torch.bool)
         self._kept: dict[Hashable, Any] = {}
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -102,11 +103,11 @@ class Rows:
         if asleep is not None:
             sleeping = asleep.repeat_interleave(self.num_slots)
         same = torch.equal(live, before) and torch.equal(moved, torch.arange(len(before)))
-        if same and torch.equal(sleeping, self._asleep) and torch.equal(slots, self.slots) and not noised:
+        if same and torch.equal(sleeping, self.asleep) and torch.equal(slots, self.slots) and not noised:
             return None
         # Equal states have equal origins; those that are not of rows have numbers of their own.
         origins = [int(self.source[before[m]]) if m < len(before) else self.total + m for m in moved.tolist()]
-        self.slots, self.live, self._asleep = slots, live, sleeping
+        self.slots, self.live, self.asleep = slots, live, sleeping
         self.source = rows.view(slots.shape)[:, :1].repeat(1, self.num_slots).flatten()
         first_of: dict[int, int] = {}
         for row, origin in zip(live.tolist(), origins):
@@ -118,7 +119,7 @@ class Rows:
     @property
     def has_copies(self) -> bool:
         """Whether live rows are held to be equal to others."""
-        return self.kept("copies", lambda: bool((self.source[self.live] != self.live)[~self._asleep[self.live]].any()))
+        return self.kept("copies", lambda: bool((self.source[self.live] != self.live)[~self.asleep[self.live]].any()))
 
     def part(self, quiet: Tensor | None = None) -> None:
         """Noise has parted the copies, but those among the rows `quiet` (L,), which got none."""
@@ -126,7 +127,7 @@ class Rows:
             return
         first_of: dict[int, int] = {}
         for position, (row, source) in enumerate(zip(self.live.tolist(), self.source[self.live].tolist())):
-            if not self._asleep[row]:
+            if not self.asleep[row]:
                 still = quiet is not None and bool(quiet[position])
                 self.source[row] = first_of.setdefault(source, row) if still else row
         self._kept.clear()
@@ -136,7 +137,7 @@ class Rows:
         claims."""
         if not self.has_copies:
             return
-        claims = [row for row in self.live.tolist() if self.source[row] != row and not self._asleep[row]]
+        claims = [row for row in self.live.tolist() if self.source[row] != row and not self.asleep[row]]
         first = self.source[claims]
         equal = (values[claims] == values[first.tolist()]).flatten(1).all(1).tolist()
         parted = [row for row, same in zip(claims, equal) if not same]
