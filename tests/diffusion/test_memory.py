@@ -33,7 +33,8 @@ from fk_steer.testing import redness
 
 pipe = random_pipeline(sys.argv[1])
 settings = FKSteering(num_particles=2, lmbda=1.0, schedule=(0,))
-output = steer(pipe, redness, settings, Execution(denoise_batch_size=2))("a", num_inference_steps=2, height=64, width=64, output_type="pt")
+steered = steer(pipe, redness, settings, Execution(denoise_batch_size=2))
+output = steered("a", num_inference_steps=2, height=64, width=64, output_type="pt")
 print(json.dumps({
     "parameters": pipe.unet.num_parameters(),
     "gibibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
