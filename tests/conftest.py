@@ -7,6 +7,8 @@ import pytest
 import torch
 
 
+# Before anything makes the console, which asks once: tables are not cut.
+os.environ["COLUMNS"] = "200"
 REPOSITORY = Path(__file__).parent.parent
 
 

@@ -82,7 +82,7 @@ def test_compare(models, tmp_path):
     trace = Trace.load(tmp_path / "000" / "unsteered-trace.json")
     assert [event.step for event in trace.events] == [6]
     pipe = FKStableDiffusionPipeline.from_pretrained(models / "sd")
-    generators, _ = particle_generators(torch.Generator().manual_seed(1), None, 1, 1, 3)
+    generators, _ = particle_generators(torch.Generator().manual_seed(1), None, PROMPTS[:1], 1, 3)
     stock = pipe(PROMPTS[0], num_images_per_prompt=3, generator=generators, num_inference_steps=6).images
     saved = {Image.open(tmp_path / "000" / f"unsteered-{rank:02d}.png").tobytes() for rank in range(3)}
     assert saved == {image.tobytes() for image in stock}
@@ -153,7 +153,7 @@ def test_batch_size_is_no_setting_of_a_run(models, tmp_path, monkeypatch):
         (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, clip-score"),
         (["--particles", 0], "`num_particles` to be an integer of at least 1"),
         (["--reward-option", "base_url=http://user:secret@127.0.0.1/v1"], "`base_url` without a user and password"),
-        (["--lmbda", "nan"], "`lmbda` to be finite"),
+        (["--lmbda", "nan"], "`lmbda` to be None or finite"),
         (["--scheduler", "Nope"], "Unknown scheduler 'Nope'"),
         (["--reward-option", "path"], "KEY=VALUE, but got 'path'"),
         (["--reward-option", "variant=huge"], "Unknown variant 'huge'"),

@@ -174,6 +174,12 @@ def _guide(reward: str, model: str) -> RewardFunction:
     return load_guide(reward, "cpu", **bundled_options(model, reward))
 
 
+@cache
+def _held_out() -> RewardFunction:
+    """A CLIP that never guides."""
+    return load_guide("clip-score", "cpu", path="shapes-held-out")
+
+
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:
     pipe = _loaded(job.model)
     stock_scheduler = pipe.scheduler
@@ -188,8 +194,7 @@ def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]
         )
     finally:
         pipe.scheduler = stock_scheduler
-    held_out = _guide("clip-score", "shapes-held-out")
-    return _judge(output, chunk, job.seed, held_out, job.out / "images" / f"{job.seed:03d}")
+    return _judge(output, chunk, job.seed, _held_out(), job.out / "images" / f"{job.seed:03d}")
 
 
 def _judge(

@@ -75,7 +75,7 @@ def _range(low: float, high: float) -> str:
     if low == -math.inf and high == math.inf:
         return "a finite number"
     if high == math.inf:
-        return f"at least {low}"
+        return f"finite and at least {low}"
     if low == -math.inf:
         return f"at most {high}"
     return f"between {low} and {high}"

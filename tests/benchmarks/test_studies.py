@@ -14,7 +14,7 @@ from benchmarks.preview import run as preview
 from benchmarks.scaling import run as scaling
 from benchmarks.shapes import run as shapes
 from benchmarks.speed import run as speed
-from fk_steer import FKSteering, load_reward, steer
+from fk_steer import Execution, FKSteering, load_reward, steer
 from fk_steer.loading import load_preview
 from fk_steer.shapes import BUNDLED, load_pipeline
 
@@ -85,11 +85,11 @@ def test_compute(tmp_path):
 def test_the_floor_does_the_same_work(pipe, name, previews):
     reward = load_reward("clip-score", path="shapes")
     decoder = load_preview(name, pipe) if previews else None
-    settings = FKSteering.preset("psp", lmbda=20.0, preview_decoder=decoder)
+    settings = FKSteering.preset("psp", lmbda=20.0, preview=decoder)
     call = {"num_inference_steps": 8, "guidance_scale": 3.0}
     prompts = ["a photo of two stars", "a photo of a red moon"]
     rows = {"denoiser": 0, "decode": 0, "reward": 0}
-    for function, args, _ in speed.record(pipe, reward, settings, prompts, **call).calls:
+    for function, args, _ in speed.record(pipe, reward, settings, Execution(), prompts, **call).calls:
         owner = getattr(function, "__self__", None)
         decodes = owner is not None and owner in (pipe.vae, decoder)
         rows["denoiser" if owner is pipe.unet else "decode" if decodes else "reward"] += len(args[0])

@@ -96,15 +96,14 @@ def test_a_sample_is_the_best_of_one_steered_call(whole):
     prompt = evaluation_prompts()[80]["prompt"]
     output = steer(pipe, guide, FKSteering(num_particles=2))(
         [prompt, prompt],
-        generator=particle_generators(generators, None, 2, 1, 2)[0],
+        generator=particle_generators(generators, None, [prompt] * 2, 1, 2)[0],
         num_inference_steps=3,
         guidance_scale=GUIDANCE_SCALE,
     )
     records = [record for record in read_records(whole) if record.prompt_index == 80]
     for number, record in enumerate(records):
         assert (
-            Image.open(whole / "00080" / "samples" / f"{number:05d}.png").tobytes()
-            == output.images[2 * number].tobytes()
+            Image.open(whole / "00080" / "samples" / f"{number:05d}.png").tobytes() == output.images[number].tobytes()
         )
         assert record.rewards == output.rewards[number].tolist()
         assert record.rewards == pytest.approx(record.scores["clip-score"])
@@ -125,8 +124,8 @@ def test_without_steering(whole, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     samples = Plan.of(settings).samples(Plan.of(settings).prompts[0])
     generators = [generation_sampling.noise(sample) for sample in samples]
-    first_of_four = particle_generators(generators, None, 2, 1, 4)[0][::4]
     prompt = evaluation_prompts()[0]["prompt"]
+    first_of_four = particle_generators(generators, None, [prompt] * 2, 1, 4)[0][::4]
     images = pipe(
         [prompt] * 2, generator=first_of_four, num_inference_steps=3, guidance_scale=GUIDANCE_SCALE
     ).images  # fmt: skip

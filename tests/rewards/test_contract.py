@@ -238,15 +238,14 @@ def test_steers(reward, tiny):
     """The bundled pipeline, end to end."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    with steer(pipe, reward, FKSteering(num_particles=2, lmbda=1.0, seed=0)) as steered:
-        output = steered(
-            tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star",
-            num_inference_steps=4,
-            generator=torch.Generator().manual_seed(0),
-        )
+    output = steer(pipe, reward, FKSteering(num_particles=2, lmbda=1.0, seed=0))(
+        tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star",
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert output.rewards.isfinite().all()
     assert output.rewards[0].tolist() == sorted(output.rewards[0].tolist(), reverse=True)
-    again = reward(output.images, [tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star"] * 2)
+    again = reward(output.particles[0], [tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star"] * 2)
     torch.testing.assert_close(output.rewards[0].float(), again, atol=1e-5, rtol=1e-4)
 
 

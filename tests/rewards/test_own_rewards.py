@@ -49,13 +49,13 @@ def steered(reward, **settings):
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    with steer(pipe, reward, FKSteering.preset("fk", num_particles=3, seed=0, **settings)) as call:
-        return call(PROMPT, num_inference_steps=4, generator=generator, output_type="pt")
+    call = steer(pipe, reward, FKSteering.preset("fk", num_particles=3, seed=0, **settings))
+    return call(PROMPT, num_inference_steps=4, generator=generator, output_type="pt")
 
 
 def test_a_function():
     output = steered(brightness, lmbda=20.0)
-    expected = brightness(torch.as_tensor(output.images), [PROMPT] * 3)
+    expected = brightness(output.particles[0], [PROMPT] * 3)
     torch.testing.assert_close(output.rewards[0].float(), expected.float(), atol=2e-3, rtol=0)
     assert output.trace.reward == "brightness"
 
@@ -71,7 +71,7 @@ def test_a_function_of_pil_images():
         return [len(picture.getcolors(10**6)) / 100 for picture in pictures]
 
     output = steered(as_pil(colours), lmbda=1.0)
-    expected = as_pil(colours)(torch.as_tensor(output.images), [PROMPT] * 3)
+    expected = as_pil(colours)(output.particles[0], [PROMPT] * 3)
     torch.testing.assert_close(output.rewards[0].float(), expected)
     assert output.trace.reward == "colours"
 
@@ -79,7 +79,7 @@ def test_a_function_of_pil_images():
 def test_a_class_that_sees_all_particles():
     output = steered(Rank())
     assert output.rewards[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0.0])
-    means = torch.as_tensor(output.images).mean((1, 2, 3))
+    means = output.particles[0].mean((1, 2, 3))
     assert (means.diff() <= 0).all()
     assert output.trace.events[-1].lmbda == [2.0]
 
@@ -90,7 +90,7 @@ def test_rewards_inside_rewards():
     output = steered(nested, lmbda=1.0)
     first, last = output.trace.events[0], output.trace.events[-1]
     assert list(first.scores) == ["brightness", "redness"] and list(last.scores) == ["Rank", "redness", "brightness"]
-    images = torch.as_tensor(output.images)
+    images = output.particles[0]
     torch.testing.assert_close(output.rewards[0].float(), nested(images, [PROMPT] * 3), atol=2e-3, rtol=0)
 
 
