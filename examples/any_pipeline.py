@@ -45,7 +45,7 @@ output = steered(
     num_inference_steps=options.steps,
     guidance_scale=options.guidance,
     generator=torch.Generator().manual_seed(0),
-    callback_on_scoring_event=watch,
+    on_event=watch,
 )
 
 options.out.mkdir(parents=True, exist_ok=True)

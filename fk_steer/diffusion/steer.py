@@ -29,14 +29,6 @@ from .run import Run, facts
 from .schedulers import parametrisation
 
 
-STEERING_ARGUMENTS = {
-    "reward_prompt": None,
-    "particle_parallel": False,
-    "callback_on_scoring_event": None,
-    "keep_predictions": False,
-}
-"""What a steered call takes beside the pipeline's own arguments, with the defaults."""
-
 THUMBNAIL = 128
 """Longer side, in pixels, of the pictures that `keep_predictions=True` keeps."""
 
@@ -116,7 +108,7 @@ class SteeredPipeline:
             )
         self.execution = execution or Execution()
         self.steering.check(facts(self.reward))
-        if self.steering.copying(1000):
+        if self.steering.looks:
             parametrisation(pipe.scheduler)
 
     @torch.no_grad()
@@ -125,7 +117,7 @@ class SteeredPipeline:
         *args: Any,
         reward_prompt: str | Sequence[str] | None = None,
         particle_parallel: bool | dist.ProcessGroup = False,
-        callback_on_scoring_event: Callable[[ScoringEvent], Any] | None = None,
+        on_event: Callable[[ScoringEvent], Any] | None = None,
         keep_predictions: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -137,8 +129,8 @@ class SteeredPipeline:
             particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a
                 process group between its own. Every rank makes the same call and gets the same output. Without a
                 `generator` or the settings' `seed`, the noise is that of rank 0.
-            callback_on_scoring_event: called after every scoring event with a `ScoringEvent`: the step, the rewards,
-                the ancestors and, on request, the decoded x0 predictions. It may stop the run.
+            on_event: called after every scoring event with a `ScoringEvent`: the step, the rewards, the ancestors and,
+                on request, the decoded x0 predictions. It may stop the run.
             keep_predictions: keep small pictures of the x0 predictions in the trace, for reports.
             *args, **kwargs: those of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
                 independent populations per prompt. `generator` may be one generator, one per prompt, one per
@@ -161,7 +153,7 @@ class SteeredPipeline:
         return_dict = arguments.pop("return_dict", True)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)
         self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
-        observers = [] if callback_on_scoring_event is None else [callback_on_scoring_event]
+        observers = [] if on_event is None else [on_event]
         side = THUMBNAIL if keep_predictions else None
 
         def run_of(call: Call) -> Run:

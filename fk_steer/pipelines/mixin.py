@@ -6,7 +6,7 @@ import functools
 import inspect
 from typing import Any
 
-from ..diffusion.steer import STEERING_ARGUMENTS, steer
+from ..diffusion.steer import steer
 from ..search import DEFAULT_PRESET
 
 
@@ -41,8 +41,10 @@ class SteeringMixin:
                 if given:
                     raise ValueError(f"`{next(iter(given))}` needs a `reward` to steer by.")
                 return stock(self, *args, **kwargs)
-            steering, execution = given.pop("steering", DEFAULT_PRESET), given.pop("execution", None)
-            return steer(self, reward, steering, execution)(*args, **given, **kwargs)
+            steered = steer(self, reward, given.pop("steering", DEFAULT_PRESET), given.pop("execution", None))
+            # A name in the manner of `callback_on_step_end`, beside which it stands here.
+            on_event = given.pop("callback_on_scoring_event", None)
+            return steered(*args, on_event=on_event, **given, **kwargs)
 
         call.__doc__ = f"{_DOCUMENTATION}\n{inspect.getdoc(named) or ''}"
         call.__signature__ = _with_steering_parameters(named)  # type: ignore[attr-defined]
@@ -61,7 +63,16 @@ def _with_steering_parameters(stock: Any) -> inspect.Signature:
     return signature.replace(parameters=[*parameters[:end], *added, *parameters[end:]])
 
 
-_ARGUMENTS = {"reward": None, "steering": None, "execution": None, **STEERING_ARGUMENTS}
+_ARGUMENTS = {
+    "reward": None,
+    "steering": None,
+    "execution": None,
+    "reward_prompt": None,
+    "particle_parallel": False,
+    "callback_on_scoring_event": None,
+    "keep_predictions": False,
+}
+"""What a steered call takes beside the pipeline's own arguments, with the defaults."""
 
 _DOCUMENTATION = """Generate images, steered by a reward if one is given.
 

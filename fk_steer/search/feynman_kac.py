@@ -128,6 +128,10 @@ class FKSteering(Strategy):
     def events(self, num_steps: int) -> Collection[int]:
         return self.schedule.events(num_steps, self.num_particles).keys()
 
+    @property
+    def looks(self) -> bool:
+        return bool(self.schedule.at)
+
     def copying(self, num_steps: int) -> list[int]:
         events = self.schedule.events(num_steps, self.num_particles)
         before = [self.num_particles, *events.values()]

@@ -168,6 +168,11 @@ class Strategy:
         """What a strategy without memory says at an event."""
         raise NotImplementedError(f"{type(self).__name__} defines neither `step` nor `start`.")
 
+    @property
+    def looks(self) -> bool:
+        """Whether x0 predictions are scored along the way; final images always are."""
+        return True
+
     def copying(self, num_steps: int) -> list[int]:
         """The steps at which plans may make copies of a particle that only the sampler's noise can part."""
         return sorted(self.events(num_steps))

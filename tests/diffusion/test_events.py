@@ -47,7 +47,7 @@ def run(name, seen, steering, prompts=PROMPTS, execution=None, **call):
     return steer(make(), seen.reward, steering, execution)(
         prompts,
         generator=torch.Generator().manual_seed(5),
-        callback_on_scoring_event=seen,
+        on_event=seen,
         **{**own, "num_inference_steps": STEPS, "output_type": "pt", **call},
     )
 

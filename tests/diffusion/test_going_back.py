@@ -139,7 +139,7 @@ def kept_run(pipe, steering, **call):
         PROMPTS[0],
         generator=row_generators(3, 4),
         callback_on_step_end=remember,
-        callback_on_scoring_event=lambda event: images.append(event.predictions()),
+        on_event=lambda event: images.append(event.predictions()),
         **{"num_inference_steps": 8, **call},
     )
     return output, latents, images
