@@ -37,16 +37,18 @@ def invoke(app, *arguments):
     return result
 
 
-def test_benchmark(name, tmp_path):
+# Processes of its own import everything first.
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_benchmark(name, tmp_path, processes):
     arguments = (
-        shapes.app, "--model", name, "--preset", "best-of-n:1", "--preset", "psp:4", "--steps", 8, "--seeds", 2,
-        "--per-task", 1, "--processes", 2, "--out", tmp_path,
+        shapes.app, "--model", name, "--preset", "best-of-n:1", "--preset", "psp:4", "--steps", 4, "--seeds", 2,
+        "--per-task", 1, "--processes", processes, "--out", tmp_path,
     )  # fmt: skip
     invoke(*arguments)
     table = json.loads((tmp_path / "table.json").read_text())
     assert list(table) == ["best-of-n, k = 1", "psp, k = 4"]
-    assert table["best-of-n, k = 1"]["nfe"][0] == 2 * 8
-    assert table["psp, k = 4"]["nfe"][0] == 2 * (4 * 2 + 2 * 2 + 1 * 4)
+    assert table["best-of-n, k = 1"]["nfe"][0] == 2 * 4
+    assert table["psp, k = 4"]["nfe"][0] == 2 * (4 * 1 + 2 * 1 + 1 * 2)
     records = [record for path in (tmp_path / "psp-4" / "records").iterdir() for record in json.loads(path.read_text())]
     assert len(records) == 12
     assert table["psp, k = 4"]["overall"][0] == pytest.approx(100 * np.mean([record["correct"] for record in records]))
@@ -107,7 +109,9 @@ def test_preview(tmp_path):
     assert rows[-1]["pooled"] > 0.3
 
 
-def test_speed(tmp_path, monkeypatch):
+# Peak memory takes a run with 64 particles.
+@pytest.mark.parametrize("memory", ["--no-memory", pytest.param("--memory", marks=pytest.mark.slow)])
+def test_speed(tmp_path, monkeypatch, memory):
     sizes, decode = set(), AutoencoderKL.decode
 
     def recorded(self, z, *args, **kwargs):
@@ -115,7 +119,7 @@ def test_speed(tmp_path, monkeypatch):
         return decode(self, z, *args, **kwargs)
 
     monkeypatch.setattr(AutoencoderKL, "decode", recorded)
-    arguments = ("--steps", 4, "--repeats", 1, "--prompts", 2, "--decode-batch-size", 3)
+    arguments = ("--steps", 4, "--repeats", 1, "--prompts", 2, "--decode-batch-size", 3, memory)
     assert "overhead" in invoke(speed.app, *arguments, "--out", tmp_path / "speed.json").output
     measured = json.loads((tmp_path / "speed.json").read_text())
     assert {way: len(seconds) for way, seconds in measured["seconds"].items()} == {
@@ -124,6 +128,7 @@ def test_speed(tmp_path, monkeypatch):
     assert -1.0 < measured["reward"]["straight-through"] < 1.0
     # Nothing else decodes three at a time.
     assert 3 in sizes
+    assert bool(measured["peak bytes"]) == (memory == "--memory")
 
 
 @pytest.mark.slow
