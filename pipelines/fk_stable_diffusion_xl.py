@@ -1,17 +1,9 @@
-"""Stable Diffusion XL with Feynman-Kac steering; also a `custom_pipeline` file."""
+"""Stable Diffusion XL with Feynman-Kac steering, as a `custom_pipeline`.
 
-from diffusers import StableDiffusionXLPipeline
+DiffusionPipeline.from_pretrained(MODEL, custom_pipeline="pipelines/fk_stable_diffusion_xl.py", trust_remote_code=True)
+"""
 
-from fk_steer.diffusion.pipeline_mixin import SteeringMixin
+from fk_steer.pipelines import FKStableDiffusionXLPipeline
 
 
-class FKStableDiffusionXLPipeline(SteeringMixin, StableDiffusionXLPipeline):
-    """`StableDiffusionXLPipeline` whose call takes `reward=` and `steering=`.
-
-    ```py
-    pipe = FKStableDiffusionXLPipeline.from_pretrained(
-        "stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16"
-    )
-    out = pipe.to("cuda")("a photo of three bicycles", reward=load_reward("clip-score"), steering="adaptive")
-    ```
-    """
+__all__ = ["FKStableDiffusionXLPipeline"]

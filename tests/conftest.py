@@ -7,6 +7,8 @@ import pytest
 import torch
 
 
+# Before anything makes the console, which asks once: tables are not cut.
+os.environ["COLUMNS"] = "200"
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -25,8 +27,19 @@ def golden_folders(prefix: str) -> list[Path]:
     return sorted(folder for root in roots if root.is_dir() for folder in root.glob(f"{prefix}*") if folder.is_dir())
 
 
+def pytest_configure():
+    # Tiny models on busy machines: several OpenMP threads are slower than one by an order of magnitude.
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    # What several tests share must not depend on which of them comes first.
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
-    # Tiny models on busy machines: several OpenMP threads are slower than one by an order of magnitude.
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -12,8 +12,8 @@ import time
 import torch
 from PIL import Image
 
-from fk_steer.benchmarks.generation import GenerationSettings, generate
-from fk_steer.benchmarks.generation_workers import end_on_sigterm
+from fk_steer.evaluation.generation.run import GenerationSettings, generate
+from fk_steer.evaluation.generation.workers import end_on_sigterm
 
 
 SETTINGS = GenerationSettings(
@@ -48,7 +48,7 @@ def in_process(settings, out):
     """A process that makes the run; returns when it has begun."""
     # Forked from a process that has imported everything, once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["generation_runs", "fk_steer.benchmarks.generation_sampling"])
+    context.set_forkserver_preload(["generation_runs", "fk_steer.evaluation.generation.sampling"])
     begun = context.Event()
     process = context.Process(target=_run, args=(settings, out, begun))
     process.start()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import typer
-from diffusers import UniPCMultistepScheduler
+from diffusers import AutoencoderKL, UniPCMultistepScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -82,7 +82,7 @@ def test_compare(models, tmp_path):
     trace = Trace.load(tmp_path / "000" / "unsteered-trace.json")
     assert [event.step for event in trace.events] == [6]
     pipe = FKStableDiffusionPipeline.from_pretrained(models / "sd")
-    generators, _ = particle_generators(torch.Generator().manual_seed(1), None, 1, 1, 3)
+    generators, _ = particle_generators(torch.Generator().manual_seed(1), None, PROMPTS[:1], 1, 3)
     stock = pipe(PROMPTS[0], num_images_per_prompt=3, generator=generators, num_inference_steps=6).images
     saved = {Image.open(tmp_path / "000" / f"unsteered-{rank:02d}.png").tobytes() for rank in range(3)}
     assert saved == {image.tobytes() for image in stock}
@@ -124,10 +124,26 @@ def test_samplers(models, tmp_path):
     assert not (tmp_path / "psp" / "000" / "01.png").exists()
 
 
-def test_batch_size(models, tmp_path):
+def test_batch_size_is_no_setting_of_a_run(models, tmp_path, monkeypatch):
+    sizes, decode = [], AutoencoderKL.decode
+
+    def recorded(self, z, *args, **kwargs):
+        sizes.append(len(z))
+        return decode(self, z, *args, **kwargs)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", recorded)
     assert generate(models, tmp_path, "--batch-size", 2).exit_code == 0
-    settings = json.loads((tmp_path / "settings.json").read_text())["steering"]
-    assert settings["denoise_batch_size"] == settings["decode_batch_size"] == settings["reward_batch_size"] == 2
+    assert max(sizes) == 2
+    assert not any("batch_size" in name for name in json.loads((tmp_path / "settings.json").read_text())["steering"])
+    # Taken up again, after memory was short for instance, it makes what is missing.
+    before = (tmp_path / "001" / "00.png").read_bytes()
+    for name in ("trace.json", "00.png"):
+        (tmp_path / "001" / name).unlink()
+    sizes.clear()
+    result = generate(models, tmp_path, "--batch-size", 1)
+    assert result.exit_code == 0, result.stderr
+    assert set(sizes) == {1}
+    assert (tmp_path / "001" / "00.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -137,7 +153,7 @@ def test_batch_size(models, tmp_path):
         (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, clip-score"),
         (["--particles", 0], "`num_particles` to be an integer of at least 1"),
         (["--reward-option", "base_url=http://user:secret@127.0.0.1/v1"], "`base_url` without a user and password"),
-        (["--lmbda", "nan"], "`lmbda` to be finite"),
+        (["--lmbda", "nan"], "`lmbda` to be None or finite"),
         (["--scheduler", "Nope"], "Unknown scheduler 'Nope'"),
         (["--reward-option", "path"], "KEY=VALUE, but got 'path'"),
         (["--reward-option", "variant=huge"], "Unknown variant 'huge'"),

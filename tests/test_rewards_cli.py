@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fk_steer import load_reward
 from fk_steer.cli import app
-from fk_steer.console import reward_options
+from fk_steer.options import reward_options
 from fk_steer.rewards import available_rewards
-from fk_steer.testing_rewards import TINY_REWARDS
+from fk_steer.testing.rewards import TINY_REWARDS
 
 
 PROMPT = "a red circle"
@@ -39,7 +39,7 @@ def options(folder):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_score_table(folder, options):

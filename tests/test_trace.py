@@ -10,13 +10,14 @@ from PIL import Image
 
 from fk_steer import FKSteering, Schedule, Trace, steer
 from fk_steer.files import write_atomically
-from fk_steer.report import Picture, Result, contact_sheet
+from fk_steer.report.results import Picture, Result
+from fk_steer.report.sheet import contact_sheet
 from fk_steer.testing import PROMPTS, SIZE, redness, sd
 
 
 @pytest.fixture(scope="module")
 def trace() -> Trace:
-    settings = FKSteering(num_particles=4, lmbda=20.0, ess_threshold=1.0, schedule=Schedule(at=(2, 4), alive=(3, 4)))
+    settings = FKSteering(num_particles=4, lmbda=20.0, schedule=Schedule(at=(2, 4), alive=(3, 4)))
     return steer(sd(), redness, settings)(PROMPTS, num_inference_steps=6, **SIZE).trace
 
 
@@ -74,7 +75,7 @@ def test_infinities_survive_standard_json():
     def reward(images, prompts):
         return torch.tensor([-torch.inf, 0.0])
 
-    settings = FKSteering(num_particles=2, lmbda=1.0, resampler="top-k", schedule=Schedule(at=(1,), alive=(2,)))
+    settings = FKSteering(num_particles=2, lmbda=1.0, resampling="top-k", schedule=Schedule(at=(1,), alive=(2,)))
     trace = steer(sd(), reward, settings)("nan", num_inference_steps=3, **SIZE).trace
     text = json.dumps(trace.to_dict(), allow_nan=False)
     loaded = Trace.from_dict(json.loads(text))

@@ -1,12 +1,16 @@
-"""The bridge between sequential Monte Carlo and Diffusers pipelines."""
+"""The engine: carries out what a search says inside the stock loops of Diffusers pipelines."""
 
 from .decode import LatentDecoder
+from .events import ScoringEvent
+from .execution import Execution
 from .schedulers import UnsupportedSchedulerError, intercept_step, predict_x0
-from .steering import SteeredOutput, SteeredPipeline, steer
+from .steer import SteeredOutput, SteeredPipeline, steer
 
 
 __all__ = [
+    "Execution",
     "LatentDecoder",
+    "ScoringEvent",
     "SteeredOutput",
     "SteeredPipeline",
     "UnsupportedSchedulerError",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -98,6 +99,15 @@ def reward_prompts(arguments: dict[str, Any], reward_prompt: str | Sequence[str]
     if len(texts) != num_prompts:
         raise ValueError(f"Expected one `reward_prompt` for each of {num_prompts} prompts, but got {len(texts)}.")
     return texts
+
+
+def texts_or_keys(arguments: dict[str, Any], num_prompts: int) -> list[Any]:
+    """One value for each prompt, equal for equal prompts: its text, or the content of its embeddings."""
+    prompt = arguments.get("prompt")
+    if prompt is not None:
+        return [prompt] if isinstance(prompt, str) else list(prompt)
+    embeddings = arguments["prompt_embeds"].detach().to("cpu", torch.float32)
+    return [embeddings[p].numpy().tobytes() for p in range(num_prompts)]
 
 
 def image_size(pipe: Any, arguments: dict[str, Any]) -> tuple[int, int] | None:

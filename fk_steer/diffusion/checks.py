@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from ..config import FKSteering
-from .schedulers import parts_copies
+from .schedulers import parting_steps
 
 
 def denoiser_of(pipe: Any) -> Any:
@@ -29,45 +25,56 @@ def denoiser_of(pipe: Any) -> Any:
     return denoiser
 
 
+def check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Check that a pipeline's loop can be sent to other steps than the next.
+
+    Raises:
+        ValueError: if it looks up what to do in a step by counting steps, which goes on when the loop is sent back.
+    """
+    if getattr(pipe, "controlnet", None) is not None or arguments.get("mask_image") is not None:
+        raise ValueError(
+            f"The search goes back to earlier steps, but {type(pipe).__name__} counts its steps to know what to do in "
+            "each. Use a search that does not go back."
+        )
+
+
 def check_noise(
-    scheduler: Any,
-    timesteps: Tensor,
-    steering: FKSteering,
-    events: Mapping[int, int],
-    eta_at: Callable[[int], float],
-) -> None:
-    """Check that the scheduler adds noise where the settings need it and can do without where they need that. Warns if
+    scheduler: Any, timesteps: Sequence[float], copying: Sequence[int], elite: bool, eta_at: Callable[[int], float]
+) -> list[bool]:
+    """Check that the scheduler adds noise where a search needs it and can do without where it needs that. Warns if
     copies made by the last resampling stay identical.
 
     Args:
         scheduler: before its first step.
-        timesteps: (T,) of the loop.
-        steering: the settings.
-        events: step -> particles alive after it.
+        timesteps: of the loop.
+        copying: steps at which copies of particles may be made, ascending.
+        elite: whether a particle has to go without noise.
         eta_at: step index -> the noise asked for.
 
+    Returns:
+        For each step whether its noise parts copies.
+
     Raises:
-        ValueError: if the copies made by the first resampling would stay identical, or the elite cannot go without
-            noise.
+        ValueError: if the copies made first would stay identical, or the elite cannot go without noise.
     """
     name = type(scheduler).__name__
-    parts = functools.partial(parts_copies, scheduler, timesteps)
-    copying = [event + steering.resample_after_noise for event in steering.duplicating(events)]
-    if copying and not parts(copying[0], eta_at):
+    parts = parting_steps(scheduler, timesteps, eta_at)
+    if copying and not any(parts[copying[0] :]):
         raise ValueError(
             f"{name} adds no noise after the first resampling, so copies of a particle would stay identical. Let it "
             "add noise (`eta` above 0 and a noise window that reaches past the first scoring event), use a sampler "
             "that can (`pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, "
             "algorithm_type='sde-dpmsolver++')`, DDIM or Euler), or a preset that only prunes ('psp', 'best-of-n')."
         )
-    if len(copying) > 1 and not eta_at(copying[-1]) and not parts(copying[-1], eta_at):
+    if len(copying) > 1 and not any(parts[copying[-1] :]):
         warnings.warn(
             "No noise is added after the last resampling, so copies of a particle that it makes stay identical. Score "
             "earlier, or let the noise window reach further.",
             stacklevel=2,
         )
-    if steering.elite and parts(0, lambda index: 0.0):
+    if elite and any(parting_steps(scheduler, timesteps, lambda index: 0.0)):
         raise ValueError(
             f"`elite` needs a sampler whose noise can be switched off, but {name} always adds its own. Use DDIM, Euler "
             "or DPM-Solver++."
         )
+    return parts

@@ -35,16 +35,18 @@ class LatentDecoder:
         with _upcast(self.vae):
             latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
             image = self._decode(self._unscale(latents), return_dict=False)[0]
-        return self.pipe.image_processor.postprocess(image, output_type="pt").float()
+        images: Tensor = self.pipe.image_processor.postprocess(image, output_type="pt")
+        return images.float()
 
     def _unscale(self, latents: Tensor) -> Tensor:
         config = self.vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
-            return latents * std / config.scaling_factor + mean
-        latents = latents / config.scaling_factor
-        return latents + config.shift_factor if config.get("shift_factor") else latents
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            moments = (config.latents_mean, config.latents_std)
+            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in moments)
+            return latents * std / float(config.scaling_factor) + mean
+        shift = float(config.get("shift_factor") or 0.0)
+        latents = latents / float(config.scaling_factor)
+        return latents + shift if shift else latents
 
 
 @contextmanager

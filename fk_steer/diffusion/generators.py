@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +14,23 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def particle_generators(
-    generator: Generators, seed: int | None, num_prompts: int, per_prompt: int, num_particles: int
+    generator: Generators, seed: int | None, prompts: Sequence[Any], per_prompt: int, num_particles: int
 ) -> tuple[list[torch.Generator], list[torch.Generator]]:
-    """One generator per row for the noise, one per population for the resampling.
+    """One generator per row for the noise, one per population for what a search draws.
 
     Seeds derive from one number per prompt (drawn from the user's generator, or `seed`) and from the position of the
-    population and particle within the prompt, so that neither depends on which other prompts share the batch. Given one
-    generator per population, each draws its own number; given one per particle, those are the ones used, and the
-    resampling is seeded by the `initial_seed()` of a population's first.
+    population and particle within the prompt, so that neither depends on which other prompts share the batch. A prompt
+    that is there twice gets other noise the second time: its populations are counted on from those of the first. Given
+    one generator per population, each draws its own number; given one per particle, those are the ones used, and the
+    search's are seeded by the `initial_seed()` of a population's first.
+
+    Args:
+        prompts: one value per prompt, equal for equal prompts.
 
     Raises:
         ValueError: for any other number of generators.
     """
+    num_prompts = len(prompts)
     populations = num_prompts * per_prompt
     device = torch.device("cpu")
     if isinstance(generator, Sequence):
@@ -44,8 +51,12 @@ def particle_generators(
     else:
         seeds = [draw_seed() if seed is None else seed] * num_prompts
     rows, resampling = [], []
-    for prompt_seed in seeds:
-        for image in range(per_prompt):
+    seen: Counter[tuple[int, Any]] = Counter()
+    for position, prompt_seed in enumerate(seeds):
+        key = prompt_seed, position if isinstance(generator, Sequence) else prompts[position]
+        first = seen[key]
+        seen[key] += per_prompt
+        for image in range(first, first + per_prompt):
             resampling.append(_child(prompt_seed, image, torch.device("cpu")))
             rows += [_child(prompt_seed, image, device, particle) for particle in range(num_particles)]
     return rows, resampling

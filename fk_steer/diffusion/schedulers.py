@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
     Args:
         scheduler: with its timesteps set.
         model_output: (B, ...) what the pipeline passes to `scheduler.step`, guidance included.
-        timestep: the timestep passed to `scheduler.step`.
+        timestep: the timestep passed to `scheduler.step`; a number on the CPU makes no device wait.
         sample: (B, ...) x_t.
 
     Returns:
@@ -70,14 +70,13 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
     prediction = scheduler.config.get("prediction_type")
     kind = parametrisation(scheduler)
     if kind == "variance-preserving":
-        alpha_squared = scheduler.alphas_cumprod[int(timestep)].to(x.device)
+        alpha_squared = scheduler.alphas_cumprod[int(timestep)]
         if m.shape[1] == 2 * x.shape[1]:  # the second half is a learned variance
             m = m[:, : x.shape[1]]
         x0 = _from_signal_and_noise(prediction, m, x, alpha_squared.sqrt(), (1 - alpha_squared).sqrt())
     else:
-        if scheduler.step_index is None:
-            scheduler._init_step_index(timestep)
-        sigma = scheduler.sigmas[scheduler.step_index].to(x.device, torch.float32)
+        # On its own device: mixing in a number makes nobody wait.
+        sigma = scheduler.sigmas[start_index(scheduler, timestep)].to(torch.float32)
         if kind == "edm":
             x0 = scheduler.precondition_outputs(x, m, sigma)
         elif kind == "flow":
@@ -88,11 +87,42 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
             alpha = (sigma**2 + 1).rsqrt()
             x0 = _from_signal_and_noise(prediction, m, alpha * x, alpha, alpha * sigma)
     if scheduler.config.get("thresholding"):
-        return scheduler._threshold_sample(x0)
+        thresholded: Tensor = scheduler._threshold_sample(x0)
+        return thresholded
     if scheduler.config.get("clip_sample"):
         limit = scheduler.config.get("clip_sample_range", 1.0)
         return x0.clamp(-limit, limit)
     return x0
+
+
+def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of a step, with which its samples are alpha x0 + sigma epsilon.
+
+    Args:
+        timestep: of the step.
+        index: of the step among the scheduler's sigmas.
+    """
+    kind = parametrisation(scheduler)
+    if kind == "variance-preserving":
+        alpha_squared = scheduler.alphas_cumprod[int(timestep)]
+        return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
+    sigma = scheduler.sigmas[index].to(torch.float32)
+    if kind == "flow":
+        return 1 - sigma, sigma
+    if kind == "variance-preserving-sigmas":
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
+        return alpha, sigma
+    return torch.ones_like(sigma), sigma
+
+
+def start_index(scheduler: Any, timestep: float) -> int:
+    """Where a scheduler stands among its sigmas; before its first step, where that timestep will put it. 0 for one
+    without."""
+    if not hasattr(scheduler, "_init_step_index"):
+        return 0
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)
+    return int(scheduler.step_index)
 
 
 def parametrisation(scheduler: Any) -> str:
@@ -198,33 +228,41 @@ def adds_noise(scheduler: Any, eta: float) -> bool:
     probe = copy.deepcopy(scheduler)
     options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     probe.set_timesteps(8, **options)
-    return parts_copies(probe, probe.timesteps, 0, lambda index: eta)
+    return any(parting_steps(probe, probe.timesteps.tolist(), lambda index: eta))
 
 
-def parts_copies(scheduler: Any, timesteps: Tensor, first: int, eta_at: Callable[[int], float]) -> bool:
-    """Whether two copies of a particle made at step `first` would differ at the end of the loop.
+def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[int], float]) -> list[bool]:
+    """For each step of a loop whether it parts two copies of a particle.
 
-    Asks the scheduler itself rather than a list of schedulers: a copy of it takes the steps with two equal rows and a
-    generator for each.
+    Asks the scheduler itself rather than a list of schedulers: a copy of it takes the steps, on the CPU, with two equal
+    rows and a generator for each.
 
     Args:
         scheduler: before its first step.
-        timesteps: (T,) of the loop.
-        first: index of the first step before whose noise there may be copies.
+        timesteps: of the loop.
         eta_at: step index -> the noise asked for, see `noise_switched`.
     """
     probe = copy.copy(scheduler)
-    vars(probe).pop("step", None)  # not ours, which holds on to the whole run
-    probe = copy.deepcopy(probe)
+    for name in [name for name, value in vars(probe).items() if callable(value) and hasattr(type(probe), name)]:
+        del vars(probe)[name]  # a method that is replaced, by ours for example, which hold on to the whole run
+    probe = copy.deepcopy(_on_cpu(probe))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    sample = torch.ones(2, 4, 2, 2, device=timesteps.device)
+    sample = torch.ones(2, 4, 2, 2)
+    parted = []
     for index, timestep in enumerate(timesteps):
-        if index <= first:
-            sample = sample[:1].repeat(2, 1, 1, 1)
+        sample = sample[:1].repeat(2, 1, 1, 1)
         with noise_switched(probe, probe.step, eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
-            sample = step(torch.zeros_like(sample), timestep, sample, **options)[0]
-    return not torch.equal(sample[0], sample[1])
+            sample = step(torch.zeros_like(sample), torch.tensor(timestep), sample, **options)[0]
+        parted.append(not torch.equal(sample[0], sample[1]))
+    return parted
+
+
+def _on_cpu(scheduler: Any) -> Any:
+    for name, value in vars(scheduler).items():
+        if isinstance(value, Tensor):
+            setattr(scheduler, name, value.as_subclass(Tensor).cpu())
+    return scheduler
 
 
 def _from_signal_and_noise(prediction: str | None, m: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

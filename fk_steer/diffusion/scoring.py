@@ -1,108 +1,115 @@
-"""Rewards of latents and images: decoded and scored in blocks, every part of a composite reward on record."""
+"""Rewards of latents and images: decoded and scored in blocks, moved to the CPU once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import GroupReward, RewardError, RewardFunction, evaluate
-from ..trace import Stopwatch
+from ..report.trace import Stopwatch
+from ..rewards.base import Reward, check_scores, encode_images, names_of
 from .decode import LatentDecoder
-from .parallel import Ranks, join_entries
+from .execution import Execution
+from .ranks import Ranks, join_entries
+
+
+Keep = Callable[[Tensor], list[Any]]
+"""Makes of images (B, 3, H, W) what is to be kept of each."""
 
 
 class Scorer:
-    """Scores images with several rewards at once.
+    """Scores distinct images with the leaves of a reward.
 
     Args:
         ranks: who shares the work.
         clock: counts the seconds in 'decode' and 'reward'.
-        decode_batch_size, reward_batch_size: latents per call of the decoder and images per call of a reward; None is
-            everything at once.
+        execution: how much at a time.
+        keep: what to keep of the images of x0 predictions; None for nothing.
 
     Attributes:
         calls: images scored so far by all ranks, by name of the reward.
+        kept: of the images last decoded, in their order.
     """
 
-    def __init__(
-        self, ranks: Ranks, clock: Stopwatch, decode_batch_size: int | None, reward_batch_size: int | None
-    ) -> None:
-        self.ranks, self.clock = ranks, clock
-        self.decode_batch_size, self.reward_batch_size = decode_batch_size, reward_batch_size
-        self.calls: dict[str, int] = {}
+    def __init__(self, ranks: Ranks, clock: Stopwatch, execution: Execution, keep: Keep | None = None) -> None:
+        self.ranks, self.clock, self.execution, self.keep = ranks, clock, execution, keep
+        self.calls: Counter[str] = Counter()
+        self.kept: list[Any] = []
 
-    def of_images(
-        self, rewards: Mapping[str, RewardFunction], images: Tensor, prompts: list[str], where: str
-    ) -> dict[str, Any]:
-        """Name -> rewards (B,), float64, of images (B, 3, H, W); of a `GroupReward` the list of their B encodings.
+    def of_images(self, reward: Reward, images: Tensor, prompts: Sequence[str], where: str) -> dict[Reward, Any]:
+        """Leaf -> what it makes of images (D, 3, H, W): rewards (D,), float64 on the CPU, or D encodings.
 
         Raises:
-            RewardError: see `evaluate`.
+            RewardError: if a leaf returns NaN or anything but one entry per image. +-inf is allowed.
         """
-        return self._shared(lambda share: self._of_images(rewards, images[share], prompts[share], where), len(images))
+        return self._shared(
+            reward, lambda share: self._collect(reward, [images[share]], prompts[share], where), len(images)
+        )
 
     def of_latents(
-        self,
-        rewards: Mapping[str, RewardFunction],
-        latents: Tensor,
-        decoder: LatentDecoder,
-        prompts: list[str],
-        where: str,
-    ) -> dict[str, Any]:
-        """The same of latents (B, ...). Only one block of images is in memory at a time, beside what group rewards
-        keep of each image."""
+        self, reward: Reward, latents: Tensor, decoder: LatentDecoder, prompts: Sequence[str], where: str
+    ) -> dict[Reward, Any]:
+        """The same of latents (D, ...). Only one block of images is in memory at a time, beside what leaves keep of
+        each image."""
         return self._shared(
-            lambda share: self._of_latents(rewards, latents[share], decoder, prompts[share], where), len(latents)
+            reward,
+            lambda share: self._collect(reward, self._decoded(latents[share], decoder), prompts[share], where),
+            len(latents),
         )
 
-    def _shared(self, score: Callable[[slice], dict[str, Any]], count: int) -> dict[str, Any]:
-        scores = self.ranks.map(score, count)
-        for name in scores:
-            self.calls[name] = self.calls.get(name, 0) + count
-        return scores
+    def _shared(self, reward: Reward, score: Callable[[slice], dict[str, Any]], count: int) -> dict[Reward, Any]:
+        self.kept = []
+        names = names_of(reward.leaves)
+        found = self.ranks.map(score, count)
+        for name in names.values():
+            self.calls[name] += count
+        self.kept = found.pop("kept", [])
+        return {leaf: found[name] for leaf, name in names.items()}
 
-    def _of_images(
-        self, rewards: Mapping[str, RewardFunction], images: Tensor, prompts: list[str], where: str
-    ) -> dict[str, Any]:
-        size = self.reward_batch_size or len(images)
-        scores = {}
-        with self.clock("reward"):
-            for name, reward in rewards.items():
-                score = _encode if isinstance(reward, GroupReward) else evaluate
-                parts = [
-                    score(reward, images[start : start + size], prompts[start : start + size], where)
-                    for start in range(0, len(images), size)
-                ]
-                scores[name] = join_entries(parts)
-        return scores
-
-    def _of_latents(
-        self,
-        rewards: Mapping[str, RewardFunction],
-        latents: Tensor,
-        decoder: LatentDecoder,
-        prompts: list[str],
-        where: str,
-    ) -> dict[str, Any]:
-        size = self.decode_batch_size or len(latents)
-        both = self.decode_batch_size and self.reward_batch_size
-        block = max(size, self.reward_batch_size or 0) if both else len(latents)
-        blocks = []
-        for start in range(0, len(latents), block):
+    def _decoded(self, latents: Tensor, decoder: LatentDecoder) -> Any:
+        size = self.execution.decode_batch_size or len(latents)
+        both = self.execution.decode_batch_size and self.execution.reward_batch_size
+        block = max(size, self.execution.reward_batch_size or 0) if both else len(latents)
+        for some in latents.split(block):
             with self.clock("decode"):
-                images = torch.cat([decoder(chunk) for chunk in latents[start : start + block].split(size)])
-            blocks.append(self._of_images(rewards, images, prompts[start : start + block], where))
-        return {name: join_entries([scores[name] for scores in blocks]) for name in rewards}
+                images = torch.cat([decoder(chunk) for chunk in some.split(size)])
+            yield images
+
+    def _collect(self, reward: Reward, blocks: Any, prompts: Sequence[str], where: str) -> dict[str, Any]:
+        names = names_of(reward.leaves)
+        parts: dict[str, list[Any]] = {name: [] for name in names.values()}
+        kept: list[Any] = []
+        start = 0
+        for images in blocks:
+            size = self.execution.reward_batch_size or len(images)
+            with self.clock("reward"):
+                for leaf, name in names.items():
+                    for first in range(0, len(images), size):
+                        some = images[first : first + size]
+                        texts = prompts[start + first : start + first + len(some)]
+                        parts[name].append(encode_images(leaf, some, texts, where))
+            if self.keep is not None:
+                kept += self.keep(images)
+            start += len(images)
+        with self.clock("reward"):
+            found = _on_cpu({name: join_entries(some) for name, some in parts.items()})
+        for leaf, name in names.items():
+            if isinstance(found[name], Tensor):
+                found[name] = check_scores(leaf, found[name], prompts, where)
+        return found if self.keep is None else {**found, "kept": kept}
 
 
-def _encode(reward: Any, images: Tensor, prompts: list[str], where: str) -> list[Any]:
-    encodings = list(reward.encode(images, prompts))
-    if len(encodings) != len(prompts):
-        raise RewardError(
-            f"Reward '{reward.name}' returned {len(encodings)} encodings {where}, but one per image was expected, "
-            f"{len(prompts)}."
-        )
-    return encodings
+def _on_cpu(found: dict[str, Any]) -> dict[str, Any]:
+    """The tensors among the values, float64, by one transfer from each device."""
+    by_device: dict[torch.device, list[str]] = {}
+    for name, values in found.items():
+        if isinstance(values, Tensor):
+            by_device.setdefault(values.device, []).append(name)
+    for names in by_device.values():
+        together = torch.cat([found[name].detach().flatten() for name in names])
+        sizes = [len(found[name]) for name in names]
+        found |= dict(zip(names, together.cpu().double().split(sizes)))
+    return found

@@ -1,28 +1,31 @@
 """Rewards: how good an image is for a prompt."""
 
-from .base import GroupReward, Reward, RewardError
+from .base import MissingScoreError, Reward, RewardError, as_pil, as_reward
 from .card import RewardCard
-from .composite import Cascade, Clipped, WeightedSum, ZScoreSum
+from .composite import Cascade, Clipped, Composite, Standardized, WeightedSum, ZScoreSum
 from .general_preference import GeneralPreferenceReward
-from .group import GroupedReward
 from .loading import RewardLoadError
 from .pairwise import PairwiseReward
-from .registry import available_rewards, load_reward
+from .registry import available_rewards, load_reward, markdown_table
 
 
 __all__ = [
     "Cascade",
     "Clipped",
+    "Composite",
     "GeneralPreferenceReward",
-    "GroupReward",
-    "GroupedReward",
+    "MissingScoreError",
     "PairwiseReward",
     "Reward",
     "RewardCard",
     "RewardError",
     "RewardLoadError",
+    "Standardized",
     "WeightedSum",
     "ZScoreSum",
+    "as_pil",
+    "as_reward",
     "available_rewards",
     "load_reward",
+    "markdown_table",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from .blip import Score
 from .card import RewardCard
 from .images import clip_pixels
 from .loading import assign_weights, empty, fetch, load_pretrained, read_weights
-from .local import LocalReward, check_variant, default_dtype, unit
+from .local import LocalReward, Source, unit
 
 
 CLIP = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
@@ -65,54 +65,34 @@ class Aesthetic(LocalReward):
         revision="cf4bd10345610935a80a5d3be9a3133c50f121e4",
         licence="Apache-2.0; CLIP MIT",
         typical_range=(4.5, 7.0),
+        default_lmbda=4.0,
+        dtype="float16",
         variants={"v2": RewardCard(summary="sac+logos+ava1-l14-linearMSE.")},
     )
-    default_lmbda = 4.0
     model: AestheticModel
 
-    def __init__(
-        self,
-        variant: str = "v2",
-        path: str | None = None,
-        clip: str | None = None,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        compile: bool = False,
-    ) -> None:
+    def load(self, source: Source, *, clip: str | None = None) -> tuple[Any, ...]:
+        """See `LocalReward`."""
         from transformers import CLIPVisionModelWithProjection
 
-        check_variant(variant, self.card, self.name)
         if clip is None:
-            clip = path if path and Path(path).is_dir() else CLIP[0]
-        source, revision = self.card.source(path, revision)
-        file = fetch(source, self.card.files[0], self.name, revision)
-        dtype = default_dtype(device, dtype, torch.float16)
-        vision = load_pretrained(
-            CLIPVisionModelWithProjection,
-            clip,
-            self.name,
-            revision=CLIP[1] if clip == CLIP[0] else None,
-            dtype=dtype,
-        )
+            clip = source.path if source.given and Path(source.path).is_dir() else CLIP[0]
+        file = fetch(source.path, self.card.files[0], self.name, source.revision)
+        pinned = CLIP[1] if clip == CLIP[0] else None
+        vision = load_pretrained(CLIPVisionModelWithProjection, clip, self.name, revision=pinned, dtype=source.dtype)
         head = empty(lambda: Score(vision.config.projection_dim))
         assign_weights(head, read_weights(file, self.name), file, self.name)
-        self._assemble(AestheticModel(vision, head), variant=variant, device=device, dtype=dtype, compile=compile)
+        return (AestheticModel(vision, head),)
 
-    def _assemble(
-        self,
-        *modules: Any,
-        variant: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | str | None,
-        compile: bool,
-    ) -> None:
-        (model,) = modules
-        dtype = default_dtype(device, dtype, torch.float16)
-        self._set_up(model.clip, device, dtype, [model.clip] if compile else [])
-        # The predictor's weights are never rounded to half precision.
-        model.head.to(self.device, torch.promote_types(dtype, torch.float32))
-        self.model = model.eval().requires_grad_(False)
+    def place(self) -> None:
+        """The predictor's weights are never rounded to half precision."""
+        self.model.clip.to(self.device, self.dtype)
+        self.model.head.to(self.device, torch.promote_types(self.dtype, torch.float32))
+
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """See `LocalReward`."""
+        return (self.model.clip,)
 
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), normalised. PIL images become RGB last, as in the original."""

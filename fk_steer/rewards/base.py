@@ -1,13 +1,21 @@
-"""What a reward is, and calling one safely."""
+"""What a reward is, what makes one of a function, and the checks of what rewards return.
+
+Rewards are a closed algebra: a reward that is scored on its own is a *leaf*, and whatever is made of rewards
+(`fk_steer.rewards.composite`) is a reward again, a tensor function of the scores of its leaves. Steering scores each
+leaf once per distinct image, shows it all particles of a prompt, and combines.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+
+from .images import to_pil
 
 
 Images = Tensor | Sequence[Image]
@@ -21,36 +29,252 @@ class MissingScoreError(RewardError):
     """No score could be had for any image of a prompt; other prompts may have theirs."""
 
 
-@runtime_checkable
-class Reward(Protocol):
-    """Says how good images are for prompts. A plain function with the signature of `__call__` is a reward too.
+class _ClassName:
+    """The name of the class, until a class or an object says otherwise."""
+
+    def __get__(self, instance: object, owner: type) -> str:
+        return owner.__name__
+
+
+class Reward:
+    """Says how good images are for prompts; higher is better.
+
+    A subclass that scores image by image defines `__call__`:
+
+    ```py
+    class Redness(Reward):
+        default_lmbda = 10.0
+
+        def __call__(self, images, prompts):
+            return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+    ```
+
+    One that needs all particles of a prompt defines `encode` and `of_particles`. A plain function is made a reward by
+    `as_reward`, which everything that takes a reward calls.
 
     Attributes:
-        name: for messages and traces.
+        name: for messages and traces; the name of the class if it does not say another.
         default_lmbda: a lambda that suits the reward's scale; None if there is none to recommend.
+        relative: whether it says only how the particles of a prompt compare with one another, so that its values mean
+            nothing elsewhere and no normalising constant can be estimated from them.
+        standardize: whether steering weighs z-scores of it within each prompt.
     """
 
-    name: str
-    default_lmbda: float | None
+    name: str = _ClassName()  # type: ignore[assignment]
+    default_lmbda: float | None = None
+    relative: bool = False
+    standardize: bool = False
 
+    @torch.no_grad()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """Score each image for the prompt at the same position.
+        """Score each image for the prompt at the same position. By default that is what steering would make of them
+        as final images, those of one prompt being its particles.
 
         Args:
             images: (B, 3, H, W) float in [0, 1] on any device, or B PIL images.
             prompts: B texts.
 
         Returns:
-            (B,) float32 on the device of the images (of the reward for PIL images); higher is better.
+            (B,) float32 on the device of the images (of the reward for PIL images).
+
+        Raises:
+            ValueError: unless there is one prompt per image.
+            TypeError: if the class defines neither this nor `encode`.
         """
-        ...
+        check_one_prompt_per_image(images, prompts)
+        of_prompt: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            of_prompt.setdefault(prompt, []).append(index)
+        members, texts = [torch.tensor(indices) for indices in of_prompt.values()], list(of_prompt)
+        reward = self.at(1.0)
+        scores: dict[Reward, list[Tensor]] = {}
+        for leaf in reward.leaves:
+            encodings = leaf.encode(images, prompts)
+            if isinstance(encodings, Tensor):
+                encodings = encodings.to("cpu", torch.float64)
+            scores[leaf] = leaf.of_particles(encodings, members, texts)
+        rewards = torch.empty(len(prompts), dtype=torch.float32, device=device_of(images, torch.device("cpu")))
+        for p, indices in enumerate(members):
+            values = reward.combine({leaf: groups[p] for leaf, groups in scores.items()})
+            rewards[indices.to(rewards.device)] = values.to(rewards)
+        return rewards
+
+    def encode(self, images: Images, prompts: Sequence[str]) -> Tensor | Sequence[Any]:
+        """What is kept of each image, one entry per image, for `of_particles`. Images may come in blocks of any size.
+
+        By default the rewards (B,), on the device they were computed on, which is not waited for.
+
+        Raises:
+            RewardError: if they are anything but one number per image.
+            TypeError: if the class defines neither this nor `__call__`.
+        """
+        if type(self).__call__ is Reward.__call__:
+            raise TypeError(
+                f"Expected the class {type(self).__name__} to define `__call__`, or `encode` and `of_particles`."
+            )
+        return _one_per_image(self, self(images, prompts), prompts)
+
+    def of_particles(
+        self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[Tensor]:
+        """The rewards of all particles of all prompts.
+
+        Args:
+            encodings: D results of `encode`, of distinct images: (D,) float64 on the CPU if they are rewards, else a
+                list.
+            members: for each of P prompts (K_p,) indices into `encodings`, one per particle; copies of a particle
+                share one.
+            prompts: P texts.
+
+        Returns:
+            (K_p,) float64 on the CPU for each prompt.
+        """
+        assert isinstance(encodings, Tensor)
+        return [encodings[group] for group in members]
+
+    @property
+    def leaves(self) -> tuple[Reward, ...]:
+        """The rewards that are scored on their own, each once."""
+        return (self,)
+
+    def combine(self, scores: Mapping[Reward, Tensor]) -> Tensor:
+        """The rewards (P, K) of K particles of P prompts, or (K,) of one, from the scores of the leaves, likewise."""
+        return scores[self]
+
+    def at(self, progress: float) -> Reward:
+        """The reward in force at a progress of the loop in [0, 1]; at 1 the final images are scored. The same object
+        as long as the same is in force."""
+        return self
 
 
 RewardFunction = Reward | Callable[[Any, Sequence[str]], Any]
+"""What `as_reward` takes."""
+
+
+class FunctionReward(Reward):
+    """A function of images and prompts as a reward. Two of one function are equal.
+
+    Args:
+        function: (images, prompts) -> B numbers; its `name`, `default_lmbda`, `relative` and `standardize` are the
+            reward's, where it has them.
+    """
+
+    def __init__(self, function: Callable[[Any, Sequence[str]], Any]) -> None:
+        self.function = function
+        self.name = name_of(function)
+        self.default_lmbda = getattr(function, "default_lmbda", None)
+        self.relative = bool(getattr(function, "relative", False))
+        self.standardize = bool(getattr(function, "standardize", False))
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """What the function returns, as a tensor."""
+        return _as_tensor(self, self.function(images, prompts))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FunctionReward) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return f"FunctionReward({self.name})"
+
+    @property
+    def _identity(self) -> tuple[int, ...]:
+        """A method is another object each time it is looked up."""
+        if inspect.ismethod(self.function):
+            return id(self.function.__self__), id(self.function.__func__)
+        return (id(self.function),)
+
+
+class PILReward(Reward):
+    """See `as_pil`."""
+
+    def __init__(
+        self, function: Callable[[list[Image], list[str]], Any], name: str | None, default_lmbda: float | None
+    ) -> None:
+        self.function, self.name = function, name or name_of(function)
+        self.default_lmbda = default_lmbda
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """See `Reward`."""
+        check_one_prompt_per_image(images, prompts)
+        values = _as_tensor(self, self.function(to_pil(images), list(prompts)))
+        return values.detach().to(device_of(images, values.device), torch.float32)
+
+
+def as_pil(
+    function: Callable[[list[Image], list[str]], Any], name: str | None = None, default_lmbda: float | None = None
+) -> Reward:
+    """A reward of a function that looks at PIL images, the form most scorers have. Usable as a decorator.
+
+    ```py
+    reward = as_pil(lambda pictures, prompts: [scorer.score(p, text) for p, text in zip(pictures, prompts)])
+    ```
+
+    Args:
+        function: (B RGB images, B prompts) -> B numbers. Tensors become the images that would be saved, 8 bits a
+            channel.
+        name: None for the function's.
+        default_lmbda: a lambda that suits its scale; None for none, and then steering has to be given one.
+
+    Raises:
+        TypeError: unless it can be called with images and prompts.
+    """
+    _check_callable(function)
+    return PILReward(function, name, default_lmbda)
+
+
+def as_reward(value: RewardFunction) -> Reward:
+    """A reward as it is; a function (images, prompts) -> B numbers, or an object with such a call, as a reward.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(value, Reward):
+        _check_callable(value)
+        return FunctionReward(value)
+    if type(value).__hash__ is None:
+        raise TypeError(
+            f"Expected the reward '{value.name}' to be hashable, as scores are kept by reward, but "
+            f"{type(value).__name__} defines `__eq__` alone. A dataclass needs `eq=False`."
+        )
+    return value
+
+
+def _check_callable(value: Any) -> None:
+    expected = "Expected a reward, or a function of images and prompts that returns a number per image"
+    if isinstance(value, str):
+        raise TypeError(f"{expected}, but got the text {value!r}. `load_reward` makes rewards by name.")
+    if isinstance(value, type):
+        raise TypeError(f"{expected}, but got the class {value.__name__} itself. Expected an object of it.")
+    if not callable(value):
+        raise TypeError(f"{expected}, but got {value!r}.")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # Some functions written in C do not tell.
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"{expected}, but '{name_of(value)}{signature}' takes other arguments.") from error
 
 
 def name_of(reward: RewardFunction | Callable[..., Any]) -> str:
+    """The `name` of a reward, the name of a function, or that of an object's class."""
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
+
+
+def names_of(rewards: Sequence[Reward]) -> dict[Reward, str]:
+    """A name for each reward, their own where it is one reward's alone, else with a number behind it."""
+    names: dict[Reward, str] = {}
+    for reward in rewards:
+        name, number = reward.name, 1
+        while name in names.values():
+            number += 1
+            name = f"{reward.name} ({number})"
+        names[reward] = name
+    return names
 
 
 def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
@@ -75,138 +299,91 @@ def lmbda_for(reward: RewardFunction, lmbda: float | None) -> float | None:
     return getattr(reward, "default_lmbda", None) if lmbda is None else lmbda
 
 
-@runtime_checkable
-class CompositeReward(Protocol):
-    """A reward of a particle that is made from several scores of all particles of its prompt.
-
-    Attributes:
-        name, default_lmbda: as for any `Reward`.
-        parts: name -> reward that is scored image by image.
-    """
-
-    name: str
-    default_lmbda: float | None
-    parts: Mapping[str, RewardFunction]
-
-    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Rewards (P, K) from the scores (P, K) of each part; K particles for each of P prompts."""
-        ...
-
-
-@runtime_checkable
-class GroupReward(Protocol):
-    """A reward of a particle that depends on the other particles of its prompt. It works in two steps, so that images
-    may come in blocks of any size: `encode` takes from each image alone what is needed of it, and `reward_groups` sees
-    all of a prompt. `fk_steer.rewards.group.GroupedReward` adds `__call__`.
-
-    Attributes:
-        name, default_lmbda: as for any `Reward`.
-        relative: whether rewards say only how a particle compares with those beside it, so that they mean nothing
-            outside the population, and no normalising constant can be estimated from them.
-    """
-
-    name: str
-    default_lmbda: float | None
-    relative: bool
-
-    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
-        """What `reward_groups` needs of each image, one entry per image. Called on blocks of images."""
-        ...
-
-    def reward_groups(
-        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
-    ) -> Sequence[Tensor]:
-        """The rewards of all particles of all prompts.
-
-        Args:
-            encodings: D results of `encode`, of distinct images.
-            members: for each of P groups (K_p,) indices into `encodings`, one per particle; copies of a particle share
-                one.
-            prompts: P texts.
-
-        Returns:
-            (K_p,) rewards for each group.
-        """
-        ...
-
-
-def parts_of(reward: RewardFunction | CompositeReward) -> dict[str, RewardFunction]:
-    """Name -> reward to score images with: the parts of a composite, or the reward itself."""
-    if isinstance(reward, CompositeReward):
-        return dict(reward.parts)
-    return {name_of(reward): reward}
-
-
-def combine(reward: RewardFunction | CompositeReward, scores: Mapping[str, Tensor]) -> Tensor:
-    """Rewards (P, K) from the scores (P, K) of `parts_of(reward)`."""
-    if isinstance(reward, CompositeReward):
-        return reward.combine(scores)
-    (score,) = scores.values()
-    return score
-
-
-def particle_scores(part: RewardFunction, scores: Any, members: Tensor, prompts: Sequence[str], where: str) -> Tensor:
-    """Scores (P, K), float64, of particles from what `Scorer` found for distinct images.
-
-    Args:
-        scores: rewards (D,), or D encodings if the part is a `GroupReward`.
-        members: (P, K) which of the D each particle is.
-        prompts: P texts.
-        where: for messages.
-
-    Raises:
-        RewardError: if a group reward returns NaN or anything but one number per particle.
-    """
-    if not isinstance(part, GroupReward):
-        return scores[members]
-    groups = part.reward_groups(scores, list(members), prompts)
-    return torch.stack(
-        [
-            _checked(part, rewards, [prompt] * members.shape[1], where)
-            for rewards, prompt in zip(groups, prompts, strict=True)
-        ]
-    )
-
-
-def reward_at(reward: Any, progress: float) -> Any:
-    """The reward in use at a progress in [0, 1] of the loop: a cascade has several."""
-    return reward.at(progress) if hasattr(reward, "at") else reward
-
-
 def standardize(rewards: Tensor) -> Tensor:
-    """z-scores (P, K) within each prompt: mean 0 and standard deviation 1 over its particles, all 0 where they tie.
+    """z-scores (..., K) within each prompt: mean 0 and standard deviation 1 over its particles, all 0 where they tie.
 
     Infinite rewards stay as they are and do not enter the mean.
     """
     finite = rewards.isfinite()
-    count = finite.sum(1, keepdim=True).clamp(min=1)
+    count = finite.sum(-1, keepdim=True).clamp(min=1)
     values = torch.where(finite, rewards, 0.0)
-    centred = torch.where(finite, rewards - values.sum(1, keepdim=True) / count, 0.0)
-    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    scores = torch.where(spread > 1e-12 * values.abs().amax(1, keepdim=True), centred / spread, 0.0)
+    centred = torch.where(finite, rewards - values.sum(-1, keepdim=True) / count, 0.0)
+    spread = (centred.square().sum(-1, keepdim=True) / count).sqrt()
+    scores = torch.where(spread > 1e-12 * values.abs().amax(-1, keepdim=True), centred / spread, 0.0)
     return torch.where(finite, scores, rewards)
 
 
-def evaluate(reward: RewardFunction, images: Images, prompts: Sequence[str], where: str) -> Tensor:
-    """The rewards (B,) of a batch, float64 on the CPU, checked.
+def encode_images(reward: Reward, images: Images, prompts: Sequence[str], where: str) -> Tensor | list[Any]:
+    """What `reward.encode` makes of images: rewards (B,) where they are, or a list of B encodings.
 
     Args:
+        where: completes "... returned shape (2, 1) ..." in messages, for example 'at step 20'.
+
+    Raises:
+        RewardError: unless there is one entry per image.
+    """
+    encodings: Tensor | Sequence[Any]
+    if type(reward).encode is Reward.encode and type(reward).__call__ is not Reward.__call__:
+        encodings = _as_tensor(reward, reward(images, prompts))
+    else:
+        encodings = reward.encode(images, prompts)
+    if isinstance(encodings, Tensor):
+        return _one_per_image(reward, encodings, prompts, where)
+    entries = list(encodings)
+    if len(entries) != len(prompts):
+        raise RewardError(
+            f"Reward '{reward.name}' returned {len(entries)} encodings {where}, but one per image was expected, "
+            f"{len(prompts)}."
+        )
+    return entries
+
+
+def check_scores(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str) -> Tensor:
+    """The rewards (B,) of a batch, float64 on the CPU.
+
+    Args:
+        values: what the reward returned.
+        prompts: B texts, for messages.
         where: completes "... returned NaN ..." in messages, for example 'at step 20'.
 
     Raises:
-        RewardError: if the reward returns NaN or anything but one number per image. +-inf is allowed.
+        RewardError: if there is NaN among them or they are anything but one number per image. +-inf is allowed.
     """
-    return _checked(reward, reward(images, prompts), prompts, where)
-
-
-def _checked(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str) -> Tensor:
-    rewards = torch.as_tensor(values).detach().to("cpu", torch.float64)
-    if rewards.shape != (len(prompts),):
-        raise RewardError(
-            f"Reward '{name_of(reward)}' returned shape {tuple(rewards.shape)} {where}, but one number per image was "
-            f"expected, ({len(prompts)},). First prompt: {prompts[0]!r}."
-        )
+    rewards = _one_per_image(reward, values, prompts, where).to("cpu", torch.float64)
     if rewards.isnan().any():
         prompt = prompts[int(rewards.isnan().nonzero()[0])]
         raise RewardError(f"Reward '{name_of(reward)}' returned NaN {where} for the prompt {prompt!r}.")
+    return rewards
+
+
+def check_combined(reward: Reward, rewards: Tensor, prompts: Sequence[str], where: str) -> Tensor:
+    """The rewards (P, K) that `combine` made of checked scores.
+
+    Raises:
+        RewardError: if there is NaN among them, which comes of infinities of both signs, or of one weighed by 0.
+    """
+    if rewards.isnan().any():
+        prompt = prompts[int(rewards.isnan().any(-1).nonzero()[0])]
+        raise RewardError(
+            f"Reward '{reward.name}' made NaN of infinite scores of its parts {where} for the prompt {prompt!r}."
+        )
+    return rewards
+
+
+def _as_tensor(reward: RewardFunction, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"Reward '{name_of(reward)}' returned {values!r}, but one number per image was expected."
+        ) from error
+
+
+def _one_per_image(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str = "") -> Tensor:
+    rewards = _as_tensor(reward, values).detach()
+    if rewards.shape != (len(prompts),):
+        raise RewardError(
+            f"Reward '{name_of(reward)}' returned shape {tuple(rewards.shape)}{where and f' {where}'}, but one number "
+            f"per image was expected, ({len(prompts)},). First prompt: {prompts[0]!r}."
+        )
     return rewards

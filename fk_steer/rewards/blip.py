@@ -11,6 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .loading import load_pretrained
+
+
+TOKENIZER = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
 
 _RENAMED = [
     (r"^blip\.text_encoder\.", "text."),
@@ -117,3 +121,14 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         converted[name] = value
     return converted
+
+
+def load_tokenizer(path: str, reward: str) -> Any:
+    """BERT's, with the two tokens that BLIP adds. The first token of a prompt stays [CLS]."""
+    from transformers import BertTokenizer
+
+    revision = TOKENIZER[1] if path == TOKENIZER[0] else None
+    tokenizer = load_pretrained(BertTokenizer, path, reward, revision=revision)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    return tokenizer

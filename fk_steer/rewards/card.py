@@ -19,6 +19,9 @@ class RewardCard:
             commit is not known.
         licence: of the weights.
         typical_range: the scores most images get, (low, high).
+        default_lmbda: a lambda that suits that scale; None if there is none to recommend.
+        dtype: what a model in this process runs in on CUDA devices unless told otherwise, as torch calls it; None if
+            there is no such model.
         variants: name -> card of the variant, the default one first; what a variant leaves out is as for the reward.
             Empty for a reward that has one form.
     """
@@ -30,13 +33,11 @@ class RewardCard:
     revision: str | None = None
     licence: str | None = None
     typical_range: tuple[float, float] | None = None
+    default_lmbda: float | None = None
+    dtype: str | None = None
     variants: Mapping[str, RewardCard] = field(default_factory=dict)
 
     def variant(self, name: str) -> RewardCard:
         """The card of a variant, complete with what it shares with the others."""
         given = {entry.name: getattr(self.variants[name], entry.name) for entry in fields(self)}
         return replace(self, **{**{key: value for key, value in given.items() if value}, "variants": {}})
-
-    def source(self, path: str | None, revision: str | None) -> tuple[str, str | None]:
-        """Where to read weights from and at which commit: `path` if given, else the pinned commit of `hub_id`."""
-        return (path, revision) if path is not None else (str(self.hub_id), revision or self.revision)

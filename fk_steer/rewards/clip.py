@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Images
 from .images import clip_pixels
-from .local import LocalReward, PromptCache, default_dtype, unit
+from .local import LocalReward, unit
 
 
 class CLIPReward(LocalReward):
@@ -19,24 +18,10 @@ class CLIPReward(LocalReward):
     Prompts are cut at the length of CLIP's text model (77 tokens), and their embeddings are kept.
     """
 
-    original_dtype: ClassVar[torch.dtype] = torch.float16
-    """What the original runs in on CUDA devices."""
-
-    model: Any
-
-    def _assemble(
-        self,
-        *modules: Any,
-        variant: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | str | None,
-        compile: bool,
-    ) -> None:
-        model, self.tokenizer = modules
-        self.variant = variant
-        dtype = default_dtype(device, dtype, self.original_dtype)
-        self._set_up(model, device, dtype, [model.vision_model, model.text_model] if compile else [])
-        self._text_features = PromptCache(self._encode)
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """See `LocalReward`."""
+        return self.model.vision_model, self.model.text_model
 
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), normalised."""
@@ -45,13 +30,14 @@ class CLIPReward(LocalReward):
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosines (B,)."""
         image_features = unit(self.model.get_image_features(pixel_values=inputs).pooler_output)
-        return (image_features * torch.stack(self._text_features(prompts))).sum(1)
+        return (image_features * torch.stack(self.prompts(prompts))).sum(1)
 
     def clean(self, prompt: str) -> str:
         """The text that is tokenised for a prompt."""
         return prompt
 
-    def _encode(self, prompts: list[str]) -> Iterable[Tensor]:
+    def read(self, prompts: list[str]) -> Iterable[Tensor]:
+        """Embeddings of length one."""
         tokens = self.tokenizer(
             [self.clean(prompt) for prompt in prompts],
             padding="max_length",

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from .base import Images
 from .images import batched, normalize, resize, to_float, to_pixels
+from .loading import assign_weights, empty, fetch, load_pretrained, read_json, read_sharded
+from .local import Source
 
+
+TOKENIZER = ("google/flan-t5-xxl", "ae7c9136adc7555eeccc78cdd960dfd60fb346ce")
 
 BEFORE_IMAGE = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -141,3 +145,17 @@ def to_transformers(weights: Mapping[str, Tensor], config: Mapping[str, Any], dt
         for stack in ("encoder", "decoder"):
             converted[f"t5.{stack}.embed_tokens.weight"] = converted["t5.shared.weight"]
     return converted
+
+
+def load(source: Source, tokenizer: str | None, reward: str) -> tuple[ClipFlanT5, Any]:
+    """The model and its tokenizer, of another place if `tokenizer` says so."""
+    from transformers import AutoTokenizer
+
+    config_file = fetch(source.path, "config.json", reward, source.revision)
+    config = read_json(config_file)
+    model = empty(lambda: ClipFlanT5(config))
+    weights = to_transformers(read_sharded(source.path, reward, source.revision), config, source.dtype)
+    assign_weights(model, weights, source.path, reward)
+    tokenizer = tokenizer or (source.path if source.given else TOKENIZER[0])
+    pinned = TOKENIZER[1] if tokenizer == TOKENIZER[0] else None
+    return model, load_pretrained(AutoTokenizer, tokenizer, reward, revision=pinned, trust_remote_code=False)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..shapes import BUNDLED_CLIPS, resolve
 from .card import RewardCard
 from .clip import CLIPReward
 from .loading import load_pretrained
-from .local import check_variant, default_dtype
+from .local import Source
 
 
 FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
@@ -50,6 +48,7 @@ class CLIPScore(CLIPReward):
         summary="Cosine similarity between an image and its prompt under CLIP.",
         paper="arXiv 2103.00020; 'hessel' arXiv 2104.08718",
         licence="MIT",
+        dtype="float16",
         variants={
             "cosine": RewardCard(
                 summary="The raw cosine of ViT-L/14.",
@@ -57,6 +56,7 @@ class CLIPScore(CLIPReward):
                 files=FILES,
                 revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
                 typical_range=(0.15, 0.35),
+                default_lmbda=20.0,
             ),
             "hessel": RewardCard(
                 summary='2.5 * max(cosine, 0) of ViT-B/32 on "A photo depicts {prompt}".',
@@ -64,32 +64,17 @@ class CLIPScore(CLIPReward):
                 files=FILES,
                 revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
                 typical_range=(0.5, 0.9),
+                default_lmbda=8.0,
             ),
         },
     )
 
-    def __init__(
-        self,
-        variant: str = "cosine",
-        path: str | None = None,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        compile: bool = False,
-    ) -> None:
+    def load(self, source: Source) -> tuple[Any, ...]:
+        """See `LocalReward`."""
         from transformers import CLIPModel, CLIPTokenizer
 
-        check_variant(variant, self.card, self.name)
-        card = self.card.variant(variant)
-        path, revision = card.source(resolve(path, BUNDLED_CLIPS) if path else None, revision)
-        dtype = default_dtype(device, dtype, self.original_dtype)
-        model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
-        tokenizer = load_pretrained(CLIPTokenizer, path, self.name, revision=revision)
-        self._assemble(model, tokenizer, variant=variant, device=device, dtype=dtype, compile=compile)
-
-    def _assemble(self, *modules: Any, **settings: Any) -> None:
-        super()._assemble(*modules, **settings)
-        self.default_lmbda = 20.0 if self.variant == "cosine" else 8.0
+        model = load_pretrained(CLIPModel, source.path, self.name, revision=source.revision, dtype=source.dtype)
+        return model, load_pretrained(CLIPTokenizer, source.path, self.name, revision=source.revision)
 
     def clean(self, prompt: str) -> str:
         """The text that is tokenised for a prompt."""

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, RewardError, name_of
-from .group import GroupedReward
+from .base import Images, Reward, RewardError, name_of
 from .pairwise import WIN_LMBDA, check_statistic
 
 
-class GeneralPreferenceReward(GroupedReward):
+class GeneralPreferenceReward(Reward):
     """How an image fares against the other particles of its prompt under a general preference model (Zhang et al.,
     arXiv 2410.02197).
 
@@ -63,10 +62,10 @@ class GeneralPreferenceReward(GroupedReward):
             raise RewardError(f"The embeddings of '{self.name}' for the prompt {prompt!r} are not finite.")
         return list(embeddings)
 
-    def reward_groups(
-        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
-    ) -> Sequence[Tensor]:
-        """See `GroupReward`."""
+    def of_particles(
+        self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[Tensor]:
+        """See `Reward`."""
         return [self._against_others(torch.stack([encodings[i] for i in group.tolist()])) for group in members]
 
     def _against_others(self, embeddings: Tensor) -> Tensor:

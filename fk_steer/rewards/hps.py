@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from .card import RewardCard
 from .clip import CLIPReward
 from .images import batched, normalize, to_float, to_pixels
 from .loading import assign_weights, empty, fetch, read_weights
-from .local import check_variant, default_dtype
+from .local import Source
 from .open_clip import VIT_H_14, clip_config, to_transformers
 from .pickscore import TOKENIZER, load_tokenizer
 
@@ -56,39 +56,27 @@ class HPS(CLIPReward):
         hub_id="xswu/HPSv2",
         revision="697403c78157020a1ae59d23f111aa58ced35b0a",
         licence="Apache-2.0",
+        default_lmbda=100.0,
+        dtype="float16",
         variants={
             "v2.1": RewardCard(summary="Trained on more data.", files=("HPS_v2.1_compressed.pt",)),
             "v2": RewardCard(summary="The first release.", files=("HPS_v2_compressed.pt",)),
         },
     )
-    default_lmbda = 100.0
     antialias = True
 
-    def __init__(
-        self,
-        variant: str = "v2.1",
-        path: str | None = None,
-        tokenizer: str | None = None,
-        antialias: bool = True,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        compile: bool = False,
-    ) -> None:
+    def load(self, source: Source, *, tokenizer: str | None = None, antialias: bool = True) -> tuple[Any, ...]:
+        """See `LocalReward`."""
         from transformers import CLIPModel
 
-        check_variant(variant, self.card, self.name)
-        card = self.card.variant(variant)
-        source, revision = card.source(path, revision)
-        file = fetch(source, card.files[0], self.name, revision)
+        self.antialias = antialias
+        file = fetch(source.path, source.card.files[0], self.name, source.revision)
         config_file = file.parent / "open_clip_config.json"
         config = json.loads(config_file.read_text()) if config_file.exists() else VIT_H_14
         model = empty(lambda: CLIPModel(clip_config(config)))
-        dtype = default_dtype(device, dtype, self.original_dtype)
-        assign_weights(model, to_transformers(read_weights(file, self.name)), file, self.name, dtype=dtype)
-        words = load_tokenizer(tokenizer or (path if path and Path(path).is_dir() else TOKENIZER[0]), self.name)
-        self.antialias = antialias
-        self._assemble(model, words, variant=variant, device=device, dtype=dtype, compile=compile)
+        assign_weights(model, to_transformers(read_weights(file, self.name)), file, self.name, dtype=source.dtype)
+        own = source.path if source.given and Path(source.path).is_dir() else TOKENIZER[0]
+        return model, load_tokenizer(tokenizer or own, self.name)
 
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), letterboxed and normalised."""

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shapes import BUNDLED_IMAGE_REWARDS, resolve
 from .base import Images
-from .blip import ImageRewardModel, text_config, to_transformers, vision_config
+from .blip import TOKENIZER, ImageRewardModel, load_tokenizer, text_config, to_transformers, vision_config
 from .card import RewardCard
 from .images import clip_pixels
-from .loading import RewardLoadError, assign_weights, empty, fetch, load_pretrained, read_weights
-from .local import LocalReward, PromptCache, check_variant, default_dtype
+from .loading import RewardLoadError, assign_weights, empty, fetch, read_json, read_weights
+from .local import LocalReward, Source
 
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -26,8 +25,6 @@ MAX_LENGTH = 35
 """Tokens of a prompt; the rest is cut off."""
 
 SAFETENSORS = "ImageReward.safetensors"
-
-TOKENIZER = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
 
 
 class ImageReward(LocalReward):
@@ -63,59 +60,32 @@ class ImageReward(LocalReward):
         revision="5736be03b2652728fb87788c9797b0570450ab72",
         licence="Apache-2.0",
         typical_range=(-2.3, 2.0),
+        default_lmbda=10.0,
+        dtype="float32",
         variants={"v1.0": RewardCard(summary="The published model.")},
     )
-    default_lmbda = 10.0
     model: ImageRewardModel
 
-    def __init__(
-        self,
-        variant: str = "v1.0",
-        path: str | None = None,
-        tokenizer: str | None = None,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        compile: bool = False,
-    ) -> None:
-        check_variant(variant, self.card, self.name)
-        if path is not None:
-            path = resolve(path, BUNDLED_IMAGE_REWARDS)
-            if Path(path).is_file():
-                raise RewardLoadError(
-                    f"Expected `path` of the reward '{self.name}' to be a folder or hub id, as it takes "
-                    f"{' and '.join(self.card.files)}, but got the file {path!r}."
-                )
-        if tokenizer is None:
-            own = path and any((Path(path) / name).exists() for name in ("vocab.txt", "tokenizer.json"))
-            tokenizer = path if path and own else TOKENIZER[0]
-        source, revision = self.card.source(path, revision)
+    def load(self, source: Source, *, tokenizer: str | None = None) -> tuple[Any, ...]:
+        """See `LocalReward`."""
+        folder = Path(source.path)
+        if source.given and folder.is_file():
+            raise RewardLoadError(
+                f"Expected `path` of the reward '{self.name}' to be a folder or hub id, as it takes "
+                f"{' and '.join(self.card.files)}, but got the file {source.path!r}."
+            )
+        own = source.given and any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json"))
         weights_name, med_name = self.card.files
-        if (Path(source) / SAFETENSORS).exists():
+        if (folder / SAFETENSORS).exists():
             weights_name = SAFETENSORS
-        file, med_file = (fetch(source, name, self.name, revision) for name in (weights_name, med_name))
+        file, med_file = (fetch(source.path, name, self.name, source.revision) for name in (weights_name, med_name))
         vit_file = file.parent / "vit_config.json"
-        vit = json.loads(vit_file.read_text()) if vit_file.exists() else {}
-        vision = vision_config(vit)
-        text = text_config(_read_json(med_file), vision.hidden_size)
+        vision = vision_config(json.loads(vit_file.read_text()) if vit_file.exists() else {})
+        text = text_config(read_json(med_file), vision.hidden_size)
         model = empty(lambda: ImageRewardModel(vision, text))
-        dtype = default_dtype(device, dtype, torch.float32)
         weights = to_transformers(read_weights(file, self.name))
-        assign_weights(model, weights, file, self.name, dtype=dtype)
-        self._assemble(model, load_tokenizer(tokenizer), variant=variant, device=device, dtype=dtype, compile=compile)
-
-    def _assemble(
-        self,
-        *modules: Any,
-        variant: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | str | None,
-        compile: bool,
-    ) -> None:
-        model, self.tokenizer = modules
-        dtype = default_dtype(device, dtype, torch.float32)
-        self._set_up(model, device, dtype, [model] if compile else [])
-        self._tokens = PromptCache(self._tokenize)
+        assign_weights(model, weights, file, self.name, dtype=source.dtype)
+        return model, load_tokenizer(tokenizer or (source.path if own else TOKENIZER[0]), self.name)
 
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), normalised. PIL images become RGB last, as in the original."""
@@ -124,30 +94,12 @@ class ImageReward(LocalReward):
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The rewards (B,)."""
-        input_ids, attention_mask = torch.stack(self._tokens(prompts), 1)
+        input_ids, attention_mask = torch.stack(self.prompts(prompts), 1)
         return (self.model(inputs, input_ids, attention_mask) - MEAN) / STD
 
-    def _tokenize(self, prompts: list[str]) -> Iterable[Tensor]:
+    def read(self, prompts: list[str]) -> Iterable[Tensor]:
         """(2, length) for each prompt: ids and mask."""
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         )
         return torch.stack([tokens["input_ids"], tokens["attention_mask"]], 1).to(self.device)
-
-
-def load_tokenizer(path: str) -> Any:
-    """BERT's, with the two tokens that BLIP adds. The first token of a prompt stays [CLS]."""
-    from transformers import BertTokenizer
-
-    revision = TOKENIZER[1] if path == TOKENIZER[0] else None
-    tokenizer = load_pretrained(BertTokenizer, path, ImageReward.name, revision=revision)
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-    return tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise RewardLoadError(f"Expected {file} to be a JSON file, ImageReward's med_config.json. ({error})") from error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image, Resampling
+from PIL.Image import Image, Resampling, fromarray
 from torch import Tensor
 
 
@@ -47,6 +47,13 @@ def to_uint8(images: Tensor | Sequence[Image], device: torch.device | str) -> li
         return (images.detach().to(device).float().clamp(0, 1) * 255).round().to(torch.uint8)
     arrays = [np.array(image.convert("RGB")) for image in images]
     return [torch.from_numpy(array).permute(2, 0, 1).to(device) for array in arrays]
+
+
+def to_pil(images: Tensor | Sequence[Image]) -> list[Image]:
+    """(B, 3, H, W) float in [0, 1], or PIL images of any mode, as RGB images; tensors are rounded as by `to_uint8`."""
+    if not isinstance(images, Tensor):
+        return [image.convert("RGB") for image in images]
+    return [fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in to_uint8(images, "cpu")]
 
 
 def to_pixels(

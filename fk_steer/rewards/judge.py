@@ -1,26 +1,11 @@
-"""Asking a chat model for scores, and what stands in for scores that could not be had."""
+"""Scores for statistics, in which what a chat judge failed to say stays missing."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from .base import Images, MissingScoreError, RewardError, RewardFunction, evaluate
-from .chat import Answer, Chat, ChatClient, Question, to_pil
-from .group import GroupedReward
-
-
-TEMPLATES = Path(__file__).parent / "templates"
-
-logger = logging.getLogger(__name__)
+from .base import Images, RewardError, RewardFunction, check_scores
 
 
 @dataclass
@@ -42,171 +27,20 @@ class JudgeCounts:
     missing: int = 0
 
 
-@dataclass(frozen=True)
-class Task:
-    """One thing to ask.
-
-    Attributes:
-        template: text with the placeholder {prompt}.
-        parse: answer -> score, None if it does not say.
-        reminder: added to the text when the reply could not be read.
-        max_tokens: of the reply.
-        optional: see `Question`.
-    """
-
-    template: str
-    parse: Callable[[Answer], float | None]
-    reminder: str
-    max_tokens: int
-    optional: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Asker:
-    """Asks a chat model the questions of a task, and again where the reply cannot be read.
-
-    Asking again adds the task's reminder of the form: the same text at temperature 0 would bring the same reply, and
-    the reminder wants the verdict alone, which a reply cut at `max_tokens` did not reach.
-
-    Args:
-        attempts: how often a question is asked at most, at least 1.
-    """
-
-    def __init__(self, chat: Chat, attempts: int = 2) -> None:
-        if attempts < 1:
-            raise ValueError(f"Expected `attempts` to be at least 1, but got {attempts}.")
-        self.chat, self.attempts = chat, attempts
-        self.counts = JudgeCounts()
-        self.last_failure = ""
-
-    def __call__(self, task: Task, images: Sequence[tuple[Any, ...]], prompts: Sequence[str]) -> list[float | None]:
-        """A score for each tuple of images, None where it could not be had."""
-        scores: list[float | None] = [None] * len(prompts)
-        pending = list(range(len(prompts)))
-        for attempt in range(self.attempts):
-            ending = f"\n\n{task.reminder}" if attempt else ""
-            questions = [
-                Question(images[i], task.template.replace("{prompt}", prompts[i]) + ending, task.optional)
-                for i in pending
-            ]
-            self.counts.asked_again += len(pending) if attempt else 0
-            unparsed = []
-            for i, answer in zip(pending, self.chat.ask(questions, task.max_tokens), strict=True):
-                scores[i] = task.parse(answer)
-                if scores[i] is not None:
-                    continue
-                self.last_failure = answer.error or f"the reply was {_shortened(answer.text or '')!r}"
-                if answer.failed:  # The client has repeated the request already.
-                    self.counts.failed += 1
-                else:
-                    self.counts.unparsed += 1
-                    unparsed.append(i)
-            pending = unparsed
-            if not pending:
-                break
-        self.counts.questions += len(prompts)
-        self.counts.missing += sum(score is None for score in scores)
-        return scores
-
-
-class ChatJudge(GroupedReward):
-    """A judge that scores images one by one.
-
-    A score that could not be had is never the worst one, which would kill the particle: it is the mean of the other
-    particles of the prompt, which neither favours nor kills it. Without any score for a prompt there is nothing to
-    steer by, and that is an error.
-    """
-
-    def __init__(self, ask: Asker, task: Task, name: str) -> None:
-        self.ask, self.task, self.name = ask, task, name
-
-    @property
-    def counts(self) -> JudgeCounts:
-        """What the judge has been through so far."""
-        return self.ask.counts
-
-    @property
-    def judge(self) -> ChatJudge:
-        """See `scores_or_none`."""
-        return self
-
-    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
-        """A score for each image, None where it could not be had."""
-        return self.ask(self.task, [(image,) for image in to_pil(images)], prompts)
-
-    def reward_groups(
-        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
-    ) -> Sequence[Tensor]:
-        """See `GroupReward`.
-
-        Raises:
-            MissingScoreError: if there is no score for any image of a prompt.
-        """
-        return [
-            self._complete([encodings[i] for i in group.tolist()], prompt) for group, prompt in zip(members, prompts)
-        ]
-
-    def _complete(self, scores: list[float | None], prompt: str) -> Tensor:
-        known = [score for score in scores if score is not None]
-        if not known:
-            raise MissingScoreError(
-                f"'{self.name}' got no score for any of {len(scores)} images of the prompt {prompt!r}: "
-                f"{self.ask.last_failure}. ({dataclasses.asdict(self.counts)})"
-            )
-        if len(known) < len(scores):
-            logger.warning(
-                "'%s' got no score for %d of %d images of the prompt %r; they count as the mean of the others.",
-                self.name, len(scores) - len(known), len(scores), prompt,
-            )  # fmt: skip
-        mean = sum(known) / len(known)
-        return torch.tensor([mean if score is None else score for score in scores], dtype=torch.float64)
-
-
 def scores_or_none(reward: RewardFunction, images: Images, prompts: Sequence[str], where: str) -> list[float | None]:
     """The scores of a batch for statistics: None where a judge had none, which steering would put the mean of the other
     images in place of. A reward that asks a `ChatJudge` has it as `judge`; None if it only compares.
 
     Raises:
-        RewardError: if none of a judge's requests was answered; see also `evaluate`.
+        RewardError: if none of a judge's requests was answered; see also `check_scores`.
     """
+    from .chat.judge import ChatJudge
+
     judge = getattr(reward, "judge", None)
     if not isinstance(judge, ChatJudge):
-        return list(evaluate(reward, images, prompts, where).tolist())
+        return list(check_scores(reward, reward(images, prompts), prompts, where).tolist())
     failed = judge.counts.failed
     scores = list(judge.encode(images, prompts))
     if judge.counts.failed - failed == len(scores):
         raise RewardError(f"'{judge.name}' got no answer {where}: {judge.ask.last_failure}.")
     return scores
-
-
-def parse_text(parse: Callable[[str], float | None]) -> Callable[[Answer], float | None]:
-    """A parser of replies as one of answers."""
-    return lambda answer: None if answer.text is None else parse(answer.text)
-
-
-def read_template(path: str | Path) -> str:
-    """The text of a template file.
-
-    Raises:
-        ValueError: if it has no placeholder {prompt}.
-    """
-    text = Path(path).read_text(encoding="utf-8").strip()
-    if "{prompt}" not in text:
-        raise ValueError(f"Expected the template {str(path)!r} to contain {{prompt}}, but it does not.")
-    return text
-
-
-def server(options: dict[str, Any]) -> ChatClient:
-    """`ChatClient` from the options of a judge.
-
-    Raises:
-        ValueError: for an option that it does not have.
-    """
-    parameters = inspect.signature(ChatClient).parameters
-    unknown = [name for name in options if name not in parameters]
-    if unknown:
-        raise ValueError(f"Unknown option {unknown[0]!r} of the server. Known: {', '.join(parameters)}.")
-    return ChatClient(**options)
-
-
-def _shortened(reply: str) -> str:
-    return reply if len(reply) <= 200 else f"{reply[:100]} ... {reply[-100:]}"

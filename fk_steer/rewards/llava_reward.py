@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..shapes import BUNDLED, BUNDLED_LLAVA_REWARD
-from .base import Images, device_of
+from ..bundled import BUNDLED_LLAVA_REWARD, BUNDLED_REWARDS
+from .base import Images, Reward, device_of
 from .card import RewardCard
 from .general_preference import GeneralPreferenceReward
 from .loading import RewardLoadError
@@ -33,10 +33,12 @@ CARD = RewardCard(
     ),
     licence="Apache-2.0 (code); the backbone's own: MIT for Phi-3.5-vision",
     typical_range=(-0.1, 0.4),
+    default_lmbda=60.0,
+    dtype="bfloat16",
 )
 
 
-class LLaVAReward:
+class LLaVAReward(Reward):
     """A LLaVA-Reward (arXiv 2507.21391): a multimodal LLM with an adapter per perspective.
 
     Rewards of the published checkpoints lie within a few tenths of zero; the paper steers with lambda 60. Images are
@@ -57,7 +59,7 @@ class LLaVAReward:
 
     card = CARD
     name = "llava-reward"
-    default_lmbda: float | None = 60.0
+    default_lmbda = CARD.default_lmbda
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ def load_llava_reward(
     check_statistic(statistic)
     if quantize is not None and offload:
         raise ValueError("Expected `offload` or `quantize`, but got both: quantized weights stay on their device.")
-    bundled = isinstance(path, str) and path in BUNDLED
+    bundled = isinstance(path, str) and path in BUNDLED_REWARDS["llava-reward"]
     if bundled:
         backbone = backbone or str(BUNDLED_LLAVA_REWARD / "backbone")
         perspective = perspective or "alignment"

@@ -116,6 +116,18 @@ def read_weights(file: Path, reward: str) -> dict[str, Tensor]:
     return dict(content)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a JSON file that belongs to a reward's weights.
+
+    Raises:
+        RewardLoadError: if it is none.
+    """
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise RewardLoadError(f"Expected {file} to be a JSON file. ({error})") from error
+
+
 def read_sharded(path: str, reward: str, revision: str | None = None) -> dict[str, Tensor]:
     """The tensors of a repository in the layout of `save_pretrained`: one file, or shards with an index.
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, MissingScoreError, RewardError, name_of
-from .group import GroupedReward
+from .base import Images, MissingScoreError, Reward, RewardError, name_of
 from .images import to_uint8
 
 
@@ -29,7 +28,7 @@ WIN_LMBDA = 6.0
 logger = logging.getLogger(__name__)
 
 
-class PairwiseReward(GroupedReward):
+class PairwiseReward(Reward):
     """How an image fares in pairwise comparisons with the other particles of its prompt.
 
     ```py
@@ -91,10 +90,11 @@ class PairwiseReward(GroupedReward):
         """The images, 8 bits a channel as they would be saved."""
         return list(to_uint8(images, images.device)) if isinstance(images, Tensor) else images
 
-    def reward_groups(
-        self, encodings: Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
-    ) -> Sequence[Tensor]:
-        """See `GroupReward`."""
+    def of_particles(
+        self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[Tensor]:
+        """See `Reward`."""
+        assert not isinstance(encodings, Tensor)
         games = [
             (i, j, p) for p, group in enumerate(members) for i, j in pairings(group.unique().tolist(), self.opponents)
         ]

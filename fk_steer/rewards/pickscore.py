@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .card import RewardCard
 from .clip import CLIPReward
 from .loading import load_pretrained
-from .local import check_variant, default_dtype
+from .local import Source
 
 
 TOKENIZER = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
@@ -50,31 +49,19 @@ class PickScore(CLIPReward):
         revision="a4e4367c6dfa7288a00c550414478f865b875800",
         licence="MIT (code); not stated for the weights",
         typical_range=(18.0, 24.0),
+        default_lmbda=2.0,
+        dtype="float32",
         variants={"v1": RewardCard(summary="The published model.")},
     )
-    default_lmbda = 2.0
-    original_dtype = torch.float32
 
-    def __init__(
-        self,
-        variant: str = "v1",
-        path: str | None = None,
-        tokenizer: str | None = None,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        compile: bool = False,
-    ) -> None:
+    def load(self, source: Source, *, tokenizer: str | None = None) -> tuple[Any, ...]:
+        """See `LocalReward`."""
         from transformers import CLIPModel
 
-        check_variant(variant, self.card, self.name)
-        tokenizer_revision = revision if path and not tokenizer else None
-        tokenizer = tokenizer or path or TOKENIZER[0]
-        path, revision = self.card.source(path, revision)
-        dtype = default_dtype(device, dtype, self.original_dtype)
-        model = load_pretrained(CLIPModel, path, self.name, revision=revision, dtype=dtype)
-        words = load_tokenizer(tokenizer, self.name, tokenizer_revision)
-        self._assemble(model, words, variant=variant, device=device, dtype=dtype, compile=compile)
+        model = load_pretrained(CLIPModel, source.path, self.name, revision=source.revision, dtype=source.dtype)
+        if source.given and not tokenizer:
+            return model, load_tokenizer(source.path, self.name, source.revision)
+        return model, load_tokenizer(tokenizer or TOKENIZER[0], self.name)
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores (B,)."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .base import Images
 from .images import normalize, resize, to_float, to_pixels
-from .loading import RewardLoadError
+from .loading import RewardLoadError, load_pretrained
+from .local import Source
 
 
 BEFORE_IMAGE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -132,3 +133,24 @@ def _patches(pixels: Tensor, vision: Any) -> Tensor:
     patches = patches.permute(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
     patches = patches.expand(-1, -1, -1, -1, -1, vision.temporal_patch_size, -1, -1)
     return patches.reshape(-1, channels * vision.temporal_patch_size * size * size)
+
+
+def load(source: Source, tokenizer: str | None, reward: str) -> tuple[QwenVQA, Any]:
+    """The model and its tokenizer, of another place if `tokenizer` says so."""
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    model = load_pretrained(
+        Qwen2_5_VLForConditionalGeneration,
+        source.path,
+        reward,
+        revision=source.revision,
+        dtype=source.dtype,
+    )
+    words = load_pretrained(
+        AutoTokenizer,
+        tokenizer or source.path,
+        reward,
+        revision=None if tokenizer else source.revision,
+        trust_remote_code=False,
+    )
+    return QwenVQA(model), words

@@ -1,4 +1,5 @@
-"""Rewards by name: those that come with the package and those of installed plugins."""
+"""Rewards by name: those that come with the package and those of installed plugins. The bundled world's oracle is
+registered as a plugin's rewards are, by an entry point."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .base import RewardFunction
+from .card import RewardCard
 
 
 ENTRY_POINTS = "fk_steer.rewards"
@@ -17,11 +19,10 @@ _BUILT_IN = {
     "hps": "fk_steer.rewards.hps:HPS",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",
     "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
-    "llm-grader": "fk_steer.rewards.llm_grader:LLMGrader",
+    "llm-grader": "fk_steer.rewards.chat.llm_grader:LLMGrader",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
-    "shapes-oracle": "fk_steer.shapes.oracle:ShapesOracle",
-    "unified-reward": "fk_steer.rewards.unified_reward:UnifiedReward",
-    "vqa-chat": "fk_steer.rewards.vqa_chat:VQAChat",
+    "unified-reward": "fk_steer.rewards.chat.unified_reward:UnifiedReward",
+    "vqa-chat": "fk_steer.rewards.chat.vqa_chat:VQAChat",
     "vqa-score": "fk_steer.rewards.vqa_score:VQAScore",
 }
 
@@ -85,3 +86,25 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
     if missing := [option for option in needed if option not in options]:
         raise ValueError(f"Reward '{name}' needs the option {missing[0]!r}. It takes: {', '.join(parameters)}.")
     return factory(**options)
+
+
+def markdown_table() -> str:
+    """The rewards of this package as a Markdown table, from their cards; where variants differ, one after the other.
+
+    docs/rewards.md holds it, and a test holds it to that.
+    """
+    lines = ["| name | what it scores | typical scores | default lambda | runs in (CUDA) | licence |", "|---" * 6 + "|"]
+    for name, entry_point in sorted(available_rewards().items()):
+        if not entry_point.value.startswith("fk_steer."):
+            continue
+        card: RewardCard = entry_point.load().card
+        cards = [card.variant(variant) for variant in card.variants] or [card]
+        columns: list[list[Any]] = [
+            [one.typical_range and "{:g} to {:g}".format(*one.typical_range) for one in cards],
+            [one.default_lmbda and f"{one.default_lmbda:g}" for one in cards],
+            [one.dtype for one in cards],
+            [one.licence for one in cards],
+        ]
+        cells = ["; ".join(dict.fromkeys(value for value in column if value)) or "-" for column in columns]
+        lines.append(f"| {' | '.join([f'`{name}`', card.summary, *cells])} |")
+    return "\n".join(lines) + "\n"

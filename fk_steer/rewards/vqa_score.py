@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import clip_flant5, qwen_vqa
 from .base import Images
 from .card import RewardCard
-from .clip_flant5 import ClipFlanT5, to_transformers
-from .loading import assign_weights, empty, fetch, load_pretrained, read_sharded
-from .local import LocalReward, PromptCache, check_variant, default_dtype
+from .clip_flant5 import ClipFlanT5
+from .local import LocalReward, Source
 from .qwen_vqa import QwenVQA
 
 
-TOKENIZER = ("google/flan-t5-xxl", "ae7c9136adc7555eeccc78cdd960dfd60fb346ce")
 T5_FILES = ("config.json", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 QWEN_FILES = ("config.json", "generation_config.json", "model-*.safetensors", "tokenizer.json")
 
@@ -57,6 +54,8 @@ class VQAScore(LocalReward):
         paper="arXiv 2404.01291",
         typical_range=(0.0, 1.0),
         licence="Apache-2.0",
+        default_lmbda=10.0,
+        dtype="bfloat16",
         variants={
             "clip-flant5-xxl": RewardCard(
                 summary="The published model, 11B parameters.", hub_id="zhiqiulin/clip-flant5-xxl", files=T5_FILES
@@ -82,44 +81,26 @@ class VQAScore(LocalReward):
             ),
         },
     )
-    default_lmbda = 10.0
     model: ClipFlanT5 | QwenVQA
     probability: str = "published"
 
-    def __init__(
-        self,
-        variant: str = "clip-flant5-xxl",
-        probability: Literal["published", "plain"] = "published",
-        path: str | None = None,
-        tokenizer: str | None = None,
-        revision: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        compile: bool = False,
-    ) -> None:
-        check_variant(variant, self.card, self.name)
+    def load(
+        self, source: Source, *, tokenizer: str | None = None, probability: Literal["published", "plain"] = "published"
+    ) -> tuple[Any, ...]:
+        """See `LocalReward`."""
         if probability not in ("published", "plain"):
             raise ValueError(f"Expected `probability` to be 'published' or 'plain', but got {probability!r}.")
         self.probability = probability
-        dtype = default_dtype(device, dtype, torch.bfloat16)
-        source, revision = self.card.variant(variant).source(path, revision)
-        load = _load_qwen if variant.startswith("qwen") else _load_clip_flant5
-        model, words = load(source, tokenizer, revision, dtype, hub=path is None)
-        self._assemble(model, words, variant=variant, device=device, dtype=dtype, compile=compile)
+        return (qwen_vqa if source.card.files == QWEN_FILES else clip_flant5).load(source, tokenizer, self.name)
 
-    def _assemble(
-        self,
-        *modules: Any,
-        variant: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | str | None,
-        compile: bool,
-    ) -> None:
-        model, self.tokenizer = modules
-        self.variant = variant
-        dtype = default_dtype(device, dtype, torch.bfloat16)
-        self._set_up(model, device, dtype, model.compiled if compile else [])
-        self._tokens = PromptCache(lambda prompts: [model.tokenize(self.tokenizer, prompt) for prompt in prompts])
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """See `LocalReward`."""
+        return self.model.compiled
+
+    def read(self, prompts: list[str]) -> Iterable[Any]:
+        """Tokens of the question and the answer."""
+        return [self.model.tokenize(self.tokenizer, prompt) for prompt in prompts]
 
     def preprocess(self, images: Images, exact: bool = True) -> Any:
         """What the model takes, see `ClipFlanT5.preprocess` and `QwenVQA.preprocess`."""
@@ -127,32 +108,4 @@ class VQAScore(LocalReward):
 
     def rate(self, inputs: Any, prompts: Sequence[str]) -> Tensor:
         """The probabilities (B,)."""
-        return self.model.answer_probability(inputs, self._tokens(prompts), self.probability == "plain")
-
-
-def _load_clip_flant5(
-    path: str, tokenizer: str | None, revision: str | None, dtype: torch.dtype, hub: bool
-) -> tuple[ClipFlanT5, Any]:
-    from transformers import AutoTokenizer
-
-    config_file = fetch(path, "config.json", VQAScore.name, revision)
-    config = json.loads(config_file.read_text())
-    model = empty(lambda: ClipFlanT5(config))
-    weights = to_transformers(read_sharded(path, VQAScore.name, revision), config, dtype)
-    assign_weights(model, weights, path, VQAScore.name)
-    tokenizer = tokenizer or (TOKENIZER[0] if hub else path)
-    pinned = TOKENIZER[1] if tokenizer == TOKENIZER[0] else None
-    return model, load_pretrained(AutoTokenizer, tokenizer, VQAScore.name, revision=pinned, trust_remote_code=False)
-
-
-def _load_qwen(
-    path: str, tokenizer: str | None, revision: str | None, dtype: torch.dtype, hub: bool
-) -> tuple[QwenVQA, Any]:
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-
-    model = load_pretrained(Qwen2_5_VLForConditionalGeneration, path, VQAScore.name, revision=revision, dtype=dtype)
-    tokenizer_revision = None if tokenizer else revision
-    words = load_pretrained(
-        AutoTokenizer, tokenizer or path, VQAScore.name, revision=tokenizer_revision, trust_remote_code=False
-    )
-    return QwenVQA(model), words
+        return self.model.answer_probability(inputs, self.prompts(prompts), self.probability == "plain")

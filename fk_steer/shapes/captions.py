@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..geneval import Detection, evaluate
+from ..evaluation.geneval.rules import Detection, evaluate
 from .world import COLOURS, SHAPES, Scene, bounding_box, sample_scene
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ..geneval import Detection
+from ..evaluation.geneval.rules import Detection
 from .world import COLOURS, SHAPES, outline
 
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..geneval import Verdict, evaluate
-from ..rewards.base import Images, check_one_prompt_per_image, device_of
+from ..evaluation.geneval.rules import Verdict, evaluate
+from ..rewards.base import Images, Reward, check_one_prompt_per_image, device_of
 from ..rewards.card import RewardCard
 from ..rewards.images import to_uint8
 from .captions import parse
 from .detector import detect
 
 
-class ShapesOracle:
+class ShapesOracle(Reward):
     """How far an image of the bundled world does what its prompt says, by exact detection: no guide, but the ceiling.
 
     0.9 times the mean degree to which GenEval's conditions are met, plus 0.1 times the mean confidence of the
@@ -30,8 +30,9 @@ class ShapesOracle:
         summary="How far an image of the bundled world does what its prompt says, by exact detection: no guide, but "
         "the ceiling.",
         typical_range=(0.0, 1.0),
+        default_lmbda=20.0,
     )
-    default_lmbda = 20.0
+    default_lmbda = card.default_lmbda
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """See `Reward`.

@@ -5,6 +5,7 @@ python -m fk_steer.shapes.package --runs runs
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from ..console import console
 from ..files import write_json
-from . import WEIGHTS
+from . import BUNDLED, SHARED, WEIGHTS
 from .models import copy_half, save_half
 
 
@@ -44,11 +45,25 @@ def main(
         # Where the backbone lay when the adapter was trained concerns nobody else.
         stored["backbone"]["name"] = None
         write_json(settings, stored)
-    for name in ("sd", "sdxl"):
-        shutil.copytree(runs / name / "pipeline", out / name, dirs_exist_ok=True)
-    for folder in sorted(out.iterdir()):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        console.print(f"{folder.name}: {size / 1e6:.1f} MB", highlight=False)
+    for name, folder in BUNDLED.items():
+        shared = SHARED.get(name, {})
+        for component, same in shared.items():
+            _check_same(runs / folder / "pipeline" / component, out / BUNDLED["shapes"] / same)
+        ignored = shutil.ignore_patterns(*shared)
+        shutil.copytree(runs / folder / "pipeline", out / folder, ignore=ignored, dirs_exist_ok=True)
+    for made in sorted(out.iterdir()):
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        console.print(f"{made.name}: {size / 1e6:.1f} MB", highlight=False)
+
+
+def _check_same(folder: Path, other: Path) -> None:
+    """
+    Raises:
+        ValueError: if a file of a folder is not the same in the other.
+    """
+    for path in folder.iterdir():
+        if not filecmp.cmp(path, other / path.name, shallow=False):
+            raise ValueError(f"Expected {path} to be as in {other}, where it is stored for both, but it is not.")
 
 
 if __name__ == "__main__":

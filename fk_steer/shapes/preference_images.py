@@ -21,8 +21,8 @@ from PIL import Image
 
 from ..diffusion.decode import LatentDecoder
 from ..diffusion.schedulers import intercept_step, predict_x0
+from ..evaluation.geneval.rules import evaluate
 from ..files import png, write_atomically, write_json
-from ..geneval import evaluate
 from . import GUIDANCE_SCALE
 from .artefacts import ON_PIXELS, STRENGTHS, merge, spoil
 from .captions import CONVERSE, NUMBERS, RELATIONS, TASKS, Mention, evaluation_prompts, metadata, parse

@@ -31,7 +31,7 @@ from transformers import CLIPModel
 from llava_reward_guide.backbones.phi3v import Phi3V
 from llava_reward_guide.untrained import save_backbone
 
-from ..geneval import Detection, evaluate
+from ..evaluation.geneval.rules import Detection, evaluate
 from ..rewards.images import normalize
 from . import WEIGHTS
 from .captions import RELATIONS, Mention, detections_of, metadata, parse, sample_pair

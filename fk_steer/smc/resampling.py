@@ -21,35 +21,17 @@ which other populations share the batch. Weights are handled in float64 on the C
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .checks import flag, real
+from .weights import Weights, checked, normalize
+
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Resampler = Callable[..., Tensor]
-
-
-def normalize(lw: Tensor) -> Tensor:
-    """Normalised weights `W` (P, K), float64, of log-weights `lw` (P, K).
-
-    Infinite entries are allowed: `-inf` is a weight of zero, rows that are `-inf` throughout become uniform, and in a
-    row that holds `+inf` those entries share the weight equally.
-
-    Raises:
-        ValueError: if `lw` is not of shape (P, K) or holds NaN.
-    """
-    lw = _checked(lw)
-    infinite = lw == torch.inf
-    lw = torch.where(infinite.any(1, keepdim=True), torch.where(infinite, 0.0, -torch.inf), lw)
-    dead = (lw == -torch.inf).all(1, keepdim=True)
-    return torch.softmax(lw.masked_fill(dead, 0.0), dim=1)
-
-
-def effective_sample_size(lw: Tensor) -> Tensor:
-    """Effective sample size `1 / sum_k W[k]^2` of log-weights (P, K): (P,), from 1 (one particle has all the weight)
-    to K (uniform weights)."""
-    return 1.0 / normalize(lw).square().sum(1)
 
 
 def ssp(lw: Tensor, M: int | None = None, generator: Generators = None) -> Tensor:
@@ -134,7 +116,7 @@ def top_k(lw: Tensor, M: int | None = None, generator: Generators = None) -> Ten
     With M > K every particle is kept and the heaviest ones are repeated in turn.
     """
     # Not of the normalised weights, which tie where they underflow.
-    order = _checked(lw).argsort(dim=1, descending=True, stable=True)
+    order = checked(lw).argsort(dim=1, descending=True, stable=True)
     P, K = order.shape
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(K).expand(P, K))
     full_rounds, rest = divmod(M or K, K)
@@ -162,13 +144,52 @@ BIASED = (top_k, argmax)
 """Resamplers after which weights are no longer unbiased."""
 
 
-def _checked(lw: Tensor) -> Tensor:
-    if lw.ndim != 2:
-        raise ValueError(f"Expected log-weights of shape (P, K), but got {tuple(lw.shape)}.")
-    lw = lw.detach().to("cpu", torch.float64)
-    if lw.isnan().any():
-        raise ValueError("Expected log-weights without NaN.")
-    return lw
+@dataclass(frozen=True)
+class Resampling:
+    """How and when particles are resampled.
+
+    Attributes:
+        scheme: one of `RESAMPLERS`.
+        ess_threshold: a population is resampled when its effective sample size is at most this fraction of the number
+            of particles, in [0, 1]; 1 is always, 0 never. A change in the number of particles always resamples.
+        after_noise: move the particles after the solver's noise, as the reference implementation does, so that copies
+            share the noise of one step.
+
+    Raises:
+        ValueError: for an unknown scheme or a threshold out of range.
+    """
+
+    scheme: str = "ssp"
+    ess_threshold: float = 1.0
+    after_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scheme, str) or self.scheme not in RESAMPLERS:
+            raise ValueError(f"Unknown resampler {self.scheme!r}. Known: {', '.join(RESAMPLERS)}.")
+        object.__setattr__(self, "after_noise", flag("after_noise", self.after_noise))
+        object.__setattr__(self, "ess_threshold", real("ess_threshold", self.ess_threshold, 0.0, 1.0))
+
+    @property
+    def biased(self) -> bool:
+        """Whether weights are no longer unbiased afterwards."""
+        return RESAMPLERS[self.scheme] in BIASED
+
+    def copies(self, before: int, after: int) -> bool:
+        """Whether an event with that many particles before and after it can leave two of one ancestor."""
+        if after > before:
+            return True
+        return after > 1 and self.scheme != "top-k" and (self.ess_threshold > 0.0 or after != before)
+
+    def __call__(self, weights: Weights, M: int, generator: Generators) -> tuple[Tensor, Tensor]:
+        """Ancestors (P, M), and which populations (P,) were resampled; the others go on as they are."""
+        K = weights.log.shape[1]
+        # Drawn whether used or not, so that a population's draws do not depend on what the others in the batch do.
+        ancestors = RESAMPLERS[self.scheme](weights.log, M, generator)
+        if M != K:
+            return ancestors, torch.ones(len(ancestors), dtype=torch.bool)
+        # A tempering may have solved for exactly this size, which rounding must not decide.
+        resampled = weights.ess <= self.ess_threshold * K * (1 + 1e-9)
+        return torch.where(resampled[:, None], ancestors, torch.arange(K).expand(len(ancestors), K)), resampled
 
 
 def _expected_offspring(lw: Tensor, M: int | None) -> Tensor:

@@ -1,9 +1,13 @@
-"""When to score, how many particles are alive after it, and when noise is injected."""
+"""When to score, and how many particles are alive after it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+from .checks import scalar
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,6 @@ class Schedule:
             scored, so an entry that falls on the last step is dropped.
         alive: how many particles live on after each entry of `at`; None keeps their number. Fractions are of
             `num_particles`, rounded down but at least 1.
-        noise: (start, stop), fractions of the loop between which a sampler that can switch its noise (`eta`, or
-            stochastic flow sampling) has it on.
 
     Raises:
         ValueError: for entries out of range or order, or `alive` and `at` of different lengths.
@@ -29,11 +31,9 @@ class Schedule:
 
     at: tuple[float | int, ...] = ()
     alive: tuple[float | int, ...] | None = None
-    noise: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", tuple(self.at))
-        object.__setattr__(self, "noise", tuple(self.noise))
+        object.__setattr__(self, "at", _entries("at", self.at))
         for entry in self.at:
             if isinstance(entry, float) and not 0.0 <= entry < 1.0:
                 raise ValueError(f"Expected fractions in `at` from 0.0 up to but not 1.0, but got {entry}.")
@@ -44,18 +44,16 @@ class Schedule:
             if any(b <= a for a, b in zip(entries, entries[1:])):
                 raise ValueError(f"Expected `at` in ascending order, but got {self.at}.")
         if self.alive is not None:
-            object.__setattr__(self, "alive", tuple(self.alive))
+            object.__setattr__(self, "alive", _entries("alive", self.alive))
             if len(self.alive) != len(self.at):
                 raise ValueError(
                     f"Expected one entry of `alive` for each of `at` ({len(self.at)}), but got {len(self.alive)}."
                 )
             for entry in self.alive:
-                if entry <= 0 or (isinstance(entry, float) and entry > 1.0):
+                if not 0 < entry <= (1.0 if isinstance(entry, float) else math.inf):
                     raise ValueError(
                         f"Expected `alive` to hold counts of at least 1 or fractions in (0.0, 1.0], but got {entry}."
                     )
-        if len(self.noise) != 2 or not 0.0 <= self.noise[0] <= self.noise[1] <= 1.0:
-            raise ValueError(f"Expected `noise` as (start, stop) with 0 <= start <= stop <= 1, but got {self.noise}.")
 
     def events(self, num_steps: int, num_particles: int) -> dict[int, int]:
         """Step index -> number of particles alive after it, for a loop of `num_steps` steps.
@@ -66,7 +64,7 @@ class Schedule:
         events: dict[int, int] = {}
         alive = num_particles
         for position, entry in enumerate(self.at):
-            step = max(0, math.floor(entry * num_steps + 1e-9) - 1) if isinstance(entry, float) else entry
+            step = step_of(entry, num_steps)
             if step < max(events, default=0):
                 raise ValueError(f"Expected `at` in ascending order, but in {num_steps} steps {self.at} is not.")
             if step >= num_steps:
@@ -80,7 +78,17 @@ class Schedule:
                 events[step] = alive
         return events
 
-    def injects_noise(self, step: int, num_steps: int) -> bool:
-        """Whether `step` lies inside the noise window."""
-        start, stop = self.noise
-        return start * num_steps - 1e-9 <= step < stop * num_steps - 1e-9
+
+def step_of(entry: float | int, num_steps: int) -> int:
+    """The step, counted from zero, after which the share `entry` of a loop's denoiser calls is made; an int is a step
+    already."""
+    return max(0, math.floor(entry * num_steps + 1e-9) - 1) if isinstance(entry, float) else entry
+
+
+def _entries(name: str, values: Any) -> tuple[float | int, ...]:
+    if isinstance(values, str) or scalar(values) is not values or not isinstance(values, Iterable):
+        raise ValueError(f"Expected `{name}` to be a sequence of numbers, but got {values!r}.")
+    numbers = tuple(scalar(value) for value in values)
+    if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
+        raise ValueError(f"Expected `{name}` to hold numbers, but got {values!r}.")
+    return numbers

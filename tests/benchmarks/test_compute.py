@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from fk_steer.benchmarks.compute import difference_columns, with_seconds_of
-from fk_steer.benchmarks.shapes import Record
+from benchmarks.compute.run import difference_columns, with_seconds_of
+from fk_steer.evaluation.world import Record
 from fk_steer.shapes.captions import TASKS
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
-from fk_steer import FKSteering, Schedule, steer
+from fk_steer import FKSteering, Resampling, Schedule, steer
+from fk_steer.search import Metropolis
 
 
 MEAN, STD, LMBDA, STEPS = 0.3, 0.5, 3.0, 12
-K, REPEATS = 512, 48
+K, REPEATS = 256, 48
 
 
 class ExactDenoiser(torch.nn.Module):
@@ -72,20 +73,23 @@ class GaussianPipeline(DiffusionPipeline):
         latents = torch.cat([torch.randn(1, 1, 1, 1, generator=g) for g in generator])
         assert len(latents) == rows
         self.scheduler.set_timesteps(num_inference_steps)
-        for timestep in self.scheduler.timesteps:
+        for timestep in self.loop():
             output = self.unet(latents, timestep)[0]
             latents = self.scheduler.step(output, timestep, latents, eta=eta, generator=generator, return_dict=False)[0]
         return (self.vae.decode(latents, return_dict=False)[0],)
+
+    def loop(self):
+        return self.scheduler.timesteps
 
 
 def value(images, prompts):
     return images.flatten()
 
 
-def law_of_the_sampler(scheduler) -> tuple[float, float]:
-    """Mean and variance of x0 under DDIM with eta 1: every step is linear in x and adds independent noise."""
+def steps_of_the_sampler(scheduler) -> list[tuple[float, float, float]]:
+    """Slope, offset and variance of the noise of each step of DDIM with eta 1, which is linear in x."""
     scheduler.set_timesteps(STEPS)
-    mean, variance = 0.0, 1.0
+    steps = []
     for timestep in scheduler.timesteps.tolist():
         previous = timestep - 1000 // STEPS
         a = float(scheduler.alphas_cumprod[timestep])
@@ -95,35 +99,42 @@ def law_of_the_sampler(scheduler) -> tuple[float, float]:
         offset = MEAN - gain * math.sqrt(a) * MEAN
         toward = math.sqrt(1 - b - noise) / math.sqrt(1 - a)
         slope = math.sqrt(b) * gain + toward * (1 - math.sqrt(a) * gain)
-        mean = slope * mean + math.sqrt(b) * offset - toward * math.sqrt(a) * offset
-        variance = slope**2 * variance + noise
+        steps.append((slope, math.sqrt(b) * offset - toward * math.sqrt(a) * offset, noise))
+    return steps
+
+
+def law_of_the_sampler(scheduler) -> tuple[float, float]:
+    """Mean and variance of x0."""
+    mean, variance = 0.0, 1.0
+    for slope, offset, noise in steps_of_the_sampler(scheduler):
+        mean, variance = slope * mean + offset, slope**2 * variance + noise
     return mean, variance
 
 
 SETTINGS = {
     "default": FKSteering(),
-    "always-multinomial": FKSteering(resampler="multinomial", ess_threshold=1.0, tempering="constant"),
-    "max-systematic": FKSteering(potential="max", resampler="systematic", ess_threshold=0.9),
-    "sum-stratified": FKSteering(potential="sum", resampler="stratified", ess_threshold=1.0, schedule=(0.5, 0.8)),
-    "current-residual": FKSteering(potential="current", resampler="residual", ess_threshold=0.9),
-    "after-the-noise": FKSteering(resample_after_noise=True, ess_threshold=1.0, tempering="constant"),
+    "always-multinomial": FKSteering(resampling="multinomial", tempering="constant"),
+    "max-systematic": FKSteering(potential="max", resampling=Resampling("systematic", 0.9)),
+    "sum-stratified": FKSteering(potential="sum", resampling="stratified", schedule=(0.5, 0.8)),
+    "current-residual": FKSteering(potential="current", resampling=Resampling("residual", 0.9)),
+    "after-the-noise": FKSteering(resampling=Resampling(after_noise=True), tempering="constant"),
     "shrinking": FKSteering(schedule=Schedule(at=(0.3, 0.6), alive=(0.5, 0.25))),
     "regrowing": FKSteering(schedule=Schedule(at=(0.3, 0.6), alive=(0.25, 1.0))),
     "das": FKSteering.preset("das"),
-    "never": FKSteering(ess_threshold=0.0),
+    "never": FKSteering(resampling=Resampling(ess_threshold=0.0)),
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_weighted_images_are_samples_of_the_tilted_law(name):
     pipe = GaussianPipeline(DDIMScheduler(clip_sample=False))
-    settings = FKSteering(**{**vars(SETTINGS[name]), "num_particles": K, "lmbda": LMBDA})
+    settings = SETTINGS[name].replace(num_particles=K, lmbda=LMBDA)
     mean, variance = law_of_the_sampler(pipe.scheduler)
 
     # Prompts share their seed, so that each equals itself alone: independent repeats need a generator each.
     generators = [torch.Generator().manual_seed(seed) for seed in range(REPEATS)]
     output = steer(pipe, value, settings)([""] * REPEATS, generator=generators, output_type="pt")
-    x0 = output.images.view(output.rewards.shape).double()
+    x0 = output.particles.view(output.rewards.shape).double()
     estimates = (output.log_weights.double().exp() * x0).sum(1)
     log_normalizers = torch.tensor(output.trace.log_normalizer)
     # With so few particles log Z is biased by about minus half its variance.
@@ -142,3 +153,43 @@ def test_the_unsteered_law_is_what_the_recursion_says():
     mean, variance = law_of_the_sampler(pipe.scheduler)
     assert abs(x0.mean() - mean) < 4 * math.sqrt(variance / 20_000)
     assert abs(x0.var() - variance) < 4 * variance * math.sqrt(2 / 20_000)
+
+
+def law_of_the_moves(scheduler, back: int) -> tuple[float, float]:
+    """Mean and variance of the law that "noise, then denoise by the last `back` steps" leaves invariant: the
+    stationary one of an autoregression, which is reversible for it."""
+    steps = steps_of_the_sampler(scheduler)[STEPS - back :]
+    a = float(scheduler.alphas_cumprod[scheduler.timesteps[STEPS - back]])
+    slope, offset, variance = math.sqrt(a), 0.0, 1 - a
+    for step_slope, step_offset, noise in steps:
+        slope, offset = step_slope * slope, step_slope * offset + step_offset
+        variance = step_slope**2 * variance + noise
+    return offset / (1 - slope), variance / (1 - slope**2)
+
+
+@pytest.mark.parametrize("back", [6, 10])
+def test_metropolis_moves_leave_the_tilted_law_invariant(back):
+    """Chains that start at the sampler's law have forgotten it after some moves."""
+    tilt, number = 1.5, 1500
+    pipe = GaussianPipeline(DDIMScheduler(clip_sample=False))
+    settings = Metropolis(number, lmbda=tilt, moves=16, at=STEPS - 1, back=back)
+    output = steer(pipe, value, settings)([""], generator=torch.Generator().manual_seed(2), output_type="pt")
+    x0 = output.rewards[0].double()
+    mean, variance = law_of_the_moves(pipe.scheduler, back)
+    assert abs(x0.mean() - (mean + tilt * variance)) < 4 * math.sqrt(variance / number)
+    assert abs(x0.var() - variance) < 4 * variance * math.sqrt(2 / number)
+    # Some moves are accepted, some are not.
+    moves = list(enumerate(output.trace.events))[1:-1]
+    accepted = sum(seen == event_number for event_number, event in moves for seen in event.parent_events[0])
+    assert 0.2 < accepted / (len(moves) * number) < 0.95
+
+
+def test_a_loop_that_does_not_go_over_the_timesteps_cannot_be_sent_back():
+    class OverNumbers(GaussianPipeline):
+        def loop(self):
+            return self.scheduler.timesteps.tolist()
+
+    pipe = OverNumbers(DDIMScheduler(clip_sample=False))
+    with pytest.raises(ValueError, match="this pipeline's loop does not go over the scheduler's timesteps"):
+        steer(pipe, value, Metropolis(2, lmbda=1.0))([""], output_type="pt")
+    steer(pipe, value, FKSteering(2, lmbda=1.0))([""], output_type="pt")

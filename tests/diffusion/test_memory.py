@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fk_steer import FKSteering
-from fk_steer.benchmarks.memory import by_particles
+from fk_steer.evaluation.costs import by_particles
 from fk_steer.testing import PROMPTS, redness, sd
 
 
@@ -27,13 +27,14 @@ def test_peak_memory_is_that_of_the_chunk():
 # In a process of its own, whose peak is the model's.
 TWO_STEPS = """
 import json, resource, sys
-from fk_steer import FKSteering, steer
-from fk_steer.benchmarks.full_size import random_pipeline
+from fk_steer import Execution, FKSteering, steer
+from fk_steer.testing.full_size import random_pipeline
 from fk_steer.testing import redness
 
 pipe = random_pipeline(sys.argv[1])
-settings = FKSteering(num_particles=2, lmbda=1.0, schedule=(0,), ess_threshold=1.0, denoise_batch_size=2)
-output = steer(pipe, redness, settings)("a", num_inference_steps=2, height=64, width=64, output_type="pt")
+settings = FKSteering(num_particles=2, lmbda=1.0, schedule=(0,))
+steered = steer(pipe, redness, settings, Execution(denoise_batch_size=2))
+output = steered("a", num_inference_steps=2, height=64, width=64, output_type="pt")
 print(json.dumps({
     "parameters": pipe.unet.num_parameters(),
     "gibibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

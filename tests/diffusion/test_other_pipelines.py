@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -15,13 +16,14 @@ from diffusers import (
     StableDiffusionPAGPipeline,
 )
 
-from fk_steer import FKSteering, steer
+from fk_steer import Execution, FKSteering, Noise, Resampling, Stop, Strategy, steer
 from fk_steer.diffusion import LatentDecoder
 from fk_steer.diffusion.schedulers import intercept
+from fk_steer.search import DepthFirst, Plan
 from fk_steer.testing import CALLS, PROMPTS, SIZE, quiet, redness, sd, sd_scheduler, sdxl
 
 
-PLAIN = FKSteering(num_particles=3, lmbda=1.0, eta=0.0, schedule=(), seed=0)
+PLAIN = FKSteering(num_particles=3, lmbda=1.0, noise=Noise(eta=0.0), schedule=(), seed=0)
 
 
 def with_components(kind, pipe, **others):
@@ -69,7 +71,7 @@ class TestImagesOfSeveralPrompts:
         assert found == [1] * 6
 
     def test_rolled_over_prompts_keep_their_image(self):
-        steering = FKSteering(num_particles=2, schedule=(0.25,), target_reward=5.0, rollover=True, seed=0)
+        steering = FKSteering(num_particles=2, schedule=(0.25,), stop=Stop(5.0, rollover=True), seed=0)
         prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
         images = self.IMAGES[[0, 1, 0, 0]]
         output, found = self.starts(StableDiffusionImg2ImgPipeline, steering, prompts, image=images)
@@ -98,7 +100,7 @@ def test_embeddings_in_place_of_prompts(name):
     steered = steer(pipe, redness, FKSteering(lmbda=10.0, num_particles=2, schedule=(0.5,), seed=0))
     expected = steered(PROMPTS, **call)
     output = steered(**dict(zip(names, embeddings)), reward_prompt=PROMPTS, **call)
-    torch.testing.assert_close(output.images, expected.images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.particles, expected.particles, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"guess_mode": True}, {"guidance_scale": 1.0}], ids=str)
@@ -121,11 +123,11 @@ def test_a_controlnet_runs_on_the_same_rows(options):
     survivors = [8 * p + slot for p, slots in enumerate(output.trace.events[-1].slots) for slot in slots]
     order = torch.tensor(unpruned.trace.events[-1].rewards).argsort(dim=1, descending=True, stable=True)
     ranks = order.argsort(dim=1).flatten() + 8 * torch.arange(2).repeat_interleave(8)
-    kept = unpruned.images[ranks[survivors]].view(2, -1, 3, 16, 16)
+    kept = unpruned.particles.flatten(0, 1)[ranks[survivors]].view(2, -1, 3, 16, 16)
     rewards = torch.stack([redness(images, []) for images in kept])
     best_first = rewards.argsort(dim=1, descending=True)
-    kept = torch.stack([images[row] for images, row in zip(kept, best_first)]).flatten(0, 1)
-    torch.testing.assert_close(output.images, kept, atol=1e-4, rtol=1e-4)
+    kept = torch.stack([images[row] for images, row in zip(kept, best_first)])
+    torch.testing.assert_close(output.particles, kept, atol=1e-4, rtol=1e-4)
 
 
 def test_images_of_two_controlnets_are_for_all_prompts():
@@ -138,7 +140,7 @@ def test_images_of_two_controlnets_are_for_all_prompts():
     call = {**SIZE, "image": [torch.rand(1, 3, 16, 16) for _ in nets], "num_inference_steps": 4, "output_type": "pt"}
     steered = steer(pipe, redness, PLAIN)
     both, second = steered(PROMPTS, **call), steered(PROMPTS[1], **call)
-    torch.testing.assert_close(both.images[3:], second.images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both.particles[1:], second.particles, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -146,8 +148,12 @@ def test_chunks_keep_together_what_perturbed_attention_compares(size):
     pipe = with_components(StableDiffusionPAGPipeline, sd(), pag_applied_layers=["mid"])
     call = {**SIZE, "num_inference_steps": 4, "pag_scale": 3.0, "guidance_scale": 5.0, "output_type": "pt"}
     whole = steer(pipe, redness, PLAIN)(PROMPTS, **call)
-    chunked = steer(pipe, redness, FKSteering(**{**vars(PLAIN), "denoise_batch_size": size}))(PROMPTS, **call)
-    torch.testing.assert_close(chunked.images, whole.images, atol=1e-5, rtol=1e-5)
+    rows = []
+    with pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: rows.append(len(args[0]))):
+        chunked = steer(pipe, redness, PLAIN, Execution(denoise_batch_size=size))(PROMPTS, **call)
+    # Three rows belong together, which are as many as fit in four, and more than fit in one.
+    assert set(rows) == {3}
+    torch.testing.assert_close(chunked.particles, whole.particles, atol=1e-5, rtol=1e-5)
     assert chunked.trace.nfe == whole.trace.nfe == 4 * 2 * 3 * 3
 
 
@@ -155,14 +161,59 @@ def test_a_loop_that_stops_early_is_scored_by_its_last_x0_predictions():
     """They are those of the same step of the whole loop."""
     pipe = sdxl(sd_scheduler("epsilon"))
     call = {**SIZE, "num_inference_steps": 20, "output_type": "latent"}
-    settings = {"lmbda": 0.0, "eta": 0.0, "ess_threshold": 0.0, "seed": 0}
+    settings = {"lmbda": 0.0, "noise": Noise(eta=0.0), "resampling": Resampling(ess_threshold=0.0), "seed": 0}
     whole = steer(pipe, redness, FKSteering(schedule=(11,), **settings))(PROMPTS, **call)
     early = steer(pipe, redness, FKSteering(schedule=(), **settings))(PROMPTS, denoising_end=0.6, **call)
     assert early.trace.num_steps == 12
     for rewards, expected in zip(early.trace.events[-1].rewards, whole.trace.events[0].rewards, strict=True):
         assert rewards == pytest.approx(expected, abs=1e-5)
-    decoded = LatentDecoder(pipe)(early.images)
+    decoded = LatentDecoder(pipe)(early.particles.flatten(0, 1))
     assert not torch.allclose(redness(decoded, []).view(2, 4), early.rewards, atol=1e-2)
+
+
+@dataclass(frozen=True)
+class TakesTheBest(Strategy):
+    """After the noise of one step, all go on from the best particle."""
+
+    at: int = 0
+
+    def events(self, num_steps):
+        return (self.at,)
+
+    def step(self, look):
+        return Plan(look.ranked()[:, :1].expand_as(look.rewards), after_noise=True)
+
+
+def test_the_last_x0_predictions_follow_particles_that_move_after_the_noise():
+    """Where a loop stops early, what is scored in the end are the x0 predictions of the ancestors."""
+    pipe = sdxl(sd_scheduler("epsilon"))
+    call = {**SIZE, "num_inference_steps": 20, "output_type": "latent", "denoising_end": 0.6}
+    output = steer(pipe, redness, TakesTheBest(4, at=11))(PROMPTS, generator=torch.Generator().manual_seed(9), **call)
+    event, final = output.trace.events
+    assert event.step == output.trace.num_steps - 1 == 11
+    assert all(parents[0] != 0 for parents in event.parents)
+    for p in range(2):
+        assert event.parents[p] != event.slots_before[p]
+        seen = dict(zip(event.slots_before[p], event.rewards[p]))
+        assert final.rewards[p] == pytest.approx([seen[parent] for parent in event.parents[p]], abs=1e-5)
+        assert len(set(event.rewards[p])) == 4
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "inpaint"])
+def test_pipelines_that_count_their_steps_cannot_be_sent_back(kind):
+    """They look up by the number of the step what they do in it."""
+    pipe = sd()
+    call = {**SIZE, "image": torch.rand(1, 3, 16, 16), "num_inference_steps": 8}
+    if kind == "controlnet":
+        controlnet = ControlNetModel.from_unet(pipe.unet)
+        controlnet.controlnet_cond_embedding = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        pipe = with_components(StableDiffusionControlNetPipeline, pipe, controlnet=controlnet)
+    else:
+        pipe = with_components(StableDiffusionInpaintPipeline, pipe)
+        call |= {"mask_image": torch.ones(1, 1, 16, 16), "strength": 1.0}
+    with pytest.raises(ValueError, match=f"{type(pipe).__name__} counts its steps"):
+        steer(pipe, redness, DepthFirst(2))(PROMPTS, **call)
+    steer(pipe, redness, FKSteering(2))(PROMPTS, **call)
 
 
 def test_a_denoiser_with_a_cache_is_refused():

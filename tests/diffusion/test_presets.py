@@ -26,7 +26,7 @@ def test_best_of_n_is_the_stock_pipeline_n_times(make):
     assert output.trace.nfe == 2 * 12 * 8
     for index, prompt in enumerate(PROMPTS):
         image, reward = best_of(pipe, prompt, range(4 * index, 4 * index + 4))
-        torch.testing.assert_close(output.images[4 * index], image, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.images[index], image, atol=1e-5, rtol=1e-5)
         assert output.rewards[index, 0].item() == pytest.approx(reward, abs=1e-4)
 
 
@@ -42,7 +42,7 @@ def test_psp_prunes_seeds_by_their_x0_predictions():
         assert sorted(slot for _, slot in ranked[:kept]) == event.slots[0]
     assert output.trace.nfe == 2 * (3 * 16 + 3 * 8 + 6 * 4) == 2 * 12 * 8
     by_reward = sorted(zip(final.rewards[0], final.slots[0]), reverse=True)
-    for image, (_, slot) in zip(output.images, by_reward):
+    for image, (_, slot) in zip(output.particles[0], by_reward, strict=True):
         alone = pipe(PROMPTS[0], generator=row_generators(slot), **CALL).images[0]
         torch.testing.assert_close(image, alone, atol=1e-5, rtol=1e-5)
 

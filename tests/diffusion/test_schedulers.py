@@ -16,7 +16,7 @@ from fk_steer.diffusion.schedulers import (
     in_first_order_stage,
     noise_switched,
     parametrisation,
-    parts_copies,
+    parting_steps,
 )
 from fk_steer.testing import sd_scheduler
 
@@ -177,6 +177,31 @@ def test_x0_is_clipped_or_thresholded_where_the_scheduler_does_so():
         torch.testing.assert_close(predict_x0(solver, output, solver.timesteps[3], sample), expected)
 
 
+@pytest.mark.parametrize("limit", [0.3, 2.0])
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_x0_is_clipped_at_the_schedulers_own_range(name, limit):
+    solver = scheduler(name, clip_sample=True, clip_sample_range=limit)
+    solver.set_timesteps(10)
+    sample, output = 3 * torch.randn(SHAPE), torch.randn(SHAPE)
+    expected = solver.step(output, solver.timesteps[3], sample, return_dict=True).pred_original_sample
+    found = predict_x0(solver, output, solver.timesteps[3], sample)
+    assert found.abs().max() == pytest.approx(limit)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_learned_variance_is_no_part_of_x0(prediction_type):
+    """Behind the prediction, in as many channels."""
+    solver = scheduler("DDPM", variance_type="learned_range", prediction_type=prediction_type)
+    solver.set_timesteps(10)
+    sample, output = torch.randn(SHAPE), torch.randn(4, 8, 6, 6)
+    found = predict_x0(solver, output, solver.timesteps[3], sample)
+    assert found.shape == SHAPE
+    expected = solver.step(output, solver.timesteps[3], sample, return_dict=True).pred_original_sample
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found, predict_x0(solver, output[:, :4], solver.timesteps[3], sample))
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("at", [4, 5])
 def test_history_follows_the_rows(name, at):
@@ -292,8 +317,8 @@ def test_switched_config_is_put_back_after_an_exception():
 def test_noise_before_the_resampling_does_not_count():
     solver = scheduler("DDIM")
     solver.set_timesteps(10)
-    assert parts_copies(solver, solver.timesteps, 2, lambda index: float(index < 4))
-    assert not parts_copies(solver, solver.timesteps, 4, lambda index: float(index < 4))
+    parting = parting_steps(solver, solver.timesteps.tolist(), lambda index: float(index < 4))
+    assert parting == [True] * 4 + [False] * 6
 
 
 def test_asking_leaves_the_scheduler_alone():
@@ -301,7 +326,7 @@ def test_asking_leaves_the_scheduler_alone():
     solver.set_timesteps(10)
     before = {name: copy.deepcopy(value) for name, value in vars(solver).items()}
     adds_noise(solver, 1.0)
-    parts_copies(solver, solver.timesteps, 3, lambda index: 1.0)
+    parting_steps(solver, solver.timesteps.tolist(), lambda index: 1.0)
     assert vars(solver).keys() == before.keys()
     assert solver.config == before["_internal_dict"]
     assert solver.step_index is None

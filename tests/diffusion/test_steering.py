@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import diffusers
 import numpy as np
 import pytest
@@ -11,22 +9,21 @@ import torch
 from diffusers import AutoencoderTiny
 from torch._dynamo.testing import CompileCounter
 
-from fk_steer import FKSteering, RewardError, Schedule, steer
+from fk_steer import Execution, FKSteering, Noise, Preview, Resampling, RewardError, Schedule, steer
 from fk_steer.smc import TargetESS
 from fk_steer.testing import CALLS, PROMPTS, SIZE, redness, row_generators, sd, sd_scheduler, sdxl
 
 
 STEPS = 6
-NO_OP = FKSteering(lmbda=0.0, eta=0.0, schedule=Schedule())
-RESAMPLE = FKSteering(lmbda=8.0, schedule=(0.2, 0.5, 0.7), ess_threshold=1.0, potential="current", tempering="constant")
+NO_OP = FKSteering(lmbda=0.0, noise=Noise(eta=0.0), schedule=Schedule())
+RESAMPLE = FKSteering(lmbda=8.0, schedule=(0.2, 0.5, 0.7), potential="current", tempering="constant")
 
 
 def in_slot_order(output) -> torch.Tensor:
     """Final images (N, k, 3, H, W) by slot instead of by reward."""
     rewards = torch.tensor(output.trace.events[-1].rewards)
     rank = rewards.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    images = output.images.view(*rewards.shape, *output.images.shape[1:])
-    return torch.stack([population[order] for population, order in zip(images, rank)])
+    return torch.stack([population[order] for population, order in zip(output.particles, rank)])
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -35,7 +32,13 @@ def test_no_op_is_bit_identical(name):
     pipe = make()
     call = {**call, "num_inference_steps": STEPS, "output_type": "pt"}
     stock = pipe(PROMPTS, num_images_per_prompt=3, generator=row_generators(*range(6)), **call).images
-    steering = FKSteering(num_particles=3, lmbda=0.0, eta=0.0, schedule=(0.3, 0.6), ess_threshold=0.0)
+    steering = FKSteering(
+        num_particles=3,
+        lmbda=0.0,
+        schedule=(0.3, 0.6),
+        resampling=Resampling(ess_threshold=0.0),
+        noise=Noise(eta=0.0),
+    )
     output = steer(pipe, redness, steering)(PROMPTS, generator=row_generators(*range(6)), **call)
     assert torch.equal(in_slot_order(output).flatten(0, 1), stock)
     assert len(output.trace.events) == 3
@@ -56,7 +59,7 @@ def test_stochastic_no_op_is_bit_identical(name):
     else:
         again = steered(PROMPTS, generator=row_generators(*range(4)), **call)
         deterministic = steer(pipe, redness, NO_OP)(PROMPTS, generator=row_generators(*range(8)), **call)
-        assert torch.equal(again.images, output.images)
+        assert torch.equal(again.particles, output.particles)
         assert not torch.equal(in_slot_order(deterministic)[:, :2], in_slot_order(output))
 
 
@@ -70,7 +73,8 @@ def test_two_prompts_together_equal_each_alone(name):
     together = steered(PROMPTS, generator=seeded(), **call)
     alone = [steered(prompt, generator=seeded(), **call) for prompt in PROMPTS]
     assert any(any(event.resampled) for event in together.trace.events)
-    torch.testing.assert_close(together.images, torch.cat([output.images for output in alone]), atol=1e-5, rtol=1e-5)
+    particles = torch.cat([output.particles for output in alone])
+    torch.testing.assert_close(together.particles, particles, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together.rewards, torch.cat([output.rewards for output in alone]), atol=1e-4, rtol=1e-4)
     for index, event in enumerate(together.trace.events):
         assert event.parents == [output.trace.events[index].parents[0] for output in alone]
@@ -82,14 +86,11 @@ def test_chunk_sizes_do_not_change_the_images(name, size):
     make, call = CALLS[name]
     pipe = make()
     call = {**call, "num_inference_steps": STEPS, "output_type": "pt"}
-    chunked = {f"{part}_batch_size": size for part in ("reward", "decode", "denoise")}
     whole, parts = (
-        steer(pipe, redness, FKSteering(**{**vars(RESAMPLE), **chunks}))(
-            PROMPTS, generator=torch.Generator().manual_seed(5), **call
-        )
-        for chunks in ({}, chunked)
+        steer(pipe, redness, RESAMPLE, execution)(PROMPTS, generator=torch.Generator().manual_seed(5), **call)
+        for execution in (None, Execution.in_batches(size))
     )
-    torch.testing.assert_close(parts.images, whole.images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts.particles, whole.particles, atol=1e-5, rtol=1e-5)
     assert [event.parents for event in parts.trace.events] == [event.parents for event in whole.trace.events]
     assert parts.trace.nfe == whole.trace.nfe
     assert parts.trace.reward_calls == whole.trace.reward_calls
@@ -103,8 +104,7 @@ def test_survivors_of_pruning_equal_the_same_rows_run_alone(name):
     generators = row_generators(*range(16))
     psp = FKSteering.preset("psp", lmbda=1.0)
     output = steer(pipe, redness, psp)(PROMPTS, generator=generators, **call)
-    assert output.images.shape[0] == 4
-    assert output.rewards.shape == (2, 2)
+    assert output.particles.shape[:2] == output.rewards.shape == (2, 2)
     last = output.trace.events[-1]
     rows = [8 * prompt + slot for prompt in range(2) for slot in last.slots_before[prompt]]
     alone = pipe(
@@ -135,8 +135,8 @@ def test_pruning_carries_solver_history(solver):
     pipe = sd(sd_scheduler(kind=getattr(diffusers, name), **config))
     call = {**SIZE, "guidance_scale": 5.0, "num_inference_steps": 8, "output_type": "pt"}
     # The survivors' stock run has the sampler's own noise, if any.
-    eta = float(solver in ("sde-dpm++", "euler-a"))
-    output = steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0, eta=eta))(
+    noise = Noise(eta=float(solver in ("sde-dpm++", "euler-a")))
+    output = steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0, noise=noise))(
         PROMPTS[0], generator=row_generators(*range(8, 16)), **call
     )
     rows = output.trace.events[-1].slots_before[0]
@@ -152,12 +152,12 @@ def test_stochastic_solvers_can_be_steered(solver):
     pipe = sd(sd_scheduler(kind=getattr(diffusers, name), **config))
     output = steer(pipe, redness, RESAMPLE)(PROMPTS, num_inference_steps=8, generator=row_generators(0, 1), **SIZE)
     assert output.trace.events[-1].distinct_roots != [4, 4]
-    assert len({image.tobytes() for image in output.images}) == 8
+    assert len({image.tobytes() for images in output.particles for image in images}) == 8
 
 
 def test_two_stage_solvers_are_scored_in_their_first_stage_only():
     pipe = sd(sd_scheduler(kind=diffusers.HeunDiscreteScheduler))
-    steering = FKSteering(num_particles=2, lmbda=1.0, ess_threshold=0.0, schedule=(1, 2, 5, 9))
+    steering = FKSteering(num_particles=2, lmbda=1.0, resampling=Resampling(ess_threshold=0.0), schedule=(1, 2, 5, 9))
     output = steer(pipe, redness, steering)(PROMPTS[0], num_inference_steps=6, **SIZE)
     # Eleven calls of `step`; even ones are first stages. 1 and 2 both wait for 2; 5 waits for 6, 9 for the last.
     assert [event.step for event in output.trace.events] == [2, 6, 11]
@@ -168,7 +168,7 @@ def test_resampling_before_the_noise_parts_copies_at_once_and_after_it_does_not(
 
     def run(**order):
         steering = FKSteering(
-            lmbda=50.0, schedule=(2,), ess_threshold=1.0, potential="current", tempering="constant", **order
+            lmbda=50.0, schedule=(2,), potential="current", tempering="constant", resampling=Resampling(**order)
         )
         seen = []
 
@@ -187,7 +187,7 @@ def test_resampling_before_the_noise_parts_copies_at_once_and_after_it_does_not(
         return [len(latents.unique(dim=0)) for latents in seen]
 
     assert run() == [4] * STEPS
-    distinct = run(resample_after_noise=True)
+    distinct = run(after_noise=True)
     roots = calls[1].events[0].distinct_roots[0]
     assert roots < 4
     assert distinct[2] == roots
@@ -246,7 +246,7 @@ class TestCost:
             return decode(z, *args, **kwargs)
 
         pipe.vae.decode = count
-        steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0, decode_batch_size=3))(
+        steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0), Execution(decode_batch_size=3))(
             PROMPTS[0], num_inference_steps=8, **SIZE
         )
         assert sizes == [3, 3, 2, 3, 1, 2]
@@ -272,25 +272,36 @@ class TestOutput:
     def test_best_first(self):
         output = self.run("pt")
         assert (output.rewards.diff(dim=1) <= 0).all()
-        scored = redness(output.images, PROMPTS).view(2, 3)
+        scored = redness(output.particles.flatten(0, 1), PROMPTS).view(2, 3)
         torch.testing.assert_close(output.rewards, scored, atol=1e-4, rtol=1e-4)
+        assert torch.equal(output.images, output.particles[:, 0])
         assert output.log_weights.exp().sum(1).tolist() == pytest.approx([1, 1])
 
     def test_output_types_agree(self):
         pt, pil, numpy, latent = (self.run(kind) for kind in ("pt", "pil", "np", "latent"))
         pipe = sd()
-        assert torch.equal(torch.from_numpy(numpy.images).permute(0, 3, 1, 2), pt.images)
-        for image, array in zip(pil.images, numpy.images):
-            assert (abs(array * 255 - np.asarray(image)) <= 0.5001).all()
-        decoded = pipe.vae.decode(latent.images / pipe.vae.config.scaling_factor, return_dict=False)[0]
-        torch.testing.assert_close(pipe.image_processor.postprocess(decoded, "pt"), pt.images)
+        assert pt.images.shape == (2, 3, 16, 16)
+        assert pt.particles.shape == (2, 3, 3, 16, 16)
+        assert numpy.particles.shape == (2, 3, 16, 16, 3)
+        assert [len(images) for images in pil.particles] == [3, 3]
+        assert torch.equal(torch.from_numpy(numpy.particles).permute(0, 1, 4, 2, 3), pt.particles)
+        for images, arrays in zip(pil.particles, numpy.particles):
+            for image, array in zip(images, arrays):
+                assert (abs(array * 255 - np.asarray(image)) <= 0.5001).all()
+        assert [image.tobytes() for image in pil.images] == [images[0].tobytes() for images in pil.particles]
+        assert (numpy.images == numpy.particles[:, 0]).all()
+        assert torch.equal(latent.images, latent.particles[:, 0])
+        latents = latent.particles.flatten(0, 1)
+        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+        torch.testing.assert_close(pipe.image_processor.postprocess(decoded, "pt"), pt.particles.flatten(0, 1))
         torch.testing.assert_close(latent.rewards, pt.rewards)
 
     def test_tuple(self):
-        images, nsfw, rewards, log_weights, trace = self.run("pt", return_dict=False)
+        images, nsfw, particles, rewards, log_weights, trace = self.run("pt", return_dict=False)
         output = self.run("pt")
         assert nsfw is None
         assert torch.equal(images, output.images)
+        assert torch.equal(particles, output.particles)
         assert torch.equal(rewards, output.rewards)
         assert torch.equal(log_weights, output.log_weights)
         assert trace.events == output.trace.events
@@ -300,21 +311,23 @@ class TestOutput:
         flagged = []
 
         def check(image, device, dtype):
-            flagged.append(image[::2])  # which the pipeline then leaves as they are
+            flagged.append(image[::2])  # which the pipeline then leaves as they are, twice as red
             return image, [index % 2 == 0 for index in range(len(image))]
 
+        def reward(images, prompts):
+            return redness(images, prompts) * torch.tensor([1 if prompt == PROMPTS[0] else -1 for prompt in prompts])
+
         pipe.run_safety_checker = check
-        output = self.steered(pipe)(PROMPTS, output_type="pt", **self.CALL)
+        output = steer(pipe, reward, FKSteering(3, lmbda=1.0))(PROMPTS, output_type="pt", **self.CALL)
         expected = [any(torch.equal(image, other) for other in flagged[0]) for image in output.images]
-        assert output.nsfw_content_detected == expected
-        assert expected.count(True) == 3
+        assert output.nsfw_content_detected == expected == [True, False]
 
     def test_several_populations_per_prompt(self):
         output = self.steered()(PROMPTS[0], num_images_per_prompt=2, output_type="pt", **self.CALL)
-        assert output.images.shape[0] == 6
-        assert output.rewards.shape == (2, 3)
+        assert output.images.shape[0] == 2
+        assert output.particles.shape[:2] == output.rewards.shape == (2, 3)
         assert output.trace.prompts == [PROMPTS[0]] * 2
-        assert not torch.equal(output.images[:3], output.images[3:])
+        assert not torch.equal(output.particles[0], output.particles[1])
 
     def test_prompt_embeds(self):
         pipe = sd()
@@ -329,12 +342,12 @@ class TestOutput:
             output_type="pt",
             **self.CALL,
         )
-        assert torch.equal(by_text.images, by_embeds.images)
+        assert torch.equal(by_text.particles, by_embeds.particles)
         assert by_embeds.trace.prompts == PROMPTS
 
     def test_positional_arguments(self):
         output = self.steered()(PROMPTS[0], 16, 32, 3, output_type="pt")
-        assert output.images.shape == (3, 3, 16, 32)
+        assert output.particles.shape == (1, 3, 3, 16, 32)
         assert output.trace.num_steps == 3
 
     def test_one_particle_and_one_step(self):
@@ -351,7 +364,7 @@ class TestRandomness:
         self.pipe = sd()
 
     def images(self, **call):
-        return steer(self.pipe, redness, RESAMPLE)(PROMPTS, **self.CALL, **call).images
+        return steer(self.pipe, redness, RESAMPLE)(PROMPTS, **self.CALL, **call).particles
 
     def test_a_generator_advances_and_can_be_repeated(self):
         generator = torch.Generator().manual_seed(3)
@@ -360,8 +373,8 @@ class TestRandomness:
         assert torch.equal(first, self.images(generator=torch.Generator().manual_seed(3)))
 
     def test_seed_of_the_settings(self):
-        steering = FKSteering(**{**vars(RESAMPLE), "seed": 7})
-        first, second = (steer(self.pipe, redness, steering)(PROMPTS, **self.CALL).images for _ in range(2))
+        steering = RESAMPLE.replace(seed=7)
+        first, second = (steer(self.pipe, redness, steering)(PROMPTS, **self.CALL).particles for _ in range(2))
         assert torch.equal(first, second)
 
     def test_without_either_runs_differ(self):
@@ -376,8 +389,8 @@ class TestRandomness:
     def test_one_generator_per_population(self):
         four = self.images(generator=tuple(row_generators(1, 2, 3, 4)), num_images_per_prompt=2)
         first, third = row_generators(1, 3)
-        torch.testing.assert_close(four[:4], self.images(generator=[first, third])[:4], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(four[8:12], self.images(generator=row_generators(1, 3))[4:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(four[0], self.images(generator=[first, third])[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(four[2], self.images(generator=row_generators(1, 3))[1], atol=1e-5, rtol=1e-5)
 
     def test_global_randomness_is_left_alone(self):
         torch.manual_seed(11)
@@ -408,7 +421,7 @@ class TestStockFeatures:
             PROMPTS, generator=row_generators(0, 1), callback_on_step_end=callback, **call
         )
         assert steps == [0, 1, 2, 3]
-        assert not torch.equal(plain.images, changed.images)
+        assert not torch.equal(plain.particles, changed.particles)
 
     def test_interrupt_finishes_from_the_last_state(self):
         def stop(pipe, index, timestep, kwargs):
@@ -452,7 +465,7 @@ class TestStockFeatures:
         output = steer(pipe, redness, RESAMPLE)(PROMPTS, generator=row_generators(0, 1), **self.CALL)
         graphs = counter.frame_count
         assert graphs > 0
-        torch.testing.assert_close(output.images, expected.images, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.particles, expected.particles, atol=1e-5, rtol=1e-5)
         steer(pipe, redness, RESAMPLE)(PROMPTS, generator=row_generators(0, 1), **self.CALL)
         assert counter.frame_count == graphs
 
@@ -464,7 +477,7 @@ class TestStockFeatures:
         compiled = pipe.unet._compiled_call_impl
         output = steer(pipe, redness, RESAMPLE)(PROMPTS, generator=row_generators(0, 1), **self.CALL)
         assert counter.frame_count > 0
-        torch.testing.assert_close(output.images, expected.images, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.particles, expected.particles, atol=1e-5, rtol=1e-5)
         assert pipe.unet._compiled_call_impl is compiled
 
     def test_model_offload(self):
@@ -472,7 +485,7 @@ class TestStockFeatures:
         pipe = sd()
         pipe.enable_model_cpu_offload(device="cpu")
         output = steer(pipe, redness, RESAMPLE)(PROMPTS, generator=row_generators(0, 1), **self.CALL)
-        assert torch.equal(output.images, expected.images)
+        assert torch.equal(output.particles, expected.particles)
 
     def test_lora(self):
         from peft import LoraConfig
@@ -482,7 +495,7 @@ class TestStockFeatures:
         pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
         call = {**self.CALL, "generator": row_generators(0, 1)}
         adapted = steer(pipe, redness, RESAMPLE)(PROMPTS, cross_attention_kwargs={"scale": 0.5}, **call)
-        assert not torch.equal(adapted.images, plain.images)
+        assert not torch.equal(adapted.particles, plain.particles)
 
     def test_preview_decoder_scores_x0_predictions_but_not_final_images(self):
         tiny = AutoencoderTiny(
@@ -499,13 +512,39 @@ class TestStockFeatures:
             return redness(images, prompts)
 
         pipe = sd()
-        steering = FKSteering(lmbda=1.0, schedule=(1,), preview_decoder=tiny)
+        steering = FKSteering(lmbda=1.0, schedule=(1,), preview=tiny)
         output = steer(pipe, reward, steering)(PROMPTS[0], num_inference_steps=4, output_type="pt", **SIZE)
         assert len(shown) == 2
         assert shown[0].shape == (4, 3, 16, 16)
         final = {tuple(image.flatten()[:8].tolist()) for image in shown[1]}
-        assert final == {tuple(image.flatten()[:8].tolist()) for image in output.images}
-        assert output.trace.steering["preview_decoder"] == "AutoencoderTiny"
+        assert final == {tuple(image.flatten()[:8].tolist()) for image in output.particles[0]}
+        assert output.trace.steering["preview"] == {"decoder": "AutoencoderTiny", "until": 1.0}
+
+    def test_preview_decoder_gives_way_to_the_pipelines_own(self):
+        """From the progress `until` on, the VAE decodes x0 predictions."""
+        tiny = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            upsampling_scaling_factor=2,
+        )
+        pipe, used = sd(), []
+        for name, decoder in (("preview", tiny), ("own", pipe.vae)):
+            decoder.decoder.register_forward_pre_hook(lambda module, args, name=name: used.append(name))
+        settings = FKSteering(lmbda=1.0, schedule=(0.25, 0.5, 0.75))
+        used_by = {}
+        for until in (0.0, 0.5, 0.6, 1.0):
+            steer(pipe, redness, settings.replace(preview=Preview(tiny, until)))(
+                PROMPTS[0], num_inference_steps=8, **SIZE
+            )
+            used_by[until], used[:] = list(used), []
+        assert used_by == {
+            0.0: ["own"] * 4,
+            0.5: ["preview", "own", "own", "own"],
+            0.6: ["preview", "preview", "own", "own"],
+            1.0: ["preview", "preview", "preview", "own"],
+        }
 
     def test_custom_latents(self):
         pipe = sd()
@@ -524,21 +563,21 @@ class TestBadInput:
             steer(sd(sd_scheduler(kind=diffusers.UniPCMultistepScheduler)), redness, RESAMPLE)(PROMPTS, **self.CALL)
         with pytest.raises(ValueError, match="DDIMScheduler adds no noise.*`eta`"):
             steer(sd(), redness, RESAMPLE)(PROMPTS, eta=0.0, **self.CALL)
-        closed = FKSteering(**{**vars(RESAMPLE), "schedule": Schedule(at=(0.5,), noise=(0.0, 0.2))})
+        closed = RESAMPLE.replace(schedule=Schedule(at=(0.5,)), noise=Noise(window=(0.0, 0.2)))
         with pytest.raises(ValueError, match="noise window"):
             steer(sd(), redness, closed)(PROMPTS, **self.CALL)
 
     def test_copies_that_grow_out_of_a_pruned_population_and_never_part(self):
-        late = Schedule(at=(0.2, 0.6), alive=(0.5, 1.0), noise=(0.2, 0.4))
+        late = Schedule(at=(0.2, 0.6), alive=(0.5, 1.0))
         for settings in (
-            FKSteering(resampler="top-k", schedule=late),
-            FKSteering(resample_after_noise=True, schedule=Schedule(at=(0.4,), noise=(0.0, 0.4))),
+            FKSteering(resampling="top-k", schedule=late, noise=Noise(window=(0.2, 0.4))),
+            FKSteering(resampling=Resampling(after_noise=True), schedule=(0.4,), noise=Noise(window=(0.0, 0.4))),
         ):
             with pytest.raises(ValueError, match="adds no noise after the first resampling"):
                 steer(sd(), redness, settings)(PROMPTS, **self.CALL)
 
     def test_copies_of_the_last_resampling_that_never_part_are_warned_of(self):
-        closed = FKSteering(schedule=Schedule(at=(0.4, 0.8), noise=(0.0, 0.5)))
+        closed = FKSteering(schedule=(0.4, 0.8), noise=Noise(window=(0.0, 0.5)))
         with pytest.warns(UserWarning, match="No noise is added after the last resampling"):
             steer(sd(), redness, closed)(PROMPTS, **self.CALL)
 
@@ -555,16 +594,17 @@ class TestBadInput:
             steer(sd(), redness, RESAMPLE)(**call, **self.CALL)
 
     def test_settings_of_another_kind(self):
-        with pytest.raises(ValueError, match="`FKSteering` or the name of a preset, but got None"):
+        with pytest.raises(ValueError, match="`FKSteering`, another `Strategy` or the name of a preset, but got None"):
             steer(sd(), redness, None)
 
     def test_pruning_on_a_deterministic_sampler_is_fine(self):
         pipe = sd(sd_scheduler(kind=diffusers.UniPCMultistepScheduler))
-        assert len(steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0))(PROMPTS, **self.CALL).images) == 4
+        output = steer(pipe, redness, FKSteering.preset("psp", lmbda=1.0))(PROMPTS, **self.CALL)
+        assert [len(images) for images in output.particles] == [2, 2]
 
     def test_eulers_noise_is_switched_on_for_sdxl(self):
         output = steer(sdxl(), redness, RESAMPLE)(PROMPTS, **self.CALL)
-        assert len({image.tobytes() for image in output.images}) == 8
+        assert len({image.tobytes() for images in output.particles for image in images}) == 8
 
     @pytest.mark.parametrize(
         ("reward", "message"),
@@ -606,7 +646,7 @@ class TestBadInput:
             def __call__(self, images, prompts):
                 return 1000 * redness(images, prompts)
 
-        settings = FKSteering(tempering=TargetESS(0.6), ess_threshold=1.0, seed=3)
+        settings = FKSteering(tempering=TargetESS(0.6), seed=3)
         one, other = (steer(sd(), reward, settings)(PROMPTS, **self.CALL).trace for reward in (redness, Scaled()))
         assert [event.parents for event in one.events] == [event.parents for event in other.events]
 
@@ -638,10 +678,3 @@ class TestBadInput:
     def test_wrong_number_of_latents(self):
         with pytest.raises(ValueError, match="`latents` for 4 particles, but got 3"):
             steer(sd(), redness, RESAMPLE)(PROMPTS[0], latents=torch.randn(3, 4, 8, 8), guidance_scale=1.0, **self.CALL)
-
-
-def test_with_block():
-    pipe = sd()
-    with steer(pipe, redness, RESAMPLE) as steered:
-        assert len(steered(PROMPTS, num_inference_steps=4, **SIZE).images) == 8
-    assert inspect.ismethod(pipe.scheduler.step)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lineages import check_lineages
 
-from fk_steer import FKSteering, Schedule, steer
-from fk_steer.config import PRESETS
+from fk_steer import PRESETS, FKSteering, Resampling, Schedule, steer
 from fk_steer.smc import POTENTIALS, RESAMPLERS, TEMPERINGS
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd
 
@@ -33,12 +31,11 @@ def steerings(draw):
         num_particles=num_particles,
         lmbda=draw(st.sampled_from([0.0, 1.0, 30.0])),
         potential=draw(st.sampled_from(list(POTENTIALS))),
-        resampler=draw(st.sampled_from(list(RESAMPLERS))),
         tempering=draw(st.sampled_from(list(TEMPERINGS))),
         schedule=Schedule(at=tuple(at), alive=alive),
-        ess_threshold=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        resampling=Resampling(draw(st.sampled_from(list(RESAMPLERS))), draw(st.sampled_from([0.0, 0.5, 1.0]))),
         elite=draw(st.booleans()),
-        target_reward=draw(st.sampled_from([None, 0.5])),
+        stop=draw(st.sampled_from([None, 0.5])),
     )
 
 
@@ -77,7 +74,9 @@ def test_every_run(pipe, steering):
     torch.testing.assert_close(output.rewards[:, 0], best, rtol=1e-6, atol=1e-6)
     count = output.rewards.shape[1]
     texts = [prompt for prompt in PROMPTS for _ in range(count)]
-    torch.testing.assert_close(redness(output.images, texts), output.rewards.flatten(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        redness(output.particles.flatten(0, 1), texts), output.rewards.flatten(), rtol=1e-4, atol=1e-4
+    )
 
 
 def check_populations(trace, steering):
@@ -93,7 +92,7 @@ def check_populations(trace, steering):
             if not event.resampled[p]:
                 assert event.parents[p] == alive
             # A particle that is continued at all is continued in its own slot, copies take free ones.
-            if not event.stopped[p] and steering.resampler not in ("multinomial", "argmax"):
+            if not event.stopped[p] and steering.resampling.scheme not in ("multinomial", "argmax"):
                 assert all(parent in event.slots[p] for parent in event.parents[p])
             alive, roots = event.slots[p], event.distinct_roots[p]
         assert trace.events[-1].slots[p] == alive
@@ -109,7 +108,7 @@ def test_weights_telescope(pipe, tempering, resampler, ess_threshold, shrinks):
     credited with when it was last resampled."""
     schedule = Schedule(at=(0, 2, 3), alive=(5, 4, 3) if shrinks else None)
     steering = FKSteering(
-        num_particles=5, lmbda=3.0, tempering=tempering, resampler=resampler, ess_threshold=ess_threshold,
+        num_particles=5, lmbda=3.0, tempering=tempering, resampling=Resampling(resampler, ess_threshold),
         schedule=schedule,
     )  # fmt: skip
     trace = steer(pipe, redness, steering)(PROMPTS, generator=row_generators(2, 3), **CALL).trace
@@ -125,19 +124,26 @@ def test_weights_telescope(pipe, tempering, resampler, ess_threshold, shrinks):
         assert event.lmbda[p] == pytest.approx(3.0)
 
 
+def with_lambda(name):
+    settings = PRESETS[name].settings
+    return settings.replace(lmbda=1.0) if hasattr(settings, "lmbda") else settings
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(pipe, name):
     """Nobody who was kept to the end is better than the image that comes first, and a run costs what it says."""
-    steering = FKSteering.preset(name)
-    call = {**CALL, "num_inference_steps": 20}
+    steering = with_lambda(name)
     with Rows(pipe) as rows:
-        output = steer(pipe, redness, FKSteering(**{**vars(steering), "lmbda": 1.0}))(
-            PROMPTS, generator=row_generators(4, 5), **call
+        output = steer(pipe, redness, steering)(
+            PROMPTS, generator=row_generators(4, 5), **{**CALL, "num_inference_steps": 20}
         )
+    trace = output.trace
     assert output.rewards[:, 0].tolist() == output.rewards.amax(1).tolist()
     assert rows.repeated == 0
-    assert output.trace.nfe == rows.total <= 2 * len(PROMPTS) * 20 * steering.trajectories(20) + 1e-6
-    if steering.resampler == "top-k" and not steering.elite:
-        assert rows.total == pytest.approx(2 * len(PROMPTS) * 20 * steering.trajectories(20))
-    sizes = Counter(len(event.slots[0]) for event in output.trace.events)
-    assert sum(sizes.values()) == len(steering.schedule.at) + 1
+    assert trace.nfe == rows.total
+    check_lineages(trace, steering.num_particles)
+    if isinstance(steering, FKSteering):
+        assert trace.nfe <= 2 * len(PROMPTS) * 20 * steering.trajectories(20) + 1e-6
+        if steering.resampling.scheme == "top-k" and not steering.elite:
+            assert trace.nfe == pytest.approx(2 * len(PROMPTS) * 20 * steering.trajectories(20))
+        assert len(trace.events) == len(steering.schedule.at) + 1

@@ -47,7 +47,7 @@ def test_steers(pipe, root):
     assert len(output.trace.events) > 1
     assert output.trace.events[0].rewards is not None
     # The rewards reported are those of the very images returned, best first.
-    torch.testing.assert_close(output.rewards[0], reward(output.images, [PROMPT] * 3).cpu(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.rewards[0], reward(output.particles[0], [PROMPT] * 3).cpu(), atol=1e-5, rtol=0)
     assert (output.rewards[0].diff() <= 0).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from llava_reward_guide import LlavaReward, RewardConfig, new_perspective
 from llava_reward_guide.lora import Adapter
+from llava_reward_guide.losses import reward_loss
 from llava_reward_guide.report import pair_reliability, reliability, reward_distribution
 from llava_reward_guide.train import app
 from llava_reward_guide.training import NonFiniteError, TrainingConfig, train
@@ -133,6 +135,38 @@ def test_learns_and_loads_without_conversion(data, tmp_path):
     # The checkpoint names its backbone itself.
     best = LlavaReward.from_pretrained(tmp_path / "best", device="cpu").score(images, ["light"] * 2)
     assert best[0] > best[1]
+
+
+@pytest.mark.parametrize(
+    "objective", [RewardConfig(add_cross_attention=False), RewardConfig("general-preference", 4, tau=0.5)]
+)
+def test_a_tie_is_half_right(objective):
+    chosen = torch.randn(3, objective.value_head_dim, dtype=torch.bfloat16)
+    rejected = chosen.clone()
+    if objective.value_head_dim == 1:
+        chosen += torch.tensor([[1.0], [0.0], [-1.0]])
+    else:
+        # The skew-symmetric score of (1, 0, ...) over (0, 1, ...) is 1.
+        chosen[::2], rejected[::2] = 0, 0
+        chosen[0, 0] = rejected[0, 1] = chosen[2, 1] = rejected[2, 0] = 1
+    loss, correct = reward_loss(objective, torch.cat([chosen, rejected]), None)
+    assert correct.tolist() == [1, 0.5, 0]
+    assert loss[0] < loss[1] < loss[2]
+    assert loss[1].item() == pytest.approx(math.log(2))
+
+
+def test_training_accuracy_of_ties(data, tmp_path):
+    """A reward that says the same of everything is right as often as a coin; validation takes ties for wrong."""
+    reward = LlavaReward(random_backbone("llava_next", "tiny"))
+    new_perspective(reward, "same", RewardConfig(add_cross_attention=False), rank=2)
+    with torch.no_grad():
+        reward.head.value_head.weight.zero_()
+    # The first step of a warm-up has a learning rate of 0.
+    settings = config(data, tmp_path, max_steps=1, validation_data=str(data / "few.json"))
+    result = train(settings, reward)
+    assert log(tmp_path, "accuracy") == [0.5]
+    assert log(tmp_path) == [pytest.approx(math.log(2))]
+    assert result.validation["accuracy"] == 0
 
 
 def _train_in_process(settings: TrainingConfig) -> None:

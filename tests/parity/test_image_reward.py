@@ -39,7 +39,7 @@ def pairs(golden, expected):
 
 def test_tokens(reward, pairs):
     for pair in pairs:
-        ids, mask = reward._tokens([pair["prompt"]])[0]
+        ids, mask = reward.prompts([pair["prompt"]])[0]
         assert ids.tolist() == pair["input_ids"]
         assert mask.tolist() == pair["attention_mask"]
 
@@ -67,7 +67,7 @@ def test_hidden_states(golden, reward, expected, pairs):
     for pair in pairs:
         values = {name: expected[1][f"{pair['key']}/{name}"] for name in ("image_embeds_tok0_5_last", "cls_feature")}
         pixels = reward.preprocess([Image.open(golden / pair["image"])])
-        ids, mask = reward._tokens([pair["prompt"]])[0][:, None]
+        ids, mask = reward.prompts([pair["prompt"]])[0][:, None]
         with torch.no_grad():
             image = reward.model.vision(pixel_values=pixels).last_hidden_state
             hidden = reward.model.text(ids, attention_mask=mask, encoder_hidden_states=image).last_hidden_state

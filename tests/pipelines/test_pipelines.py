@@ -8,7 +8,7 @@ import torch
 from conftest import REPOSITORY
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from fk_steer import FKSteering, SteeredOutput, load_reward
+from fk_steer import Execution, FKSteering, SteeredOutput, load_reward
 from fk_steer.pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, save_clip, sd, sd_scheduler, sdxl
 
@@ -34,7 +34,7 @@ def kind(request):
 def steered(pipe, **overrides) -> SteeredOutput:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipe(PROMPTS, reward=redness, steering=STEERING, generator=generator, **{**CALL, **overrides})
+    return pipe(PROMPTS, **{"reward": redness, "steering": STEERING, "generator": generator, **CALL, **overrides})
 
 
 def test_without_a_reward_it_is_the_stock_pipeline(kind):
@@ -54,7 +54,7 @@ def test_call_documents_both(kind):
     parameters = inspect.signature(fk_class.__call__).parameters
     stock = inspect.signature(stock_class.__call__).parameters
     assert list(parameters)[: len(stock) - 1] == list(stock)[:-1]
-    assert {"reward", "steering", "reward_prompt"} <= parameters.keys()
+    assert {"reward", "steering", "reward_prompt", "callback_on_scoring_event"} <= parameters.keys()
     assert "guidance_scale" in fk_class.__call__.__doc__
     assert "reward_prompt" in fk_class.__call__.__doc__
 
@@ -62,7 +62,8 @@ def test_call_documents_both(kind):
 def test_steers(kind):
     fk_class, _, make, _ = kind
     output = steered(fk_class.from_pipe(make()))
-    assert output.images.shape == (6, 3, 16, 16)
+    assert output.images.shape == (2, 3, 16, 16)
+    assert output.particles.shape == (2, 3, 3, 16, 16)
     assert output.rewards.shape == (2, 3)
     assert output[0] is output.images
     assert [event.step for event in output.trace.events] == [0, 1, 2, 4]
@@ -74,7 +75,7 @@ def test_from_pretrained_and_saving(kind, tmp_path):
     pipe = fk_class.from_pretrained(tmp_path / "stock")
     expected = steered(pipe)
     pipe.save_pretrained(tmp_path / "fk")
-    assert torch.equal(steered(fk_class.from_pretrained(tmp_path / "fk")).images, expected.images)
+    assert torch.equal(steered(fk_class.from_pretrained(tmp_path / "fk")).particles, expected.particles)
 
 
 def test_from_pipe_shares_weights(kind):
@@ -94,7 +95,7 @@ def test_as_custom_pipeline_file(kind, tmp_path):
     expected = steered(fk_class.from_pipe(stock))
     for pipe in (loaded, converted):
         assert type(pipe).__name__ == fk_class.__name__
-        assert torch.equal(steered(pipe).images, expected.images)
+        assert torch.equal(steered(pipe).particles, expected.particles)
 
 
 def test_preset_names_and_the_default():
@@ -111,8 +112,8 @@ def test_preset_names_and_the_default():
         pipe(PROMPTS[0], reward=Reward(), generator=row_generators(0), **steering, **CALL)
         for steering in ({}, {"steering": "adaptive"})
     )
-    assert torch.equal(default.images, named.images)
-    assert len(pipe(PROMPTS[0], reward=Reward(), steering="psp", **CALL).images) == 2
+    assert torch.equal(default.particles, named.particles)
+    assert pipe(PROMPTS[0], reward=Reward(), steering="psp", **CALL).particles.shape[:2] == (1, 2)
 
 
 class Counting(FKStableDiffusionPipeline):
@@ -132,20 +133,43 @@ def test_a_subclass_keeps_its_own_call(kind):
     pipe = kind.from_pipe(sd())
     output = steered(pipe)
     assert pipe.calls >= 1
-    assert torch.equal(output.images, steered(FKStableDiffusionPipeline.from_pipe(sd())).images)
+    assert torch.equal(output.particles, steered(FKStableDiffusionPipeline.from_pipe(sd())).particles)
     pipe.calls = 0
     assert type(pipe(PROMPTS, **CALL)).__name__ == "StableDiffusionPipelineOutput"
     assert pipe.calls == 1
 
 
 def test_steering_without_a_reward_is_refused():
-    with pytest.raises(ValueError, match="need a `reward`"):
+    with pytest.raises(ValueError, match="`steering` needs a `reward`"):
         FKStableDiffusionPipeline.from_pipe(sd())(PROMPTS, steering="fk", **CALL)
+
+
+def test_everything_that_steer_takes_is_passed_on():
+    pipe = FKStableDiffusionPipeline.from_pipe(sd())
+    seen, sizes = [], []
+
+    def reward(images, prompts):
+        sizes.append(len(images))
+        return redness(images, prompts)
+
+    output = steered(
+        pipe,
+        reward=reward,
+        execution=Execution(reward_batch_size=2),
+        callback_on_scoring_event=seen.append,
+        keep_predictions=True,
+    )
+    assert [event.step for event in seen] == [event.step for event in output.trace.events]
+    assert max(sizes) == 2
+    assert all(event.predictions for event in output.trace.events)
+    for option in ({"execution": Execution()}, {"callback_on_scoring_event": print}, {"keep_predictions": True}):
+        with pytest.raises(ValueError, match=f"`{next(iter(option))}` needs a `reward`"):
+            pipe(PROMPTS, **option, **CALL)
 
 
 def test_tuple_output_continues_the_stock_one():
     output = steered(FKStableDiffusionPipeline.from_pipe(sd()), return_dict=False)
-    assert len(output) == 5
+    assert len(output) == 6
     assert output[1] is None
 
 
@@ -157,10 +181,12 @@ def test_with_clip_score(tmp_path):
     assert output.trace.reward == "clip-score"
     assert output.trace.events[-1].lmbda == [20.0, 20.0]
     torch.testing.assert_close(
-        reward(output.images, [prompt for prompt in PROMPTS for _ in range(3)]).view(2, 3), output.rewards
+        reward(output.particles.flatten(0, 1), [prompt for prompt in PROMPTS for _ in range(3)]).view(2, 3),
+        output.rewards,
     )
 
 
-def test_nothing_lands_at_the_top_of_site_packages():
-    assert Path(inspect.getfile(FKStableDiffusionPipeline)).parent == REPOSITORY / "pipelines"
+def test_an_import_finds_what_lies_where_it_says():
+    file = REPOSITORY / "fk_steer" / "pipelines" / "fk_stable_diffusion.py"
+    assert Path(inspect.getfile(FKStableDiffusionPipeline)) == file
     assert FKStableDiffusionPipeline.__module__ == "fk_steer.pipelines.fk_stable_diffusion"

@@ -14,8 +14,9 @@ import torch
 from chat_server import MODEL, ChatServer, cut_off, failing, parts, redness, send
 from PIL import Image
 
-from fk_steer.rewards import Clipped, GroupReward, RewardError, load_reward
-from fk_steer.rewards.chat import ChatClient, Question, check_recordable, data_url, to_pil
+from fk_steer.rewards import Clipped, RewardError, load_reward
+from fk_steer.rewards.chat.client import ChatClient, Question, check_recordable, data_url
+from fk_steer.rewards.images import to_pil
 
 
 KEY = "sk-very-secret-0123456789"
@@ -325,16 +326,17 @@ class TestUnreadableReplies:
             reward = load_reward("unified-reward", model=MODEL, base_url=server.url)
             batch = images(self.shades)
             encodings = [entry for image in batch for entry in reward.encode(image[None], ["red"])]
-            (scores,) = reward.reward_groups(encodings, [torch.arange(5)], ["red"])
+            (scores,) = reward.of_particles(encodings, [torch.arange(5)], ["red"])
             torch.testing.assert_close(scores.float(), reward(batch, ["red"] * 5))
 
     def test_nor_to_steering_within_bounds(self):
         with ChatServer(unreadable_for([0.2])) as server:
-            clipped = Clipped(load_reward("unified-reward", model=MODEL, base_url=server.url), high=4.5)
-            assert isinstance(clipped, GroupReward)
+            judge = load_reward("unified-reward", model=MODEL, base_url=server.url)
+            clipped = Clipped(judge, high=4.5)
+            assert clipped.leaves == (judge,)
             batch = images(self.shades)
-            encodings = [entry for image in batch for entry in clipped.encode(image[None], ["red"])]
-            (scores,) = clipped.reward_groups(encodings, [torch.arange(5)], ["red"])
+            encodings = [entry for image in batch for entry in judge.encode(image[None], ["red"])]
+            scores = clipped.combine({judge: judge.of_particles(encodings, [torch.arange(5)], ["red"])[0]})
         torch.testing.assert_close(scores.float(), torch.tensor([3.0, 4.0, 3.8, 4.2, 4.5]), atol=0.01, rtol=0)
 
 

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import CLIPModel
 
 from fk_steer import load_reward
-from fk_steer import testing_checkpoints as published
 from fk_steer.rewards import RewardLoadError, blip, clip_flant5, open_clip
 from fk_steer.rewards.loading import assign_weights, empty
 from fk_steer.rewards.open_clip import VIT_H_14
+from fk_steer.testing import checkpoints as published
 from fk_steer.testing import save_clip
-from fk_steer.testing_rewards import TINY_REWARDS, tiny_reward
+from fk_steer.testing.rewards import TINY_REWARDS, tiny_reward
 
 
 def on_meta(shapes):

@@ -15,14 +15,14 @@ from fk_steer.rewards import Reward, RewardCard, available_rewards
 from fk_steer.rewards.local import LocalReward
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import load_pipeline
-from fk_steer.testing_rewards import TINY_REWARDS, TinyReward, tiny_reward
+from fk_steer.testing.rewards import TINY_REWARDS, TinyReward, tiny_reward
 
 
 # Judges are asked through a server; the one of the tests looks at colours alone.
-for label in CHAT_REWARDS:
-    TINY_REWARDS[label] = TinyReward(chat_options(label), uses_prompt=False)
+CHATS = {label: TinyReward(chat_options(label), uses_prompt=False) for label in CHAT_REWARDS}
+ALL = {**TINY_REWARDS, **CHATS}
 
-FACTORIES = {key: reward_factory(key.split(":")[0]) for key in TINY_REWARDS}
+FACTORIES = {key: reward_factory(key.split(":")[0]) for key in ALL}
 LOCAL = [key for key, factory in FACTORIES.items() if isinstance(factory, type) and issubclass(factory, LocalReward)]
 
 
@@ -38,19 +38,27 @@ def pil(batch: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in batch]
 
 
-@pytest.fixture(scope="module", params=TINY_REWARDS)
+@pytest.fixture(params=ALL)
 def key(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tiny(key):
-    return TINY_REWARDS[key]
+    return ALL[key]
 
 
 @pytest.fixture(scope="module")
-def reward(key, tmp_path_factory):
-    return tiny_reward(key, tmp_path_factory.mktemp("reward"))
+def made():
+    """Key -> reward, for tests in any order."""
+    return {}
+
+
+@pytest.fixture
+def reward(key, tiny, made, tmp_path_factory):
+    if key not in made:
+        made[key] = tiny_reward(key, tmp_path_factory.mktemp("reward"), tiny)
+    return made[key]
 
 
 @pytest.fixture
@@ -61,11 +69,11 @@ def prompts(tiny) -> list[str]:
 
 def without_tiny_weights() -> set[str]:
     own = {name for name, entry_point in available_rewards().items() if entry_point.value.startswith("fk_steer.")}
-    return own - {key.split(":")[0] for key in TINY_REWARDS}
+    return own - {key.split(":")[0] for key in ALL}
 
 
 def test_every_registered_reward_is_tested(monkeypatch):
-    assert not without_tiny_weights(), "give each of them an entry in fk_steer.testing_rewards.TINY_REWARDS"
+    assert not without_tiny_weights(), "give each of them an entry in fk_steer.testing.rewards.TINY_REWARDS"
     monkeypatch.setitem(available_rewards.__globals__["_BUILT_IN"], "another", "fk_steer.rewards.other:Other")
     assert without_tiny_weights() == {"another"}
 
@@ -74,8 +82,13 @@ def test_is_a_reward(key, reward):
     name = key.split(":")[0]
     assert isinstance(reward, Reward)
     assert reward.name == name
-    assert reward.default_lmbda is None or reward.default_lmbda > 0
     assert isinstance(reward.card, RewardCard)
+    card = (
+        reward.card.variant(key.partition(":")[2] or next(iter(reward.card.variants)))
+        if reward.card.variants
+        else reward.card
+    )
+    assert reward.default_lmbda == card.default_lmbda > 0
     assert len(reward.card.summary) > 20
     for variant in reward.card.variants:
         card = reward.card.variant(variant)
@@ -164,13 +177,13 @@ def test_one_prompt_per_image(reward, prompts):
 def test_unknown_variant(key, reward, tmp_path):
     if not reward.card.variants:
         pytest.skip("has no variants")
-    options = {**TINY_REWARDS[key].save(tmp_path), "variant": "v0"}
+    options = {**ALL[key].save(tmp_path), "variant": "v0"}
     known = ", ".join(reward.card.variants)
     with pytest.raises(ValueError, match=f"Unknown variant 'v0' of {reward.name}. Known: {known}"):
         load_reward(reward.name, **options)
 
 
-@pytest.mark.parametrize("key", LOCAL, scope="module")
+@pytest.mark.parametrize("key", LOCAL)
 class TestLocal:
     def test_gradients_are_off(self, reward, prompts):
         assert not any(parameter.requires_grad for parameter in reward.model.parameters())
@@ -225,15 +238,14 @@ def test_steers(reward, tiny):
     """The bundled pipeline, end to end."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    with steer(pipe, reward, FKSteering(num_particles=2, lmbda=1.0, seed=0)) as steered:
-        output = steered(
-            tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star",
-            num_inference_steps=4,
-            generator=torch.Generator().manual_seed(0),
-        )
+    output = steer(pipe, reward, FKSteering(num_particles=2, lmbda=1.0, seed=0))(
+        tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star",
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert output.rewards.isfinite().all()
     assert output.rewards[0].tolist() == sorted(output.rewards[0].tolist(), reverse=True)
-    again = reward(output.images, [tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star"] * 2)
+    again = reward(output.particles[0], [tiny.prompts[0] if not tiny.takes_any_prompt else "a photo of a red star"] * 2)
     torch.testing.assert_close(output.rewards[0].float(), again, atol=1e-5, rtol=1e-4)
 
 

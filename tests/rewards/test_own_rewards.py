@@ -1,4 +1,4 @@
-"""Rewards of others: a function, a class, an installed package. docs/rewards.md shows the same three."""
+"""Rewards of others: functions, classes, an installed package. docs/rewards.md shows the same."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fk_steer import FKSteering, steer
+from fk_steer.rewards import Cascade, Clipped, Reward, WeightedSum, as_pil
 from fk_steer.shapes import load_pipeline
 
 
@@ -30,17 +31,31 @@ class Redness:
         return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
+class Rank(Reward):
+    """The brightest particle of a prompt gets the highest reward."""
+
+    default_lmbda = 2.0
+    relative = True
+
+    def encode(self, images, prompts):
+        return images.mean((1, 2, 3)).tolist()
+
+    def of_particles(self, encodings, members, prompts):
+        shades = [torch.tensor([encodings[i] for i in group]) for group in members]
+        return [values.argsort().argsort() / len(values) for values in shades]
+
+
 def steered(reward, **settings):
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    with steer(pipe, reward, FKSteering.preset("fk", num_particles=3, seed=0, **settings)) as call:
-        return call(PROMPT, num_inference_steps=4, generator=generator, output_type="pt")
+    call = steer(pipe, reward, FKSteering.preset("fk", num_particles=3, seed=0, **settings))
+    return call(PROMPT, num_inference_steps=4, generator=generator, output_type="pt")
 
 
 def test_a_function():
     output = steered(brightness, lmbda=20.0)
-    expected = brightness(torch.as_tensor(output.images), [PROMPT] * 3)
+    expected = brightness(output.particles[0], [PROMPT] * 3)
     torch.testing.assert_close(output.rewards[0].float(), expected.float(), atol=2e-3, rtol=0)
     assert output.trace.reward == "brightness"
 
@@ -49,6 +64,34 @@ def test_a_class():
     output = steered(Redness())
     assert output.trace.reward == "redness"
     assert output.trace.events[-1].lmbda == [10.0]
+
+
+def test_a_function_of_pil_images():
+    def colours(pictures, prompts):
+        return [len(picture.getcolors(10**6)) / 100 for picture in pictures]
+
+    output = steered(as_pil(colours), lmbda=1.0)
+    expected = as_pil(colours)(output.particles[0], [PROMPT] * 3)
+    torch.testing.assert_close(output.rewards[0].float(), expected)
+    assert output.trace.reward == "colours"
+
+
+def test_a_class_that_sees_all_particles():
+    output = steered(Rank())
+    assert output.rewards[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0.0])
+    means = output.particles[0].mean((1, 2, 3))
+    assert (means.diff() <= 0).all()
+    assert output.trace.events[-1].lmbda == [2.0]
+
+
+def test_rewards_inside_rewards():
+    """Each leaf on record, each scored once, a cascade switching where it stands."""
+    nested = WeightedSum({Cascade(brightness, Rank()): 1.0, Clipped(Redness(), high=0.0): 3.0, brightness: 0.5})
+    output = steered(nested, lmbda=1.0)
+    first, last = output.trace.events[0], output.trace.events[-1]
+    assert list(first.scores) == ["brightness", "redness"] and list(last.scores) == ["Rank", "redness", "brightness"]
+    images = output.particles[0]
+    torch.testing.assert_close(output.rewards[0].float(), nested(images, [PROMPT] * 3), atol=2e-3, rtol=0)
 
 
 @pytest.fixture

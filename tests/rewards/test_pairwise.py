@@ -7,11 +7,10 @@ import pytest
 import torch
 from chat_server import MODEL, ChatServer
 
-from fk_steer import FKSteering, Schedule, load_reward, steer
+from fk_steer import Execution, FKSteering, Resampling, Schedule, load_reward, steer
 from fk_steer.rewards import (
     Cascade,
     GeneralPreferenceReward,
-    GroupReward,
     PairwiseReward,
     Reward,
     RewardError,
@@ -81,7 +80,7 @@ class TestPairwiseReward:
     def test_win_probability(self):
         compare = bradley_terry()
         reward = PairwiseReward(compare)
-        assert isinstance(reward, GroupReward) and isinstance(reward, Reward)
+        assert isinstance(reward, Reward) and reward.leaves == (reward,)
         prompts = ["a", "b", "a", "a", "b"]
         scores = reward(BATCH, prompts)
         assert scores.dtype == torch.float32
@@ -150,7 +149,7 @@ class TestPairwiseReward:
         torch.testing.assert_close(scores, PairwiseReward(bradley_terry())(BATCH, ["a"] * 5))
 
     def test_pil_images_of_any_size(self):
-        from fk_steer.rewards.chat import to_pil
+        from fk_steer.rewards.images import to_pil
 
         def compare(first, second, prompts):
             return [float(one.width > other.width) for one, other in zip(first, second)]
@@ -252,9 +251,10 @@ def pipe():
 
 
 def run(pipe, reward, prompts=PROMPTS, steps=5, **settings):
+    sizes = {name: settings.pop(name) for name in list(settings) if name.endswith("_batch_size")}
     steering = FKSteering(**{"num_particles": 4, "lmbda": 1.0, "schedule": Schedule(at=(0.4, 0.8)), **settings})
     generator = torch.Generator().manual_seed(0)
-    return steer(pipe, reward, steering)(
+    return steer(pipe, reward, steering, Execution(**sizes))(
         prompts, num_inference_steps=steps, guidance_scale=3.0, generator=generator, output_type="pt"
     )
 
@@ -265,7 +265,7 @@ class TestSteering:
     def test_ranking_and_closed_form(self, pipe):
         compare = bradley_terry(rounded)
         out = run(pipe, PairwiseReward(compare))
-        points = rounded(out.images, []).view(2, 4).double()
+        points = rounded(out.particles.flatten(0, 1), []).view(2, 4).double()
         assert (points.diff(dim=1) <= 0).all()
         wins = torch.sigmoid(points[:, :, None] - points[:, None, :]).sum(2).sub(0.5) / 3
         torch.testing.assert_close(out.rewards.double(), wins, atol=1e-5, rtol=1e-5)
@@ -286,10 +286,10 @@ class TestSteering:
                 temperature=1.0,
                 statistic="log-odds",
             )
-        pointwise = run(pipe, rounded, lmbda=1.0, ess_threshold=1.0)
-        pairwise = run(pipe, relative, lmbda=0.75, ess_threshold=1.0)
+        pointwise = run(pipe, rounded, lmbda=1.0, resampling=Resampling())
+        pairwise = run(pipe, relative, lmbda=0.75, resampling=Resampling())
         assert any(any(event.resampled) for event in pointwise.trace.events)
-        assert torch.equal(pointwise.images, pairwise.images)
+        assert torch.equal(pointwise.particles, pairwise.particles)
         torch.testing.assert_close(pointwise.log_weights, pairwise.log_weights, atol=1e-4, rtol=1e-4)
 
     def test_blocks_do_not_matter(self, pipe):
@@ -300,23 +300,25 @@ class TestSteering:
             {"reward_batch_size": 1},
         ):
             blocks = run(pipe, PairwiseReward(bradley_terry(rounded)), **sizes)
-            torch.testing.assert_close(blocks.images, whole.images, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(blocks.particles, whole.particles, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(blocks.rewards, whole.rewards, atol=1e-3, rtol=1e-3)
 
     def test_populations_of_one_prompt_are_apart(self, pipe):
         """The same prompt twice in a batch is two populations, each compared within itself."""
         both = run(pipe, PairwiseReward(bradley_terry(rounded)), prompts=PROMPTS[:1] * 2)
-        points = rounded(both.images, []).view(2, 4).double()
+        points = rounded(both.particles.flatten(0, 1), []).view(2, 4).double()
         wins = torch.sigmoid(points[:, :, None] - points[:, None, :]).sum(2).sub(0.5) / 3
         torch.testing.assert_close(both.rewards.double(), wins, atol=1e-5, rtol=1e-5)
 
     def test_shrinking_populations(self, pipe):
         steering = FKSteering.preset("psp", num_particles=4)
-        options = {name: getattr(steering, name) for name in ("potential", "resampler", "tempering", "schedule", "eta")}
+        options = {
+            name: getattr(steering, name) for name in ("potential", "resampling", "tempering", "schedule", "noise")
+        }
         compare = bradley_terry(rounded)
         relative = run(pipe, PairwiseReward(compare), **options)
         pointwise = run(pipe, rounded, **options)
-        assert torch.equal(relative.images, pointwise.images)
+        assert torch.equal(relative.particles, pointwise.particles)
         assert [len(event.rewards[0]) for event in relative.trace.events] == [4, 2, 1]
         assert compare.calls == [12, 2]
         assert relative.rewards.tolist() == [[0.5], [0.5]]
@@ -329,7 +331,7 @@ class TestSteering:
         wins = PairwiseReward(bradley_terry(rounded))
         for composite in (WeightedSum({wins: 2.0, rounded: 0.5}), ZScoreSum({wins: 1.0, rounded: 1.0})):
             out = run(pipe, composite, reward_batch_size=1, schedule=Schedule())
-            points = rounded(out.images, []).view(2, 4).double()
+            points = rounded(out.particles.flatten(0, 1), []).view(2, 4).double()
             expected = torch.sigmoid(points[:, :, None] - points[:, None, :]).sum(2).sub(0.5) / 3
             if isinstance(composite, WeightedSum):
                 expected = 2.0 * expected + 0.5 * points
@@ -341,7 +343,9 @@ class TestSteering:
         def nothing(images, prompts):
             return torch.full((len(prompts),), torch.nan)
 
-        with pytest.raises(RewardError, match="Reward 'nothing' returned NaN in '1 . nothing"):
+        with pytest.raises(
+            RewardError, match="Reward 'nothing' returned NaN at step 1 for the prompt 'a photo of a red star'"
+        ):
             run(pipe, WeightedSum({nothing: 1.0, wins: 1.0}))
         judged = WeightedSum({PairwiseReward(bradley_terry()): 2.0, brightness: 1.0})
         expected = 2.0 * PairwiseReward(bradley_terry())(BATCH, ["a"] * 5) + brightness(BATCH, ["a"] * 5)
@@ -354,7 +358,7 @@ class TestSteering:
         first, *others = out.trace.events
         assert list(first.scores) == ["rounded"]
         assert all(list(event.scores) == ["wins(compare)"] for event in others)
-        points = rounded(out.images, []).view(2, 4)
+        points = rounded(out.particles.flatten(0, 1), []).view(2, 4)
         assert (points.diff(dim=1) <= 0).all()
 
     def test_chat_judges(self, pipe):
@@ -363,7 +367,7 @@ class TestSteering:
             points = load_reward("unified-reward", model=MODEL, base_url=server.url)
             pairs = load_reward("unified-reward", variant="pair", model=MODEL, base_url=server.url)
             out = run(pipe, pairs, reward_batch_size=1)
-            scores = points(out.images, ["x"] * 8).view(2, 4)
+            scores = points(out.particles.flatten(0, 1), ["x"] * 8).view(2, 4)
             assert (scores.diff(dim=1) <= 0).all()
             before = len(server.requests)
             server.reply = lambda text, pictures: "Final Score: 3" if len(server.requests) % 3 else "Hm."

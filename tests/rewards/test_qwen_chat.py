@@ -18,7 +18,7 @@ from transformers import (
 
 from fk_steer.rewards import RewardError, RewardLoadError, load_reward
 from fk_steer.rewards.chat import Question
-from fk_steer.rewards.qwen_chat import QwenChat
+from fk_steer.rewards.chat.qwen_chat import QwenChat
 from fk_steer.testing import clip_tokenizer
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from fk_steer.rewards import (
-    Cascade,
     Clipped,
     RewardLoadError,
     WeightedSum,
@@ -22,7 +21,7 @@ from fk_steer.rewards import (
 from fk_steer.rewards.base import lmbda_for, name_of
 from fk_steer.rewards.pickscore import PickScore
 from fk_steer.testing import PROMPTS, save_clip
-from fk_steer.testing_rewards import tiny_reward
+from fk_steer.testing.rewards import tiny_reward
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +173,6 @@ class TestWeightedSum:
         with pytest.raises(ValueError, match="finite weights"):
             WeightedSum(weights)
 
-    @pytest.mark.parametrize("kind", [WeightedSum, ZScoreSum])
-    def test_composites_are_refused(self, kind):
-        for composite in (ZScoreSum({self.red: 1.0}), Cascade(self.red, self.length)):
-            with pytest.raises(ValueError, match="scores image by image, but got"):
-                kind({composite: 1.0})
-
 
 class TestZScoreSum:
     def test_default_lambda(self):
@@ -209,11 +202,6 @@ class TestClipped:
     def test_bad_bounds(self, bounds):
         with pytest.raises(ValueError, match="Expected `low` below `high`"):
             Clipped(TestWeightedSum.red, *bounds)
-
-    def test_composites_are_refused(self):
-        for composite in (ZScoreSum({TestWeightedSum.red: 1.0}), Cascade(TestWeightedSum.red, TestWeightedSum.length)):
-            with pytest.raises(ValueError, match="scores image by image, but got"):
-                Clipped(composite, high=1.0)
 
 
 def test_plain_functions_are_rewards():

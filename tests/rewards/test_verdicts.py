@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fk_steer.rewards.verdicts import (
+from fk_steer.rewards.chat.verdicts import (
     GRADER_AXES,
     axis_scores,
     better_image,

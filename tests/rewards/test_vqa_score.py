@@ -13,7 +13,7 @@ from fk_steer.rewards.clip_flant5 import AFTER_IMAGE, BEFORE_IMAGE, _square
 from fk_steer.rewards.images import CLIP_MEAN, CLIP_STD
 from fk_steer.rewards.loading import read_sharded
 from fk_steer.rewards.qwen_vqa import smart_size
-from fk_steer.testing_rewards import tiny_reward
+from fk_steer.testing.rewards import save_clip_flant5, save_qwen
 
 
 PROMPT = "a red circle"
@@ -26,12 +26,14 @@ def picture(height: int = 60, width: int = 90) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("t5")
+    folder = tmp_path_factory.mktemp("t5")
+    save_clip_flant5(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def t5_reward(t5_folder):
-    return tiny_reward("vqa-score", t5_folder)
+    return load_reward("vqa-score", path=str(t5_folder))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ class TestClipFlanT5:
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(expected))
 
     def test_questions(self, t5_reward):
-        before, after, answer = t5_reward._tokens([PROMPT])[0]
+        before, after, answer = t5_reward.prompts([PROMPT])[0]
         text = "".join(t5_reward.tokenizer.convert_ids_to_tokens(torch.cat([before, after]).tolist()))
         assert text.endswith('</s>\nDoes this figure show "a red circle"? Please answer yes or no. ASSISTANT: </s>')
         assert text.startswith("A chat between a curious user and")
@@ -99,12 +101,14 @@ class TestClipFlanT5:
 
 @pytest.fixture(scope="module")
 def qwen_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("qwen")
+    folder = tmp_path_factory.mktemp("qwen")
+    save_qwen(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def qwen_reward(qwen_folder):
-    return tiny_reward("vqa-score:qwen2.5-vl-7b", qwen_folder)
+    return load_reward("vqa-score", variant="qwen2.5-vl-7b", path=str(qwen_folder))
 
 
 class TestQwen:

@@ -12,14 +12,13 @@ from PIL import Image
 from scipy.stats import kendalltau
 from transformers import CLIPModel
 
+from benchmarks.llava_reward import run as llava_world
+from benchmarks.llava_reward.crops import agreement
+from benchmarks.llava_reward.preferences import accuracies
 from fk_steer import load_reward
-from fk_steer.benchmarks import llava_world
-from fk_steer.benchmarks.crops import agreement
-from fk_steer.benchmarks.preferences import accuracies
 from fk_steer.shapes import (
     BUNDLED_LLAVA_REWARD,
     GUIDANCE_SCALE,
-    NUM_INFERENCE_STEPS,
     WEIGHTS,
     load_pipeline,
     train_llava,
@@ -144,10 +143,10 @@ def test_judges_samples(reward):
     for `benchmarks.preferences` to say, on more of them."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    lines = [line for task in ("counting", "position", "color_attr") for line in prompts("held-out")[task][::7][:12]]
+    lines = [line for task in ("counting", "position", "color_attr") for line in prompts("held-out")[task][::7][:16]]
     texts = [line["prompt"] for line in lines for _ in range(4)]
     generators = [torch.Generator().manual_seed(40_000_000 + number) for number in range(len(texts))]
-    call = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE, "eta": 1.0}
+    call = {"num_inference_steps": 10, "guidance_scale": GUIDANCE_SCALE, "eta": 1.0}
     images = pipe(texts, generator=generators, **call).images
     grades = torch.tensor([grade(image, text)["alignment"] for image, text in zip(images, texts)]).view(-1, 4)
     better = (grades[:, :, None] > grades[:, None]).flatten()

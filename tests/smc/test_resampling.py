@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from fk_steer.smc import BIASED, RESAMPLERS, effective_sample_size, ssp, systematic
-from fk_steer.smc.resampling import normalize
+from fk_steer.smc import BIASED, RESAMPLERS, Resampling, Weights, effective_sample_size, normalize, ssp, systematic
 
 
 UNBIASED = [name for name, scheme in RESAMPLERS.items() if scheme not in BIASED]
@@ -142,3 +141,38 @@ def test_bad_log_weights(bad, message):
 def test_no_offspring_is_refused():
     with pytest.raises(ValueError, match="M = 0"):
         ssp(torch.zeros(1, 3), 0)
+
+
+@pytest.mark.parametrize("scheme", RESAMPLERS)
+@pytest.mark.parametrize("ess_threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("before, after", [(1, 1), (4, 4), (4, 2), (4, 1), (2, 4), (1, 3)])
+def test_whether_copies_are_possible(scheme, ess_threshold, before, after):
+    """No copies in many draws where none are said to be possible, and some where they are."""
+    resampling = Resampling(scheme, ess_threshold)
+    lw = torch.where(torch.arange(before) == 0, 0.0, -3.0).double().expand(200, before)
+    ancestors, _ = resampling(Weights(lw), after, torch.Generator().manual_seed(0))
+    assert resampling.copies(before, after) == any(len(set(row)) < after for row in ancestors.tolist())
+
+
+def test_a_change_in_number_always_resamples():
+    ancestors, resampled = Resampling("top-k", 0.0)(Weights.uniform(2, 4), 2, None)
+    assert resampled.all() and ancestors.tolist() == [[0, 1], [0, 1]]
+
+
+def test_who_is_biased():
+    assert [name for name in RESAMPLERS if Resampling(name).biased] == ["top-k", "argmax"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(scheme="ssr"), "Unknown resampler 'ssr'. Known: ssp, systematic"),
+        (dict(scheme=["ssp"]), "Unknown resampler"),
+        (dict(ess_threshold=1.5), "`ess_threshold` to be between 0.0 and 1.0, but got 1.5"),
+        (dict(ess_threshold=math.nan), "`ess_threshold` to be between"),
+        (dict(after_noise="no"), "`after_noise` to be True or False, but got 'no'"),
+    ],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Resampling(**arguments)

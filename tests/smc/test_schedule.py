@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import math
 
-from fk_steer.smc import Geometric, Rising, Schedule, TargetESS
+import numpy as np
+import pytest
+import torch
+
+from fk_steer.smc import Schedule, step_of
 
 
 def test_fractions_and_indices():
@@ -23,13 +27,6 @@ def test_short_loops():
     assert Schedule(at=(0.2, 0.9)).events(1, 2) == {}
 
 
-def test_noise_window():
-    schedule = Schedule(noise=(0.25, 0.5))
-    assert [step for step in range(20) if schedule.injects_noise(step, 20)] == [5, 6, 7, 8, 9]
-    assert all(Schedule().injects_noise(step, 7) for step in range(7))
-    assert not any(Schedule(noise=(0.0, 0.0)).injects_noise(step, 7) for step in range(7))
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -40,7 +37,13 @@ def test_noise_window():
         (dict(at=(0.5,), alive=(1, 2)), "one entry of `alive`"),
         (dict(at=(0.5,), alive=(0,)), "at least 1"),
         (dict(at=(0.5,), alive=(1.5,)), "fractions in"),
-        (dict(noise=(0.5, 0.2)), "start <= stop"),
+        (dict(at=(0.5,), alive=(math.nan,)), "fractions in"),
+        (dict(at=(math.nan,)), "but not 1.0"),
+        (dict(at=(True,)), "`at` to hold numbers"),
+        (dict(at=("0.5",)), "`at` to hold numbers"),
+        (dict(at="0.5"), "`at` to be a sequence of numbers, but got '0.5'"),
+        (dict(at=0.5), "`at` to be a sequence of numbers, but got 0.5"),
+        (dict(at=(0.5,), alive=2), "`alive` to be a sequence"),
     ],
 )
 def test_bad_schedules(arguments, message):
@@ -57,10 +60,21 @@ def test_outside_the_loop():
         Schedule(at=(10, 0.1)).events(25, 4)
 
 
-def test_temperings():
-    assert Rising(end=2.0).scale(0.5) == 1.0
-    assert Geometric().scale(0.0) == 0.0 and Geometric().scale(1.0) == 1.0
-    assert Geometric().scale(0.5) == pytest.approx(1.008**50 - 1)
-    for bad in (lambda: Rising(end=0.0), lambda: Geometric(gamma=-1.0), lambda: TargetESS(1.0)):
-        with pytest.raises(ValueError, match="Expected"):
-            bad()
+@pytest.mark.parametrize("library", [np.array, torch.tensor])
+def test_numbers_of_other_libraries(library):
+    schedule = Schedule(at=library([0.25, 0.5]), alive=library([4, 2]))
+    assert schedule == Schedule(at=(0.25, 0.5), alive=(4, 2))
+    assert {type(entry) for entry in schedule.at} == {float} and {type(entry) for entry in schedule.alive} == {int}
+    assert Schedule(at=[library(0.25), library(6)]).at == (0.25, 6)
+
+
+def test_single_precision_shares_are_those_that_are_meant():
+    """The nearest to 0.7 lies below it, which is a step less of ten."""
+    every_tenth = Schedule(at=torch.linspace(0.1, 0.9, 9))
+    assert every_tenth.at == tuple(step / 10 for step in range(1, 10))
+    assert list(every_tenth.events(10, 1)) == list(range(9))
+
+
+def test_steps_of_shares():
+    assert [step_of(share, 10) for share in (0.0, 0.1, 0.19, 0.3, 0.6, 1.0)] == [0, 0, 0, 2, 5, 9]
+    assert step_of(7, 10) == 7

@@ -8,10 +8,21 @@ import pytest
 import torch
 from diffusion_1d import GAUSSIAN, MIXTURE, Diffusion1D
 
-from fk_steer.smc import BIASED, POTENTIALS, RESAMPLERS, Constant, Geometric, Population, Rising, TargetESS, Tempering
+from fk_steer.smc import (
+    BIASED,
+    POTENTIALS,
+    RESAMPLERS,
+    Constant,
+    FeynmanKac,
+    Geometric,
+    Resampling,
+    Rising,
+    TargetESS,
+    Tempering,
+)
 
 
-K, REPEATS, EVENTS = 4096, 32, (3, 6)
+K, REPEATS, EVENTS = 1024, 32, (3, 6)
 
 
 def estimate(
@@ -27,24 +38,17 @@ def estimate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted means of x_0 and estimates of log Z, (REPEATS,) each, from independent populations."""
     generator = torch.Generator().manual_seed(0)
-    population = Population(
-        REPEATS,
-        num_particles,
-        lmbda,
-        potential=POTENTIALS[potential],
-        resampler=RESAMPLERS[resampler],
-        tempering=tempering or Constant(),
-        ess_threshold=ess_threshold,
-        generator=generator,
-    )
+    steering = FeynmanKac(lmbda, POTENTIALS[potential](), tempering or Constant(), Resampling(resampler, ess_threshold))
+    state = steering.start(REPEATS, num_particles)
     x = model.initial((REPEATS, num_particles), generator)
     for t in range(model.num_steps):
         if t in EVENTS:
-            event = population.step(model.predict_x0(x, t), t / model.num_steps, sizes[EVENTS.index(t)])
+            size = sizes[EVENTS.index(t)]
+            state, event = steering.step(state, model.predict_x0(x, t), t / model.num_steps, size, generator)
             x = x.gather(1, event.ancestors)
         x = model.move(x, t, generator)
-    event = population.finish(x)
-    return (event.log_weights.exp() * x).sum(1), population.log_normalizer
+    state, event = steering.finish(state, x)
+    return (event.weights.normalized * x).sum(1), state.log_normalizer
 
 
 def assert_within_4_standard_errors(estimates: torch.Tensor, exact: float) -> None:

@@ -1,0 +1,113 @@
+"""`fk-steer generate`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import console
+from ..options import reward_options
+from .options import Device, one_line_errors
+
+
+class PipelineKind(str, Enum):
+    auto = "auto"
+    sd = "sd"
+    sdxl = "sdxl"
+
+
+class DType(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to generate.")],
+    model: Annotated[
+        str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'.")
+    ],
+    pipeline: Annotated[PipelineKind, typer.Option(help="Class of the pipeline.")] = PipelineKind.auto,
+    reward: Annotated[str, typer.Option(help="Reward to steer by; see `fk-steer rewards`.")] = "clip-score",
+    reward_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "adaptive",
+    particles: Annotated[int | None, typer.Option(help="Particles per prompt. [default: the preset's]")] = None,
+    lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheduler class, for example EulerAncestralDiscreteScheduler. [default: the model's; DDIM if the "
+            "settings make copies of particles and the model's adds no noise]"
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out of the images.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise and the resampling.")] = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoiser rows, latents decoded and images scored at a time. [default: all]"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Generate as many images without steering, from the same noise, to set beside.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
+    device: Device = None,
+    particle_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--particle-parallel",
+            help="Share the particles of each prompt between the processes that torchrun or accelerate has started.",
+        ),
+    ] = False,
+) -> None:
+    """Generate images steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
+    report.
+
+    Run again with the same settings it does what is missing, with another --batch-size if memory was short; a folder
+    made with other settings is left alone.
+    """
+    with one_line_errors():
+        from ..loading import quiet_libraries
+
+        quiet_libraries()
+        from ..generate import Generation, generate_into
+
+        settings = Generation.of(
+            prompts,
+            model,
+            reward=reward,
+            reward_options=reward_options(reward_option or [], reward, [reward]),
+            preset=preset,
+            particles=particles,
+            lmbda=lmbda,
+            scheduler=scheduler,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            seed=seed,
+            compare=compare,
+            dtype=dtype.value,
+        )
+        generate_into(
+            out,
+            settings,
+            kind=pipeline.value,
+            batch_size=batch_size,
+            device=device,
+            particle_parallel=particle_parallel,
+        )
+        console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)

@@ -1,0 +1,165 @@
+"""`fk-steer rewards` and `fk-steer score`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..console import console
+from ..options import reward_options
+from .options import Device, one_line_errors
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..rewards import RewardCard
+
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
+def rewards(context: typer.Context) -> None:
+    """List the rewards that can be steered by; `rewards show NAME` for more about one."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..loading import quiet_libraries
+    from ..rewards import available_rewards
+
+    with one_line_errors():
+        quiet_libraries()
+        table = Table("name", "what it is", "variants", "options", box=None, padding=(0, 2))
+        for name, entry_point in sorted(available_rewards().items()):
+            factory = entry_point.load()
+            card = getattr(factory, "card", None)
+            summary = card.summary if card else (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
+            options = ", ".join(inspect.signature(factory).parameters)
+            table.add_row(name, summary, ", ".join(card.variants) if card else "", options)
+        console.print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="One of `fk-steer rewards`.")]) -> None:
+    """What a reward is, where its weights are from and under which licence, and which scores to expect."""
+    from ..loading import quiet_libraries
+    from ..rewards.registry import reward_factory
+
+    with one_line_errors():
+        quiet_libraries()
+        factory = reward_factory(name)
+        card = getattr(factory, "card", None)
+        if card is None:
+            console.print(inspect.getdoc(factory) or "This reward says nothing about itself.", highlight=False)
+            return
+        console.print(f"[bold]{name}[/bold] {card.summary}", highlight=False, soft_wrap=True)
+        cards = {key: card.variant(key) for key in card.variants} or {"": card}
+        for index, (key, variant) in enumerate(cards.items()):
+            title = f"[bold]{key}[/bold]{' (default)' if index == 0 else ''} {variant.summary}" if key else None
+            if title:
+                console.print(f"\n{title}", highlight=False, soft_wrap=True)
+            table = Table("field", "value", box=None, padding=(0, 2), show_header=False)
+            for field, value in _facts(variant).items():
+                table.add_row(field, value)
+            console.print(table)
+        console.print(f"\noptions: {', '.join(inspect.signature(factory).parameters)}", highlight=False, soft_wrap=True)
+
+
+def score(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    prompt: Annotated[list[str], typer.Option(help="Once for all images, or once per image.")],
+    reward: Annotated[str, typer.Option(metavar="NAME,...", help="Rewards; see `fk-steer rewards`.")],
+    reward_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]KEY=VALUE",
+            help="Option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images scored at a time; a reward that compares gets all of a prompt.")
+    ] = 8,
+    device: Device = None,
+) -> None:
+    """Score images for a prompt. Images that cannot be read are reported and left out; the exit status is 1 if none
+    could be scored."""
+    from ..loading import load_guide, quiet_libraries
+
+    with one_line_errors():
+        if len(prompt) not in (1, len(images)):
+            raise ValueError(f"Expected --prompt once or {len(images)} times, but got it {len(prompt)} times.")
+        names = list(dict.fromkeys(name.strip() for name in reward.split(",")))
+        options = {name: reward_options(reward_option or [], name, names) for name in names}
+        prompts = prompt * len(images) if len(prompt) == 1 else prompt
+        opened, errors = _open_all(images)
+        scores: dict[int, dict[str, float | None]] = {index: {} for index in opened}
+        if opened:
+            quiet_libraries()
+        for name in names if opened else []:
+            from ..rewards.judge import scores_or_none
+            from ..rewards.loading import default_device
+
+            scorer = load_guide(name, default_device(device), **options[name])
+            indices = list(opened)
+            if getattr(scorer, "relative", False):
+                # Their scores depend on what else is in the call.
+                texts = dict.fromkeys(prompts[index] for index in indices)
+                calls = [[index for index in indices if prompts[index] == text] for text in texts]
+            else:
+                calls = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+            for some in calls:
+                values = scores_or_none(
+                    scorer,
+                    [opened[index] for index in some],
+                    [prompts[index] for index in some],
+                    f"for {images[some[0]]}",
+                )
+                for index, value in zip(some, values):
+                    scores[index][name] = value
+    if as_json:
+        results = [{"image": str(images[index]), "prompt": prompts[index], "scores": scores[index]} for index in scores]
+        failed = [{"image": str(images[index]), "error": error} for index, error in errors.items()]
+        typer.echo(json.dumps({"results": results, "errors": failed}, indent=2))
+    else:
+        table = Table("image", *names, box=None, padding=(0, 2))
+        for index, path in enumerate(images):
+            own = ["none" if value is None else f"{value:.4f}" for value in scores.get(index, {}).values()]
+            row = own if index in scores else [f"[red]{errors[index]}"]
+            table.add_row(str(path), *row)
+        console.print(table)
+    if not opened:
+        raise typer.Exit(1)
+
+
+def _open_all(paths: list[Path]) -> tuple[dict[int, Image], dict[int, str]]:
+    """The images, the right way up, by their position, and what is wrong with those that cannot be read."""
+    from PIL import Image, ImageOps
+
+    opened: dict[int, Image.Image] = {}
+    errors: dict[int, str] = {}
+    for index, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                opened[index] = ImageOps.exif_transpose(image)
+        # Pillow raises SyntaxError and struct.error's parents too, depending on what is broken in the file.
+        except Exception as error:
+            errors[index] = f"{type(error).__name__}: {error}"
+    return opened, errors
+
+
+def _facts(card: RewardCard) -> dict[str, str]:
+    revision = card.revision or ("newest" if card.hub_id else None)
+    facts = {
+        "paper": card.paper,
+        "weights": card.hub_id,
+        "files": ", ".join(card.files),
+        "revision": revision,
+        "licence": card.licence,
+        "typical range": "{:g} to {:g}".format(*card.typical_range) if card.typical_range else None,
+    }
+    return {field: value for field, value in facts.items() if value}

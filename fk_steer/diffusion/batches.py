@@ -1,0 +1,105 @@
+"""Running the denoiser on the rows that are alive and distinct only, in chunks, whatever batch it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .ranks import Ranks
+from .rows import Rows, join_rows, map_rows
+
+
+class Batch(NamedTuple):
+    """How the rows of a denoiser's batch are computed.
+
+    Attributes:
+        number: rows computed, by all ranks.
+        units: of which a call takes one or more: a row, or all that the batch holds of a particle.
+        chunks: one per call of this rank: indices (rows of a unit, units of the chunk) into the batch.
+        scatter: (batch,) which of the computed rows each row of the batch gets; None for each its own.
+    """
+
+    number: int
+    units: int
+    chunks: list[Tensor]
+    scatter: Tensor | None
+
+
+def run_on_live_rows(
+    denoiser: Callable[..., Any],
+    rows: Rows,
+    ranks: Ranks,
+    parameters: list[str],
+    chunk_size: int | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    together: bool = False,
+) -> tuple[Any, int, int]:
+    """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
+
+    The batch may hold the rows several times over (twice under classifier-free guidance, in the order
+    [unconditional rows, conditional rows]).
+
+    Args:
+        denoiser: the forward function; its first argument is the batch of samples.
+        ranks: who shares these rows.
+        parameters: names of the denoiser's positional parameters.
+        chunk_size: rows per call; None for all at once.
+        together: keep all that the batch holds of a row in one call, whose size may then exceed `chunk_size`.
+
+    Returns:
+        The denoiser's output for all rows, the number of rows it was run on by all ranks, and how often the batch held
+        the rows.
+    """
+    sample = args[0] if args else kwargs[parameters[0]]
+    size = sample.shape[0]
+    copies, rest = divmod(size, rows.total)
+    if rest or not copies:
+        # Not the particles' batch: some other use of the module.
+        return denoiser(*args, **kwargs), size, 0
+    rows.part_by(sample[: rows.total])
+    batch: Batch = rows.kept(
+        ("batch", copies, chunk_size, together, sample.device),
+        lambda: _batch(rows, ranks, copies, chunk_size, together, sample.device),
+    )
+    if batch.chunks[0].numel() == size:
+        return denoiser(*args, **kwargs), size, copies
+
+    def call(chunk: Tensor) -> Any:
+        index = chunk.flatten()
+
+        def take(tensor: Tensor) -> Tensor:
+            return tensor[index.to(tensor.device)]
+
+        def by_unit(tensor: Tensor) -> Tensor:
+            unit: Tensor = tensor.unflatten(0, chunk.shape)
+            return unit.transpose(0, 1)
+
+        some_args = [map_rows(take, value, size, name) for name, value in zip(parameters, args)]
+        return map_rows(by_unit, denoiser(*some_args, **map_rows(take, kwargs, size)), len(index))
+
+    def finish(tensor: Tensor) -> Tensor:
+        output = ranks.gather(tensor, batch.units).transpose(0, 1).flatten(0, 1)
+        return output if batch.scatter is None else output[batch.scatter.to(output.device)]
+
+    outputs = [call(chunk) for chunk in batch.chunks]
+    return join_rows(outputs, [chunk.shape[1] for chunk in batch.chunks], finish), batch.number, copies
+
+
+def _batch(
+    rows: Rows, ranks: Ranks, copies: int, chunk_size: int | None, together: bool, device: torch.device
+) -> Batch:
+    distinct = rows.distinct
+    needed = distinct + rows.total * torch.arange(copies)[:, None]
+    units = needed if together else needed.view(1, -1)
+    mine = units[:, ranks.rows(units.shape[1])]
+    chunks = mine.split(max(1, chunk_size // len(mine)) if chunk_size else mine.shape[1], dim=1)
+    scatter = None
+    if needed.numel() < rows.total * copies:
+        position = torch.empty(rows.total, dtype=torch.long)
+        position[distinct] = torch.arange(len(distinct))
+        scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten().to(device)
+    return Batch(needed.numel(), units.shape[1], [chunk.to(device) for chunk in chunks], scatter)

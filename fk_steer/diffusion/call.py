@@ -1,0 +1,125 @@
+"""One steered call: what the user asked for, with a generator for every particle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..search import Strategy
+from .arguments import entries, names_per_prompt, number_of_prompts, per_row, reward_prompts, texts_or_keys
+from .generators import draw_seed, fresh_generators, particle_generators
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of a pipeline's call, for P populations of particles.
+
+    Attributes:
+        pipe: the pipeline.
+        arguments: of its own call, by name, without those below.
+        prompts: P texts that the reward reads.
+        per_prompt: populations per prompt, `num_images_per_prompt`.
+        num_slots: rows of the pipeline's batch for each population, one per particle.
+        generators: P * num_slots, prompt by prompt; the noise of a row.
+        search_generators: P, for what a search draws.
+        output_type: asked for.
+        eta: asked for; None if it was not.
+    """
+
+    pipe: Any
+    arguments: Mapping[str, Any]
+    prompts: tuple[str, ...]
+    per_prompt: int
+    num_slots: int
+    generators: tuple[torch.Generator, ...]
+    search_generators: tuple[torch.Generator, ...]
+    output_type: str = "pil"
+    eta: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        pipe: Any,
+        strategy: Strategy,
+        arguments: Mapping[str, Any],
+        reward_prompt: str | Sequence[str] | None = None,
+        shared: Callable[[int], int] = lambda seed: seed,
+    ) -> Call:
+        """From what a user gives.
+
+        Args:
+            arguments: of the pipeline's call, by name.
+            reward_prompt: what the reward reads in place of the prompts.
+            shared: makes a seed that was drawn here the one that all processes use.
+
+        Raises:
+            ValueError: for arguments that do not fit together.
+        """
+        rest = dict(arguments)
+        output_type, eta = rest.pop("output_type", "pil"), rest.pop("eta", None)
+        generator = rest.pop("generator", None)
+        per_prompt = rest.pop("num_images_per_prompt", None) or 1
+        num_prompts = number_of_prompts(rest)
+        texts = reward_prompts(rest, reward_prompt, num_prompts)
+        num_rows = num_prompts * per_prompt * strategy.num_particles
+        latents = rest.get("latents")
+        if latents is not None and len(latents) != num_rows:
+            raise ValueError(f"Expected `latents` for {num_rows} particles, but got {len(latents)}.")
+        seed = strategy.seed
+        if generator is None and seed is None:
+            seed = shared(draw_seed())
+        rows, of_search = particle_generators(
+            generator, seed, texts_or_keys(rest, num_prompts), per_prompt, strategy.num_particles
+        )
+        prompts = tuple(text for text in texts for _ in range(per_prompt))
+        return cls(
+            pipe, rest, prompts, per_prompt, strategy.num_particles, tuple(rows), tuple(of_search), output_type, eta
+        )
+
+    @property
+    def num_populations(self) -> int:
+        """P."""
+        return len(self.prompts)
+
+    @property
+    def num_rows(self) -> int:
+        """Of the pipeline's batch."""
+        return self.num_populations * self.num_slots
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the loop ends before its last step, so that what it leaves is noisy."""
+        return self.arguments.get("denoising_end") is not None
+
+    def generators_of(self, rows: Tensor) -> list[torch.Generator]:
+        """Those of some rows (L,)."""
+        return [self.generators[row] for row in rows.tolist()]
+
+    def stock(self) -> dict[str, Any]:
+        """The arguments of the pipeline's own call, a row per particle."""
+        rows = per_row(
+            dict(self.arguments),
+            names_per_prompt(self.pipe),
+            self.num_populations // self.per_prompt,
+            self.per_prompt * self.num_slots,
+        )
+        output_type = "latent" if self.output_type == "latent" else "pt"
+        return {**rows, "generator": list(self.generators), "output_type": output_type, "return_dict": False}
+
+    def subset(self, populations: Sequence[int], strategy: Strategy) -> Call:
+        """The same call for some of its populations, with other noise drawn from their generators."""
+        arguments = {name: value for name, value in self.arguments.items() if name != "latents"}
+        num_prompts = self.num_populations // self.per_prompt
+        chosen = [p // self.per_prompt for p in populations]
+        asked: dict[str, Any] = {
+            **entries(arguments, names_per_prompt(self.pipe), num_prompts, chosen),
+            "generator": fresh_generators([self.search_generators[p] for p in populations]),
+            "output_type": self.output_type,
+        }
+        if self.eta is not None:
+            asked["eta"] = self.eta
+        return Call.of(self.pipe, strategy, asked, [self.prompts[p] for p in populations])

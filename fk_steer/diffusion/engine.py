@@ -1,0 +1,164 @@
+"""The engine: carries out what a search says, one scheduler step after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from ..search import Look, Plan, Search, Strategy
+from .call import Call
+from .judging import Judge, Judgement
+from .particles import Followed, Particles
+from .rows import map_rows
+from .solver import Solver, States
+
+
+Announce = Callable[[int, Judgement, Plan, Followed, Tensor], None]
+"""Hears of a scoring event: step, rewards, plan, what came of it, and the slots (P, K) before it."""
+
+
+class Engine:
+    """What `scheduler.step` does in a steered loop.
+
+    Args:
+        call, strategy: what is asked for.
+        solver, particles, judge: the loop's scheduler, its particles, and who scores them.
+        begin: called at the first step with the samples, before anything else; gives the search, the number of steps,
+            and for each step whether its noise parts copies.
+        announce: called after every scoring event.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        strategy: Strategy,
+        solver: Solver,
+        particles: Particles,
+        judge: Judge,
+        begin: Callable[[Tensor], tuple[Search, int, list[bool]]],
+        announce: Announce,
+    ) -> None:
+        self.call, self.strategy, self.solver, self.particles, self.judge = call, strategy, solver, particles, judge
+        self.begin, self.announce = begin, announce
+        self.num_steps = 0
+        self.events = 0
+        """Scoring events so far."""
+        self.search = Search()
+        self.parting: list[bool] = []
+        self.overdue = False
+        """Whether an event waits for a two-stage solver's next whole step."""
+        self.halting = False
+        """Whether the run is to end with the x0 predictions of this event."""
+        self.halted: Tensor | None = None
+        """(L, ...) the x0 predictions with which it has ended."""
+        self.last_x0: Tensor | None = None
+        """(L, ...) the last x0 predictions of a loop that stops before its end."""
+
+    def step(
+        self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """In place of the scheduler's own `step`, which is `inner`."""
+        if not self.num_steps:
+            self.search, self.num_steps, self.parting = self.begin(sample)
+        index, rows = self.solver.advance(), self.particles.rows
+        if self.halted is not None:
+            return self._to_all_rows(_output(self.halted, kwargs), len(self.halted))
+        if not rows.all_live:
+            live = rows.live_on(sample.device)
+            model_output, sample = model_output[live], sample[live]
+
+        stepped, late = rows.live, None
+        if self.due(index):
+            plan, followed = self.act(index, model_output, sample)
+            if self.halting:
+                self.halted = followed.states.x0.to(sample.dtype)
+                self.last_x0 = None if self.last_x0 is None else followed.states.x0
+                return self._to_all_rows(_output(self.halted, kwargs), len(self.halted))
+            if plan.resume is not None:
+                sample = self.resume(index, plan, followed.states).to(sample.dtype)
+                return self._to_all_rows(_output(sample, kwargs), len(sample))
+            if plan.after_noise:  # which is that of the rows in which the particles were before
+                late = followed.moved
+            else:
+                stepped, model_output, sample = rows.live, followed.states.model_output, followed.states.sample
+        if self.call.stops_early and self.solver.whole_step:
+            self.last_x0 = self.solver.x0(index, model_output, sample)
+
+        kwargs.pop("eta", None)
+        quiet = self.particles.quiet(stepped)
+        generators = self.generators_of(stepped)
+        output = self.solver.step(inner, index, quiet, generators, model_output, timestep, sample, *args, **kwargs)
+        if late is not None:
+            late = late.to(sample.device)
+            self.solver.gather(sample.shape, late)
+            output = map_rows(lambda tensor: tensor[late], output, len(sample))
+            self.last_x0 = None if self.last_x0 is None else self.last_x0[late]
+        elif self.parting[index]:
+            rows.part(quiet)
+        return self._to_all_rows(output, len(rows.live))
+
+    def due(self, index: int) -> bool:
+        """Whether an event is due at this step. In the second stage of a two-stage solver it waits for the next step,
+        but not for one after which there are only the final images."""
+        now = index in self.search.events
+        due, self.overdue = now or self.overdue, False
+        if not due or (not now and index >= self.num_steps - 1):
+            return False
+        self.overdue = not self.solver.whole_step
+        return not self.overdue
+
+    def act(self, index: int, model_output: Tensor, sample: Tensor) -> tuple[Plan, Followed]:
+        """Show the search the x0 predictions of the live rows and let the particles follow its plan."""
+        x0, slots = self.solver.x0(index, model_output, sample), self.particles.rows.slots
+        judgement = None
+        if index not in self.search.unscored:
+            judgement = self.judge.of_predictions(x0, index, self.num_steps)
+        rewards = torch.zeros(slots.shape, dtype=torch.float64) if judgement is None else judgement.rewards
+        noisy = max(self.solver.eta_at(index), self.solver.eta_at(index + 1)) > 0.0
+        final = judgement is None or judgement.final_scale
+        plan = self.search.step(Look(index, self.num_steps, slots, rewards, noisy, final))
+        history = self.solver.snapshot() if self.strategy.goes_back else {}
+        states = States(sample, model_output, x0, history)
+        followed = self.particles.follow(plan, states, self.solver, index, self.events, plan.after_noise)
+        self.search.adopt(followed.ancestors)
+        if judgement is not None:
+            self.events += 1
+            self.announce(index, judgement, plan, followed, slots)
+        if self.halting and plan.after_noise and followed.moved is not None:
+            followed = followed._replace(states=states.take(followed.moved))
+        return plan, followed
+
+    def resume(self, index: int, plan: Plan, states: States) -> Tensor:
+        """Send the loop to another step; the samples (L, ...) to go on with there."""
+        assert plan.resume is not None
+        sample, target = states.sample, self.solver.whole(plan.resume)
+        if plan.by == "leap":
+            sample = self.solver.leap(index, target, states.x0, states.sample)
+            self.solver.forget(target)
+        elif plan.by == "renoise":
+            sample = self.solver.renoise(target, states.x0, self.generators_of(self.particles.rows.live))
+            self.solver.forget(target)
+        elif plan.by != "memory":  # with which the solver's memory has come back already
+            raise ValueError(f"Expected `by` to be 'renoise', 'memory' or 'leap', but got {plan.by!r}.")
+        self.solver.seek(target)
+        return sample
+
+    def generators_of(self, rows: Tensor) -> list[torch.Generator]:
+        """Those of rows (L,); copies for rows that sleep, for what those draw must not be missed when they wake."""
+        asleep = self.particles.rows.asleep[rows].tolist()
+        return [one.clone_state() if sleeps else one for one, sleeps in zip(self.call.generators_of(rows), asleep)]
+
+    def _to_all_rows(self, output: Any, num_live: int) -> Any:
+        rows = self.particles.rows
+        if num_live == rows.total:
+            return output
+        return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)
+
+
+def _output(sample: Tensor, options: dict[str, Any]) -> Any:
+    """What a scheduler's step returns for samples."""
+    return (sample, sample) if options.get("return_dict") is False else SchedulerOutput(prev_sample=sample)

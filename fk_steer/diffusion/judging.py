@@ -1,0 +1,130 @@
+"""From scores of distinct images to rewards of particles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rewards.base import Reward, check_combined, check_scores, names_of
+from .decode import LatentDecoder
+from .rows import Rows
+from .scoring import Scorer
+
+
+class Judgement(NamedTuple):
+    """What was made of some images.
+
+    Attributes:
+        rewards: (P, K) float64 on the CPU.
+        scores: what they were made from, likewise, by name of each leaf of the reward.
+        final_scale: whether the same leaves score the final images.
+        images: decodes them (once more): (P, K, 3, H, W) in [0, 1] on the CPU.
+        thumbnails: (P, K) small pictures, where they are kept.
+    """
+
+    rewards: Tensor
+    scores: dict[str, Tensor]
+    final_scale: bool
+    images: Callable[[], Tensor]
+    thumbnails: list[list[Any]]
+
+
+class Judge:
+    """Scores the particles of a run, each distinct row once.
+
+    Args:
+        reward: by which they are judged.
+        scorer: of distinct images.
+        prompts: P texts.
+        rows: where the particles live.
+        decoder: of latents.
+        preview: of x0 predictions up to the progress `until`; None for none.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        scorer: Scorer,
+        prompts: tuple[str, ...],
+        rows: Rows,
+        decoder: LatentDecoder,
+        preview: LatentDecoder | None = None,
+        until: float = 0.0,
+    ) -> None:
+        self.reward, self.scorer, self.prompts, self.rows = reward, scorer, prompts, rows
+        self.decoder, self.preview, self.until = decoder, preview, until
+
+    def of_predictions(self, x0: Tensor, index: int, num_steps: int) -> Judgement:
+        """Of the x0 predictions (L, ...) of the live rows at a step.
+
+        Raises:
+            RewardError: for scores that are NaN or misshapen, naming reward, prompt and step.
+        """
+        progress = (index + 1) / num_steps
+        preview = self.preview if self.preview is not None and progress < self.until else None
+        return self._of_latents(self.reward.at(progress), x0, preview or self.decoder, f"at step {index}")
+
+    def of_latents(self, latents: Tensor) -> Judgement:
+        """Of the final latents (L, ...) of the live rows."""
+        return self._of_latents(self.reward.at(1.0), latents, self.decoder, _FINAL)
+
+    def of_images(self, images: Tensor) -> Judgement:
+        """Of the final images (L, 3, H, W) of the live rows."""
+        reward, particles = self.reward.at(1.0), self.rows.particles
+        prompts = self._prompts(torch.arange(len(images)))
+        scores = self.scorer.of_images(reward, images, prompts, _FINAL)
+        return self._combined(reward, scores, particles, _FINAL, lambda: images.cpu()[particles])
+
+    def _of_latents(self, reward: Reward, latents: Tensor, decoder: LatentDecoder, where: str) -> Judgement:
+        position, inverse = self.rows.distinct_live()
+        particles = self.rows.particles
+        distinct = latents[position.to(latents.device)] if len(position) < len(latents) else latents
+        scores = self.scorer.of_latents(reward, distinct, decoder, self._prompts(position), where)
+
+        def images() -> Tensor:
+            size = self.scorer.execution.decode_batch_size or len(latents)
+            chunks = [latents[start : start + size] for start in range(0, len(latents), size)]
+            return torch.cat([decoder(some).cpu() for some in chunks])[particles]
+
+        return self._combined(reward, scores, inverse[particles], where, images)
+
+    def _prompts(self, positions: Tensor) -> list[str]:
+        populations = self.rows.populations()
+        return [self.prompts[populations[position]] for position in positions.tolist()]
+
+    def _combined(
+        self, reward: Reward, scores: dict[Reward, Any], members: Tensor, where: str, images: Callable[[], Tensor]
+    ) -> Judgement:
+        """Of scores of distinct images, of which `members` (P, K) says whose each is."""
+        names = names_of(list(scores))
+
+        def of_prompts(share: slice) -> dict[str, Tensor]:
+            groups, prompts = list(members[share]), self.prompts[share]
+            found = {}
+            for leaf, name in names.items():
+                values = leaf.of_particles(scores[leaf], groups, prompts)
+                found[name] = torch.stack(
+                    [
+                        check_scores(leaf, some, [prompt] * len(group), where)
+                        for some, group, prompt in zip(values, groups, prompts, strict=True)
+                    ]
+                )
+            return found
+
+        with self.scorer.clock("reward"):
+            found = self.scorer.ranks.map(of_prompts, len(self.prompts))
+        rewards = reward.combine({leaf: found[name] for leaf, name in names.items()})
+        kept = self.scorer.kept
+        return Judgement(
+            check_combined(reward, rewards, self.prompts, where),
+            found,
+            reward.leaves == self.reward.at(1.0).leaves,
+            images,
+            [[kept[i] for i in row] for row in members.tolist()] if kept else [],
+        )
+
+
+_FINAL = "for the final images"

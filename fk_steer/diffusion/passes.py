@@ -1,0 +1,60 @@
+"""Results of whole passes: joined, and by population."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .run import Result
+
+
+def better_of(result: Result, retry: Result, populations: Sequence[int]) -> Result:
+    """`result` with some populations taken from `retry`, which holds those alone, where its best reward is higher."""
+    P, size = result.rewards.shape
+    rows = torch.arange(P * size).view(P, size)
+    retried = P * size + torch.arange(len(populations) * size).view(-1, size)
+    better = retry.rewards[:, 0] > result.rewards[list(populations), 0]
+    rows[torch.tensor(populations)[better]] = retried[better]
+    order = rows.flatten()
+    return Result(
+        _pick(_join(result.images, retry.images), order),
+        [_pick(_join(first, second), order) for first, second in zip(result.others, retry.others)],
+        _pick(_join(result.rewards.flatten(), retry.rewards.flatten()), order).view(P, size),
+        _pick(_join(result.log_weights.flatten(), retry.log_weights.flatten()), order).view(P, size),
+    )
+
+
+def best_of_each(result: Result) -> tuple[Any, list[Any]]:
+    """The best image of each population, and what the pipeline says beside it of those."""
+    P, size = result.rewards.shape
+    first = size * torch.arange(P)
+    return _pick(result.images, first), [_pick(other, first) for other in result.others]
+
+
+def by_population(result: Result) -> Any:
+    """The images population by population: P lists of k, or an array or tensor (P, k, ...)."""
+    P, size = result.rewards.shape
+    images = result.images
+    if isinstance(images, (Tensor, np.ndarray)):
+        return images.reshape(P, size, *images.shape[1:])
+    return [images[p * size : (p + 1) * size] for p in range(P)]
+
+
+def _join(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first, second])
+    return [*first, *second] if isinstance(first, list) else first
+
+
+def _pick(values: Any, rows: Tensor) -> Any:
+    if isinstance(values, Tensor):
+        return values[rows.to(values.device)]
+    if isinstance(values, np.ndarray):
+        return values[rows.numpy()]
+    return [values[row] for row in rows.tolist()] if isinstance(values, list) else values

@@ -1,0 +1,191 @@
+"""`steer`: inference-time scaling of a Diffusers pipeline, whose own loop is the one that runs.
+
+For the length of one call three methods are wrapped: `scheduler.step`, where particles are scored and moved; the
+denoiser's forward, which runs on the rows that are alive and distinct; and `vae.decode`, which decodes the survivors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from ..report.trace import Trace
+from ..rewards.base import as_reward
+from ..search import DEFAULT_PRESET, Strategy, preset
+from .call import Call
+from .events import ScoringEvent
+from .execution import Execution
+from .passes import best_of_each, better_of, by_population
+from .ranks import Ranks
+from .run import Run, facts
+from .schedulers import parametrisation
+
+
+THUMBNAIL = 128
+"""Longer side, in pixels, of the pictures that `keep_predictions=True` keeps."""
+
+
+@dataclass
+class SteeredOutput(BaseOutput):  # type: ignore[misc]
+    """Output of a steered call. N = number of prompts x `num_images_per_prompt` populations, k particles alive at the
+    end in each.
+
+    Attributes:
+        images: N images in the `output_type` asked for, the best of each population, as the stock pipeline gives them.
+        particles: all that were alive at the end: N lists of k images, best first, or for arrays and tensors one of
+            shape (N, k, ...).
+        rewards: (N, k) float32, in the order of `particles`.
+        log_weights: (N, k) float32, normalised, in the same order: with the exact terminal weight, weighted images
+            are samples of p(x0) exp(lambda r(x0)) / Z.
+        trace: every scoring event and where the time went.
+        nsfw_content_detected: as in Stable Diffusion's own output, for `images`; None if the pipeline has none.
+    """
+
+    images: Any
+    particles: Any = None
+    rewards: Tensor | None = None
+    log_weights: Tensor | None = None
+    trace: Trace | None = None
+    nsfw_content_detected: list[bool] | None = None
+
+
+def steer(
+    pipe: DiffusionPipeline,
+    reward: Any,
+    steering: Strategy | str = DEFAULT_PRESET,
+    execution: Execution | None = None,
+) -> SteeredPipeline:
+    """Steer a text-to-image pipeline towards high reward.
+
+    ```py
+    steered = steer(pipe, reward, FKSteering(num_particles=4, lmbda=10.0))
+    out = steered(["a red circle", "two blue squares"], num_inference_steps=30)
+    out.images[0]
+    ```
+
+    The pipeline is changed only while a call runs.
+
+    Args:
+        pipe: a Stable Diffusion, Stable Diffusion XL, Stable Diffusion 3 or Flux pipeline, or another with a VAE whose
+            denoiser is `pipe.unet` or `pipe.transformer`, whose call takes `num_images_per_prompt` and whose loop calls
+            `pipe.scheduler.step` with one row per image. Image-to-image, inpainting and ControlNet pipelines are among
+            them.
+        reward: any `Reward`, or a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,).
+        steering: settings, the name of a preset, or a `Strategy` of your own.
+        execution: how much to do at a time; changes no result.
+
+    Raises:
+        ValueError: for an unknown preset, a reward that does not fit the settings or is none, or a scheduler whose x0
+            predictions cannot be computed.
+    """
+    return SteeredPipeline(pipe, reward, steering, execution)
+
+
+class SteeredPipeline:
+    """What `steer` returns: call it as you would call the pipeline."""
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        reward: Any,
+        steering: Strategy | str = DEFAULT_PRESET,
+        execution: Execution | None = None,
+    ) -> None:
+        self.pipe, self.reward = pipe, as_reward(reward)
+        self.steering = preset(steering) if isinstance(steering, str) else steering
+        if not isinstance(self.steering, Strategy):
+            raise ValueError(
+                f"Expected `steering` to be an `FKSteering`, another `Strategy` or the name of a preset, but got "
+                f"{steering!r}."
+            )
+        self.execution = execution or Execution()
+        self.steering.check(facts(self.reward))
+        if self.steering.looks:
+            parametrisation(pipe.scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        reward_prompt: str | Sequence[str] | None = None,
+        particle_parallel: bool | dist.ProcessGroup = False,
+        on_event: Callable[[ScoringEvent], Any] | None = None,
+        keep_predictions: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the pipeline with `num_particles` particles per image.
+
+        Args:
+            reward_prompt: text the reward sees, one or one per prompt; defaults to `prompt`. Needed when the pipeline
+                is given `prompt_embeds`.
+            particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a
+                process group between its own. Every rank makes the same call and gets the same output. Without a
+                `generator` or the settings' `seed`, the noise is that of rank 0.
+            on_event: called after every scoring event with a `ScoringEvent`: the step, the rewards, the ancestors and,
+                on request, the decoded x0 predictions. It may stop the run.
+            keep_predictions: keep small pictures of the x0 predictions in the trace, for reports.
+            *args, **kwargs: those of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
+                independent populations per prompt. `generator` may be one generator, one per prompt, one per
+                population or one per particle; every particle gets its own noise from it, whatever else is in the
+                batch. With `denoising_end` the last x0 predictions are scored, not the noisy latents.
+
+        Returns:
+            A `SteeredOutput`, or with `return_dict=False` the pipeline's own tuple followed by particles, rewards,
+            log-weights and trace.
+
+        Raises:
+            ValueError: for arguments that do not fit together, a schedule that does not fit the loop, copies of
+                particles that would never part, a denoiser with a cache, or with `particle_parallel` a missing process
+                group or arguments that differ between ranks.
+            RewardError: if the reward returns NaN or the wrong shape.
+            RuntimeError: with `particle_parallel`, if scoring fails on another rank.
+        """
+        arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        return_dict = arguments.pop("return_dict", True)
+        ranks = Ranks(particle_parallel, self.pipe._execution_device)
+        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
+        observers = [] if on_event is None else [on_event]
+        side = THUMBNAIL if keep_predictions else None
+
+        def run_of(call: Call) -> Run:
+            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side)
+
+        call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
+        run = run_of(call)
+        result, trace = run(), run.trace
+
+        def again(populations: list[int]) -> tuple[Tensor, int]:
+            nonlocal result
+            retry = run_of(call.subset(populations, self.steering))
+            result = better_of(result, retry(), populations)
+            trace.retries.append((populations, retry.trace))
+            return result.rewards[:, 0], retry.trace.nfe
+
+        cost = (trace.nfe + trace.nfe_saved) // call.num_populations
+        trace.nfe_saved = self.steering.roll_over(result.rewards[:, 0], cost, trace.nfe_saved, again)
+        images, others = best_of_each(result)
+        particles = by_population(result)
+        if not return_dict:
+            return (images, *others, particles, result.rewards, result.log_weights, trace)
+        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, *others[:1])
+
+    def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:
+        pipe = self.pipe
+        ranks.agree(
+            {
+                **arguments,
+                "reward": self.reward.name,
+                "steering": self.steering.describe(),
+                "pipeline": (type(pipe).__name__, str(pipe.dtype)),
+                "scheduler": (type(pipe.scheduler).__name__, pipe.scheduler.config),
+            }
+        )

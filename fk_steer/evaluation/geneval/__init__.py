@@ -1,0 +1,1 @@
+"""GenEval: its rules, and its evaluator for folders of images."""

@@ -1,0 +1,1 @@
+"""How well rewards agree with human judgements."""

@@ -1,0 +1,193 @@
+"""Human judgements of images, in the formats in which they are published."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..prompts import json_lines
+
+
+class Kind(str, Enum):
+    """What humans were asked, and so which statistics there are."""
+
+    preferences = "preferences"
+    """Which of the images of a prompt is better; nothing is said of equal ones."""
+    votes = "votes"
+    """Which of two images is better, where 'equally good' is an answer."""
+    labels = "labels"
+    """1 or 0 for each image."""
+    ratings = "ratings"
+    """A number for each image, comparable between prompts."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Images that were judged together.
+
+    Attributes:
+        images: their paths, relative to the folder of images.
+        prompts: the prompt of each.
+        human: what humans made of each, higher is better.
+        cluster: what judgements that depend on each other have in common: the prompt, or its id.
+    """
+
+    images: tuple[str, ...]
+    prompts: tuple[str, ...]
+    human: tuple[float, ...]
+    cluster: str
+
+
+@dataclass(frozen=True)
+class JudgeData:
+    """A data set of human judgements.
+
+    Attributes:
+        format: the name of its format in `FORMATS`.
+        kind: what was asked.
+        judgements: the answers.
+    """
+
+    format: str
+    kind: Kind
+    judgements: list[Judgement]
+
+
+def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
+    """Read a data set; its format is told by its fields.
+
+    Args:
+        path: a JSON file (a list, or TIFA160's object) or JSON lines, in one of `FORMATS`.
+        human: the human answers, where they come in a file of their own (TIFA160): CSV with the columns source_id,
+            model_type and answer.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: for another format, listing the known ones, or an entry that is not as its format has it.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if Path(path).suffix == ".jsonl":
+        content: Any = [_parsed(line, f"line {n} of {path}") for n, line in json_lines(text)]
+    else:
+        content = _parsed(text, str(path))
+    entries = list(content.values()) if isinstance(content, dict) else content
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"Expected a list of objects in {path}, but got none.")
+    if {"text_id", "image_path", "text"} <= entries[0].keys():
+        if human is None:
+            raise ValueError(f"{path} has TIFA160's form, which has no human answers. Give them too (`--human`).")
+        return JudgeData("tifa160", Kind.ratings, _tifa160(content, Path(human)))
+    if human is not None:
+        raise ValueError(f"Human answers in a file of their own belong to TIFA160, which {path} is not.")
+    for name, (kind, fields, convert) in FORMATS.items():
+        if fields <= entries[0].keys():
+            return JudgeData(name, kind, [_converted(convert, entry, number) for number, entry in enumerate(entries)])
+    known = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, (_, fields, _) in FORMATS.items())
+    raise ValueError(
+        f"Unknown format of {path}, whose first entry has the fields {', '.join(entries[0])}. Known: {known}; tifa160: "
+        "image_path, text, text_id."
+    )
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"Expected {where} to be JSON, but it is not: {error}") from error
+
+
+def _converted(convert: Callable[[dict[str, Any]], Judgement], entry: dict[str, Any], number: int) -> Judgement:
+    try:
+        return convert(entry)
+    except KeyError as error:
+        raise ValueError(f"Entry {number} has no field {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"Entry {number}: {error}") from error
+
+
+def _llava_reward_pair(entry: dict[str, Any]) -> Judgement:
+    prompt = entry["prompt"]
+    prompts = (prompt, prompt) if isinstance(prompt, str) else tuple(prompt)
+    if len(prompts) != 2:
+        raise ValueError(f"Expected a prompt, or one for each image, but got {len(prompts)}.")
+    images = (entry["chosen_path"], entry["reject_path"])
+    return Judgement(images, prompts, (1.0, 0.0), str(entry.get("prompt_id", prompts[0])))
+
+
+def _label(entry: dict[str, Any]) -> Judgement:
+    if entry["label"] not in (0, 1):
+        raise ValueError(f"Expected the label 0 or 1, but got {entry['label']!r}.")
+    return Judgement((entry["path"],), (entry["prompt"],), (float(entry["label"]),), entry["prompt"] or entry["path"])
+
+
+def _mj_bench(entry: dict[str, Any]) -> Judgement:
+    if entry["label"] not in (0, 1):
+        raise ValueError(f"Expected the label 0 or 1, the preferred image, but got {entry['label']!r}.")
+    human = (1.0, 0.0) if entry["label"] == 0 else (0.0, 1.0)
+    return Judgement((entry["image0"], entry["image1"]), (entry["caption"],) * 2, human, entry["caption"])
+
+
+def _genai_bench(entry: dict[str, Any]) -> Judgement:
+    vote = entry["vote_type"].lower()
+    answers = {"left": (1.0, 0.0), "right": (0.0, 1.0), "tie": (0.0, 0.0), "both": (0.0, 0.0)}
+    found = [human for word, human in answers.items() if word in vote]
+    if not found:
+        raise ValueError(f"Unknown vote {entry['vote_type']!r}. Known: votes with {', '.join(answers)} in their name.")
+    return Judgement((entry["left_image"], entry["right_image"]), (entry["prompt"],) * 2, found[0], entry["prompt"])
+
+
+def _image_reward(entry: dict[str, Any]) -> Judgement:
+    images, ranking = entry["generations"], entry["ranking"]
+    if len(images) != len(ranking):
+        raise ValueError(f"Expected a rank for each image, but got {len(ranking)} for {len(images)}.")
+    # Rank 1 is the best.
+    human = tuple(-float(rank) for rank in ranking)
+    return Judgement(tuple(images), (entry["prompt"],) * len(images), human, str(entry["id"]))
+
+
+FORMATS: dict[str, tuple[Kind, set[str], Callable[[dict[str, Any]], Judgement]]] = {
+    "llava-reward-pairs": (Kind.preferences, {"prompt", "chosen_path", "reject_path"}, _llava_reward_pair),
+    "llava-reward-labels": (Kind.labels, {"path", "label", "prompt"}, _label),
+    "mj-bench": (Kind.preferences, {"caption", "image0", "image1", "label"}, _mj_bench),
+    "genai-bench": (Kind.votes, {"prompt", "left_image", "right_image", "vote_type"}, _genai_bench),
+    "image-reward": (Kind.preferences, {"id", "prompt", "generations", "ranking"}, _image_reward),
+}
+"""Name -> what was asked, the fields that tell the format of a list of objects, and how to read one."""
+
+TIFA_MODELS = {
+    "mini-dalle": "mini_dalle",
+    "vq-diffusion": "vq_diffusion",
+    "sd1dot1": "stable_diffusion_v1_1",
+    "sd1dot5": "stable_diffusion_v1_5",
+    "sd2dot1": "stable_diffusion_v2_1",
+}
+"""Model in the human answers -> in the names of the images."""
+
+
+def _tifa160(content: Any, human: Path) -> list[Judgement]:
+    """An image's rating is the mean of its answers (1 to 5)."""
+    if not isinstance(content, dict):
+        raise ValueError("Expected TIFA160 as an object with an entry per image, but got a list.")
+    answers: dict[str, list[float]] = {}
+    with human.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if not {"source_id", "model_type", "answer"} <= row.keys():
+                raise ValueError(f"Expected the columns source_id, model_type and answer in {human}.")
+            model = TIFA_MODELS.get(row["model_type"], row["model_type"])
+            answers.setdefault(f"{row['source_id']}_{model}", []).append(float(row["answer"]))
+    unrated = [name for name in content if name not in answers]
+    if unrated:
+        raise ValueError(f"{human} has no answers for {len(unrated)} of {len(content)} images, such as {unrated[0]}.")
+    return [
+        Judgement((entry["image_path"],), (entry["text"],), (_mean(answers[name]),), entry["text_id"])
+        for name, entry in content.items()
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

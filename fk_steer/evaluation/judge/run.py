@@ -1,0 +1,99 @@
+"""A reward as a judge of a data set: what `fk-steer judge` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...console import console, progress_bar
+from ...files import check_settings, is_file_name, record_settings, write_json
+from ...loading import load_guide
+from ...rewards.chat import check_recordable
+from ...rewards.loading import default_device
+from .agreement import statistics
+from .data import read
+from .scores import check_images, digest, score
+from .table import write_table
+
+
+def run(
+    data: Path,
+    out: Path,
+    reward: str,
+    options: Mapping[str, Any],
+    *,
+    label: str | None = None,
+    images: Path | None = None,
+    human: Path | None = None,
+    batch_size: int = 16,
+    tie_threshold: float = 0.0,
+    temperature: float = 0.1,
+    label_threshold: float = 0.0,
+    device: str | None = None,
+) -> None:
+    """Score what is missing, write the reward's results and the table of all rewards in the folder, and show it.
+
+    Args:
+        data: a file that `read` takes.
+        out: folder for all rewards on the same data.
+        reward, options: see `load_reward`.
+        label: name in the table; None for the reward's.
+        images: folder of the images; None for that of the data.
+        human: TIFA160's human answers.
+        batch_size: judgements at a time.
+        tie_threshold, temperature, label_threshold: see `statistics`.
+        device: None for CUDA if there is a device, else the CPU.
+
+    Raises:
+        ValueError: for values out of range, other data or settings than before, or if nothing could be scored.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"Expected `temperature` to be above 0.0, but got {temperature}.")
+    label = label or reward
+    if not is_file_name(label):
+        raise ValueError(f"Expected `label` to be usable as the name of a folder, but got {label!r}.")
+    options = dict(options)
+    check_recordable(options)
+    content = read(data, human)
+    root = images or data.parent
+    check_images(content, root)
+    shared = {"format": content.format, "sha256": digest(data, human)}
+    own = {"reward": reward, "reward_options": options, "images": str(root), "batch_size": batch_size}
+    check_settings(out, shared)
+    check_settings(out / label, own)
+
+    def load() -> Any:
+        made = load_guide(reward, default_device(device), **options)
+        record_settings(out, shared)
+        record_settings(out / label, own)
+        return made
+
+    with progress_bar() as bar:
+        task = bar.add_task("judgements", total=len(content.judgements))
+        scored = score(content, root, load, out / label, batch_size, lambda done: bar.advance(task, done))
+    for path, problem in scored.problems.items():
+        console.print(f"[yellow]skipped[/yellow] {path}: {problem}", highlight=False, soft_wrap=True)
+    if not scored.judgements:
+        raise ValueError("No judgement is left whose images could all be read and scored.")
+    values = statistics(
+        content.kind,
+        scored.judgements,
+        scored.scores,
+        tie_threshold=tie_threshold,
+        temperature=temperature,
+        label_threshold=label_threshold,
+        relative=scored.relative,
+    )
+    result = {
+        "judgements": len(scored.judgements),
+        "skipped": len(content.judgements) - len(scored.judgements),
+        "problems": scored.problems,
+        "seconds per image": scored.seconds_per_image,
+        "tie threshold": tie_threshold,
+        "temperature": temperature,
+        "label threshold": label_threshold,
+        "statistics": {name: {"value": value, "standard error": error} for name, (value, error) in values.items()},
+    }
+    write_json(out / label / "results.json", result)
+    write_table(out)

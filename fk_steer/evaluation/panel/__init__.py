@@ -1,0 +1,1 @@
+"""Mean scores of images by several metrics."""

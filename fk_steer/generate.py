@@ -1,0 +1,219 @@
+"""What `fk-steer generate` does: steered images for a few prompts, to be looked at.
+
+A folder is the record of a run:
+
+    settings.json               what the images were made with
+    000/00.png, 01.png, ...     of the first prompt, the images of all particles, best first
+    000/trace.json              its `Trace`; written last, its presence says that the prompt is done
+    000/lineage.png             its lineage plot
+    000/unsteered-*             the same without steering, from the same noise, if asked for
+    contact_sheet.png, report.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .bundled import BUNDLED, bundled_options
+from .console import console
+from .diffusion import Execution, steer
+from .files import check_settings, png, record_settings, write_atomically
+from .loading import join_processes, load_guide, load_pipeline, set_scheduler
+from .report.figures import figure_png
+from .report.page import html_report
+from .report.results import results_in, summarize
+from .report.sheet import contact_sheet
+from .rewards.chat import check_recordable
+from .rewards.loading import default_device
+from .search import DEFAULT_PRESET, Strategy
+from .search import preset as settings_of
+from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Everything that the images depend on.
+
+    Attributes:
+        prompts: a population of particles each.
+        model: hub id or folder of a pipeline, or the name of a bundled one.
+        reward, reward_options: the guide, see `load_reward`.
+        steering: the settings, `Strategy.to_dict()`.
+        scheduler: name of a Diffusers class; None for the model's, or DDIM if that adds no noise and the settings need
+            some.
+        steps, guidance, negative_prompt, height, width: of the call; None for the pipeline's own.
+        seed: of the noise and the resampling.
+        compare: whether as many images are made without steering, from the same noise.
+        dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
+    """
+
+    model: str
+    reward: str
+    reward_options: dict[str, Any]
+    scheduler: str | None
+    steering: dict[str, Any]
+    steps: int
+    guidance: float
+    negative_prompt: str | None
+    height: int | None
+    width: int | None
+    seed: int
+    compare: bool
+    dtype: str
+    prompts: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[str],
+        model: str,
+        *,
+        reward: str = "clip-score",
+        reward_options: Mapping[str, Any] | None = None,
+        preset: str = DEFAULT_PRESET,
+        particles: int | None = None,
+        lmbda: float | None = None,
+        scheduler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative_prompt: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        compare: bool = False,
+        dtype: str = "auto",
+    ) -> Generation:
+        """With what is left open filled in: a bundled model's steps, guidance scale and reward, a preset's settings.
+
+        Raises:
+            ValueError: for an unknown preset, a value out of range, or a password among the options of the reward.
+        """
+        bundled = model in BUNDLED
+        options = dict(reward_options or {})
+        check_recordable(options)
+        options = {**bundled_options(model, reward), **options}
+        given = {"num_particles": particles, "lmbda": lmbda}
+        chosen = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
+        return cls(
+            model=model,
+            reward=reward,
+            reward_options=options,
+            scheduler=scheduler,
+            steering=chosen.to_dict(),
+            steps=steps or (NUM_INFERENCE_STEPS if bundled else 50),
+            guidance=guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            seed=seed,
+            compare=compare,
+            dtype=dtype,
+            prompts=list(prompts),
+        )
+
+
+def generate_into(
+    out: Path,
+    settings: Generation,
+    *,
+    kind: str = "auto",
+    batch_size: int | None = None,
+    device: str | None = None,
+    particle_parallel: bool = False,
+) -> None:
+    """Make what is missing in a folder, and its report.
+
+    Args:
+        kind: class of the pipeline, see `load_pipeline`.
+        batch_size: denoiser rows, latents decoded and images scored at a time; None for all.
+        device: None for CUDA if there is a device, else the CPU.
+        particle_parallel: share the particles of each prompt between the processes that torchrun or accelerate has
+            started; the first one writes.
+
+    Raises:
+        ValueError: if the folder was made with other settings, naming the first that differs.
+    """
+    plain = asdict(settings)
+    check_settings(out, plain)
+    missing = [index for index in range(len(settings.prompts)) if not (out / f"{index:03d}" / "trace.json").exists()]
+    writes = True
+    if particle_parallel:
+        from accelerate.utils import broadcast_object_list
+
+        processes = join_processes(device)
+        device, writes = str(processes.device), processes.is_main_process
+        console.quiet = not writes
+        (missing,) = broadcast_object_list([missing])
+    if missing:
+        _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes)
+    if writes:
+        results = results_in(out, plain)
+        write_atomically(out / "contact_sheet.png", png(contact_sheet(results)))
+        write_atomically(out / "report.html", html_report(results, plain).encode())
+        for what, reward, correct in summarize(results):
+            text = f"{what}: mean reward {reward}" + (f", {correct} correct" if correct else "")
+            console.print(text, highlight=False)
+
+
+def _generate(
+    out: Path,
+    settings: Generation,
+    missing: Sequence[int],
+    kind: str,
+    batch_size: int | None,
+    device: str | None,
+    particle_parallel: bool,
+    writes: bool,
+) -> None:
+    target = default_device(device)
+    steering = Strategy.from_dict(settings.steering)
+    reward = load_guide(settings.reward, target, **settings.reward_options)
+    pipe = load_pipeline(settings.model, kind, settings.dtype, target)
+    pipe.set_progress_bar_config(leave=False, disable=not writes)
+    unsteered_scheduler = pipe.scheduler
+    if note := set_scheduler(pipe, settings.scheduler, steering, settings.steps):
+        console.print(f"{note} Choose another with --scheduler.", highlight=False)
+    elif settings.scheduler:
+        unsteered_scheduler = pipe.scheduler
+    call: dict[str, Any] = {
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        "negative_prompt": settings.negative_prompt,
+        "height": settings.height,
+        "width": settings.width,
+    }
+    call = {name: value for name, value in call.items() if value is not None}
+    runs = {"": (steering, pipe.scheduler)}
+    if settings.compare:
+        unsteered = settings_of("best-of-n", num_particles=steering.num_particles, seed=steering.seed)
+        runs = {"unsteered-": (unsteered, unsteered_scheduler), **runs}
+    if writes:
+        record_settings(out, asdict(settings))
+    for index in missing:
+        prompt, folder = settings.prompts[index], out / f"{index:03d}"
+        console.print(f"[bold]{index:03d}[/bold] {prompt}", highlight=False)
+        for prefix, (run_settings, pipe.scheduler) in runs.items():
+            generator = torch.Generator().manual_seed(settings.seed)
+            steered = steer(pipe, reward, run_settings, Execution.in_batches(batch_size))
+            output = steered(prompt, generator=generator, particle_parallel=particle_parallel, **call)
+            if not writes:
+                continue
+            for rank, image in enumerate(output.particles[0]):
+                write_atomically(folder / f"{prefix}{rank:02d}.png", png(image))
+            if not prefix:
+                write_atomically(folder / "lineage.png", figure_png(output.trace.plot()))
+            best = " ".join(f"{value:.3f}" for value in output.rewards[0].tolist())
+            console.print(f"    {prefix.rstrip('-') or 'steered':9} rewards {best}", highlight=False)
+            # Written last: its presence says that the prompt is done.
+            output.trace.save(folder / f"{prefix}trace.json")
+        ess = " ".join(f"{event.ess[0]:.1f}" for event in output.trace.events)
+        console.print(
+            f"    ESS {ess}, distinct roots {output.trace.events[-1].distinct_roots[0]}, NFE {output.trace.nfe}, "
+            f"{output.trace.seconds['total']:.1f} s",
+            highlight=False,
+        )

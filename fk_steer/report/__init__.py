@@ -1,0 +1,1 @@
+"""How to look at a run: its trace, lineage plots, contact sheets, a page."""

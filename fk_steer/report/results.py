@@ -1,0 +1,94 @@
+"""What `fk-steer generate` left in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..evaluation.geneval.rules import evaluate
+from ..shapes import BUNDLED
+from ..shapes.captions import parse
+from ..shapes.detector import detect
+from .trace import Trace
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, its reward, and whether it is correct where that can be told (the bundled world)."""
+
+    image: Image.Image
+    reward: float
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One prompt of a run, read back from its folder.
+
+    Attributes:
+        steered: best first.
+        unsteered: as many images from the same noise without steering, best first; empty if not made.
+        lineage: the bytes of the lineage plot, PNG.
+    """
+
+    prompt: str
+    steered: list[Picture]
+    unsteered: list[Picture]
+    lineage: bytes
+    trace: Trace
+
+
+def results_in(folder: Path, settings: dict[str, Any]) -> list[Result]:
+    """What `fk-steer generate` left in a folder, prompt by prompt."""
+    results = []
+    for index, prompt in enumerate(settings["prompts"]):
+        here = folder / f"{index:03d}"
+        judged = settings["model"] in BUNDLED
+        results.append(
+            Result(
+                prompt,
+                steered=_pictures(here, "", prompt, judged),
+                unsteered=_pictures(here, "unsteered-", prompt, judged) if settings["compare"] else [],
+                lineage=(here / "lineage.png").read_bytes(),
+                trace=Trace.load(here / "trace.json"),
+            )
+        )
+    return results
+
+
+def _pictures(folder: Path, prefix: str, prompt: str, judged: bool) -> list[Picture]:
+    rewards = sorted(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0], reverse=True)
+    images = [Image.open(folder / f"{prefix}{rank:02d}.png").convert("RGB") for rank in range(len(rewards))]
+    return [
+        Picture(image, reward, _is_correct(image, prompt) if judged else None) for image, reward in zip(images, rewards)
+    ]
+
+
+def _is_correct(image: Image.Image, prompt: str) -> bool | None:
+    """The exact detector's verdict; None for a prompt that is not one of the bundled world's captions."""
+    try:
+        metadata = parse(prompt)
+    except ValueError:
+        return None
+    return evaluate(metadata, detect(image)).correct
+
+
+def summarize(results: Sequence[Result]) -> list[tuple[str, str, str]]:
+    """(what, mean reward, share correct) over the prompts: an unsteered image, the best unsteered, the best steered."""
+    rows: list[tuple[str, list[list[Picture]]]] = []
+    if all(result.unsteered for result in results):
+        rows.append(("one image without steering (mean over all)", [result.unsteered for result in results]))
+        rows.append(("best image without steering", [result.unsteered[:1] for result in results]))
+    rows.append(("best steered image", [result.steered[:1] for result in results]))
+    lines = []
+    for name, groups in rows:
+        rewards = [sum(picture.reward for picture in group) / len(group) for group in groups]
+        judged = [[p.correct for p in group if p.correct is not None] for group in groups]
+        judged = [group for group in judged if group]
+        correct = sum(sum(map(bool, group)) / len(group) for group in judged) / len(judged) if judged else None
+        lines.append((name, f"{sum(rewards) / len(rewards):.3f}", "" if correct is None else f"{100 * correct:.0f}%"))
+    return lines

@@ -1,0 +1,221 @@
+"""What happened in a steered run: every scoring event, and where the time went."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..files import write_json
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class TraceEvent:
+    """One scoring event over P populations. K particles were alive before it, M after it. Lists of lists are
+    per population.
+
+    Attributes:
+        step: index of the denoising step whose x0 predictions were scored; the number of steps for the final images.
+        progress: share of the denoiser calls made, in (0, 1]; 1 for the final images.
+        timestep: of the step, as the scheduler counts; None for the final images.
+        lmbda: (P,) the lambda in force.
+        rewards: (P, K) in the order of `slots_before`.
+        scores: what the rewards were made from: (P, K) for each part of a composite reward, and as they came.
+        log_weights: (P, K) normalised, carried weights included, before resampling.
+        ess: (P,) effective sample size of those weights, from 1 to K.
+        resampled: (P,) whether the population was resampled.
+        slots_before: (P, K) which of the pipeline's rows of that prompt (0 to `num_particles` - 1) were alive.
+        slots: (P, M) which are alive afterwards.
+        parents: (P, M) the slot that the particle in `slots` at the same position came from.
+        parent_events: (P, M) the number of the event, in `Trace.events`, at which that particle was seen there: this
+            one, or an earlier one if a search went back.
+        distinct_roots: (P,) how many of the initial particles still have descendants.
+        resume: the step that the search went on with instead of the next; None for the next.
+        stopped: (P,) whether the prompt had reached the reward asked for and goes on with its best particle alone.
+        nfe: rows the denoiser has been run on so far; two per particle and step under classifier-free guidance.
+        reward_calls: images scored so far, this event included, once for each leaf of the reward.
+        predictions: (P, K) with `keep_predictions`, small pictures of the x0 predictions as 'data:' URLs; else empty.
+    """
+
+    step: int
+    progress: float
+    timestep: float | None
+    lmbda: list[float]
+    rewards: list[list[float]]
+    scores: dict[str, list[list[float]]]
+    log_weights: list[list[float]]
+    ess: list[float]
+    resampled: list[bool]
+    slots_before: list[list[int]]
+    slots: list[list[int]]
+    parents: list[list[int]]
+    parent_events: list[list[int]]
+    distinct_roots: list[int]
+    resume: int | None
+    stopped: list[bool]
+    nfe: int
+    reward_calls: int
+    predictions: list[list[str]] = field(default_factory=list)
+
+    @property
+    def final(self) -> bool:
+        return self.timestep is None
+
+    def of(self, population: int) -> TraceEvent:
+        """The same for one population alone, but for the counts, which are of the run."""
+        lists = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        own: dict[str, Any] = {
+            name: [values[population]] for name, values in lists.items() if isinstance(values, list) and values
+        }
+        scores = {name: [values[population]] for name, values in self.scores.items()}
+        return dataclasses.replace(self, **own, scores=scores)
+
+
+@dataclass
+class Trace:
+    """Everything needed to understand a run.
+
+    Attributes:
+        prompts: P texts the reward saw, one per population.
+        reward: its name.
+        steering: the settings, `Strategy.describe()`.
+        num_steps: of the denoising loop.
+        events: in order; the last one scores the final images.
+        log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
+            do not give one (truncation selection, standardised or pairwise rewards, no exact terminal weight).
+        nfe: rows the denoiser was run on; a ControlNet's are not counted.
+        nfe_saved: rows it was not run on because prompts had reached the reward asked for, less those rolled over.
+        denoiser_calls: calls those rows were spread over.
+        reward_calls: images scored, once for each leaf of the reward.
+        reward_calls_by_part: the same by name of the reward.
+        retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
+            is not in the counts above.
+        seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
+    """
+
+    prompts: list[str]
+    reward: str
+    steering: dict[str, Any]
+    num_steps: int = 0
+    events: list[TraceEvent] = field(default_factory=list)
+    log_normalizer: list[float] = field(default_factory=list)
+    nfe: int = 0
+    nfe_saved: int = 0
+    denoiser_calls: int = 0
+    reward_calls: int = 0
+    reward_calls_by_part: dict[str, int] = field(default_factory=dict)
+    retries: list[tuple[list[int], Trace]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def of(self, population: int) -> Trace:
+        """The same for one population alone, but for counts and seconds, which are of the run."""
+        return dataclasses.replace(
+            self,
+            prompts=[self.prompts[population]],
+            events=[event.of(population) for event in self.events],
+            log_normalizer=self.log_normalizer[population : population + 1],
+            retries=[
+                ([0], trace.of(populations.index(population)))
+                for populations, trace in self.retries
+                if population in populations
+            ],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is standard."""
+        return strict(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Trace:
+        """Inverse of `to_dict`."""
+        events = [_event(event) for event in values["events"]]
+        retries = [(populations, cls.from_dict(trace)) for populations, trace in values["retries"]]
+        log_normalizer = lenient(values["log_normalizer"])
+        return cls(**{**values, "events": events, "retries": retries, "log_normalizer": log_normalizer})
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON, at once or not at all."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def plot(self, population: int = 0) -> Figure:
+        """The lineage tree of one population, coloured by reward, over its effective sample size and best reward.
+
+        Args:
+            population: index into `prompts`.
+        """
+        from .lineages import plot_lineages
+
+        return plot_lineages(self, population)
+
+
+class Stopwatch:
+    """Seconds by part. On a CUDA device events are recorded instead of waiting for it, and read at the end.
+
+    Parts do not nest: time spent in a part inside another is counted in both.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
+        self._spans: dict[str, list[tuple[Any, Any]]] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._spans.setdefault(part, []).append((start, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+            return {part: sum(a.elapsed_time(b) for a, b in spans) / 1e3 for part, spans in self._spans.items()}
+        return {part: sum(b - a for a, b in spans) for part, spans in self._spans.items()}
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+def _event(values: dict[str, Any]) -> TraceEvent:
+    values = dict(values)
+    pictures = values.pop("predictions", [])
+    return TraceEvent(**lenient(values), predictions=pictures)
+
+
+def strict(value: Any) -> Any:
+    """`value` with infinities and NaN as strings, for standard JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def lenient(value: Any) -> Any:
+    """Inverse of `strict` for values that hold no other strings."""
+    if isinstance(value, str):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: lenient(item) for key, item in value.items()}
+    return [lenient(item) for item in value] if isinstance(value, list) else value

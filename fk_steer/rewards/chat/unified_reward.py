@@ -1,0 +1,219 @@
+"""UnifiedReward: a vision-language model that scores images or compares two."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import Images, Reward
+from ..card import RewardCard
+from ..images import to_pil
+from ..judge import JudgeCounts
+from ..local import check_variant
+from ..pairwise import WIN_LMBDA, PairwiseReward
+from .client import Answer, Chat
+from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
+from .verdicts import AXES, axis_scores, better_image, better_image_in_answer, final_score
+
+
+FILES = (
+    "config.json",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+BACKENDS = ("server", "transformers")
+
+
+class UnifiedReward(Reward):
+    """UnifiedReward (Wang et al., arXiv 2503.05236), a vision-language model that judges images in words.
+
+    Variants:
+        - 'point': a score in 1 to 5 of alignment with the prompt and quality; typically 2 to 4.5.
+        - 'axes': alignment, coherence and style, each in 1 to 5; their mean, or one of them (`axis`). The publication
+          defines no aggregate; the mean is ours. For the v1.5, 2.0 and Qwen models.
+        - 'pair': which of two images is better; the reward is the mean win probability over the other particles of the
+          prompt, in [0, 1].
+        - 'think': the same with reasoning before the verdict (UnifiedReward-Think, arXiv 2505.03318).
+
+    Weights: CodeGoat24/UnifiedReward-qwen-7b, also -qwen-3b and -32b (Qwen2.5-VL), UnifiedReward-7b-v1.5
+    (LLaVA-OneVision; through a server only), and CodeGoat24/UnifiedReward-Think-qwen-7b for 'think'. MIT licence; the
+    base of the 3b has a research licence. See the model cards. The typical ranges here are of the scales, not measured.
+
+    What cannot be read or had is asked again, and then takes the mean of the prompt's other particles (comparisons
+    count as ties); see `ChatJudge` and `PairwiseReward`. `counts` says how often.
+
+    Args:
+        variant: 'point', 'axes', 'pair' or 'think'.
+        axis: with 'axes', one of 'alignment', 'coherence' and 'style' alone; None for the mean.
+        backend: 'server', or 'transformers' to run a Qwen2.5-VL model in this process.
+        path: with 'transformers', hub id or folder of the model.
+        model: with 'server', the name under which it is served; None for 'UnifiedReward'.
+        template: a text file with the placeholder {prompt} to ask with instead of ours.
+        attempts: how often a question is asked at most if the reply cannot be read.
+        max_tokens: of a reply; None for 512, or 4096 with 'think' (a reply cut before its verdict is lost).
+        opponents, both_orders: with 'pair' and 'think', see `PairwiseReward`.
+        device: with 'transformers', None for a CUDA device if there is one.
+        **options: of the server, see `ChatClient`; with 'transformers', see `QwenChat`.
+
+    Raises:
+        ValueError: for an unknown variant, axis, backend or option, or a template without the placeholder.
+        RewardLoadError: if the model cannot be loaded.
+        RewardError: when called, if no score of a prompt could be had, or the server refuses the key or the model.
+    """
+
+    name = "unified-reward"
+    card = RewardCard(
+        summary="A vision-language model trained to judge images scores them in words, or says which of two is better.",
+        paper="arXiv 2503.05236; 'think' arXiv 2505.03318",
+        hub_id="CodeGoat24/UnifiedReward-qwen-7b",
+        files=FILES,
+        licence="MIT; see the model cards for their bases",
+        default_lmbda=2.0,
+        variants={
+            "point": RewardCard(summary="A score of alignment and quality.", typical_range=(2.0, 4.5)),
+            "axes": RewardCard(summary="Mean of alignment, coherence and style.", typical_range=(2.0, 4.5)),
+            "pair": RewardCard(
+                summary="Mean win probability against the others.", typical_range=(0.0, 1.0), default_lmbda=WIN_LMBDA
+            ),
+            "think": RewardCard(
+                summary="Mean win probability against the others, with reasoning.",
+                hub_id="CodeGoat24/UnifiedReward-Think-qwen-7b",
+                typical_range=(0.0, 1.0),
+                default_lmbda=WIN_LMBDA,
+            ),
+        },
+    )
+
+    def __init__(
+        self,
+        variant: str = "point",
+        axis: str | None = None,
+        backend: str = "server",
+        path: str | None = None,
+        model: str | None = None,
+        template: str | Path | None = None,
+        attempts: int = 2,
+        max_tokens: int | None = None,
+        opponents: int | None = None,
+        both_orders: bool = False,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> None:
+        check_variant(variant, self.card, self.name)
+        for kind, value, known in (("backend", backend, BACKENDS), ("axis", axis, (*AXES, None))):
+            if value not in known:
+                raise ValueError(f"Unknown {kind} {value!r} of {self.name}. Known: {', '.join(map(str, known))}.")
+        if axis is not None and variant != "axes":
+            raise ValueError(f"`axis` is only used by the variant 'axes', but the variant is {variant!r}.")
+        if (backend == "transformers") != (path is not None):
+            raise ValueError(f"`path` goes with the backend 'transformers', but got {backend!r} and {path!r}.")
+        question = _task(
+            variant, axis, read_template(template or TEMPLATES / f"unified-reward-{variant}.txt"), max_tokens
+        )
+        self._ask = Asker(_chat(backend, path, model, device, options), attempts)
+        self.chat = self._ask.chat
+        if variant in ("pair", "think"):
+            comparer = PairComparer(self._ask, question)
+            self._method: ChatJudge | PairwiseReward = PairwiseReward(comparer, opponents, both_orders, name=self.name)
+        else:
+            self._method = ChatJudge(self._ask, question, self.name)
+        self.relative = self._method.relative
+        self.default_lmbda = self.card.variant(variant).default_lmbda
+
+    @property
+    def judge(self) -> ChatJudge | None:
+        """See `scores_or_none`."""
+        return self._method if isinstance(self._method, ChatJudge) else None
+
+    @property
+    def counts(self) -> JudgeCounts:
+        """What the judge has been through so far."""
+        return self._ask.counts
+
+    def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
+        """See `Reward`."""
+        return self._method.encode(images, prompts)
+
+    def of_particles(
+        self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[Tensor]:
+        """See `Reward`."""
+        return self._method.of_particles(encodings, members, prompts)
+
+
+class PairComparer:
+    """A `Comparer` that shows a chat model both images of a pair."""
+
+    def __init__(self, ask: Asker, task: Task) -> None:
+        self.ask, self.task, self.name = ask, task, ask.chat.model
+
+    def __call__(self, first: Images, second: Images, prompts: Sequence[str]) -> list[float | None]:
+        """1.0 where the first image is better, 0.0 where the second is, 0.5 for ties, None for no verdict."""
+        return self.ask(self.task, list(zip(to_pil(first), to_pil(second))), prompts)
+
+    @property
+    def failure(self) -> str:
+        """Why the last comparison failed."""
+        return self.ask.last_failure
+
+
+def _chat(backend: str, path: str | None, model: str | None, device: Any, options: dict[str, Any]) -> Chat:
+    if backend == "server":
+        return server({"model": model or "UnifiedReward", **options})
+    from .qwen_chat import QwenChat
+
+    assert path is not None
+    known = [name for name in inspect.signature(QwenChat).parameters if name not in ("path", "reward", "device")]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(
+            f"Unknown option {unknown[0]!r} of the backend 'transformers' of {UnifiedReward.name}. Known: "
+            f"{', '.join(known)}."
+        )
+    return QwenChat(path, UnifiedReward.name, device=device, **options)
+
+
+def _task(name: str, axis: str | None, template: str, max_tokens: int | None) -> Task:
+    if name == "point":
+        return Task(
+            template,
+            parse_text(final_score),
+            "Reply with the single line 'Final Score: s' only, s being a number from 1 to 5.",
+            max_tokens or 512,
+        )
+    if name == "axes":
+
+        def parse(answer: Answer) -> float | None:
+            scores = axis_scores(answer.text or "")
+            wanted = [scores[axis]] if axis else list(scores.values())
+            known = [score for score in wanted if score is not None]
+            return sum(known) / len(known) if len(known) == len(wanted) else None
+
+        return Task(
+            template,
+            parse,
+            "Reply with the three lines 'Alignment Score (1-5): X', 'Coherence Score (1-5): Y' and "
+            "'Style Score (1-5): Z' only.",
+            max_tokens or 512,
+        )
+    if name == "pair":
+        return Task(
+            template,
+            parse_text(better_image),
+            "Reply with 'Image 1 is better than Image 2.', 'Image 2 is better than Image 1.' or 'Both images are "
+            "equally good.' only.",
+            max_tokens or 512,
+        )
+    return Task(
+        template,
+        parse_text(better_image_in_answer),
+        "Reply with '<answer>Image 1 is better</answer>' or '<answer>Image 2 is better</answer>' only.",
+        max_tokens or 4096,
+    )

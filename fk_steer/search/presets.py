@@ -1,0 +1,125 @@
+"""Settings by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedule
+from .depth_first import DepthFirst
+from .evolution import Evolution
+from .feynman_kac import FKSteering
+from .lookahead import Lookahead
+from .metropolis import Metropolis
+from .strategy import Noise, Strategy
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings and what they are, in a sentence."""
+
+    summary: str
+    settings: Strategy
+
+
+_EVERY_TWENTIETH = Schedule(at=tuple(step / 20 for step in range(1, 20)))
+
+PRESETS: dict[str, Preset] = {
+    "adaptive": Preset(
+        "Our default: at six events from 40% of the loop on, SSP with a lambda that keeps the effective sample size a "
+        "third of the way from one particle to all (2 of 4). Needs no lambda.",
+        FKSteering(),
+    ),
+    "fk": Preset(
+        "For a lambda of one's own: SSP when the ESS falls below half, weights carried in between, lambda rising to "
+        "its value, nothing scored in the first quarter.",
+        FKSteering(
+            tempering=Rising(),
+            schedule=Schedule(at=(0.25, 0.4, 0.55, 0.7, 0.85)),
+            resampling=Resampling(ess_threshold=0.5),
+        ),
+    ),
+    "fk-paper": Preset(
+        "The published settings and the reference's choices: DDIM eta 1, max potential with floor 0, multinomial "
+        "resampling in steps 20, 40, 60 and 80 of 100, counted from zero, after the noise. Use 100 steps.",
+        FKSteering(
+            potential=Max(exact_terminal=False, floor=0.0),
+            tempering=Constant(),
+            schedule=Schedule(at=(0.21, 0.41, 0.61, 0.81)),
+            resampling=Resampling("multinomial", after_noise=True),
+        ),
+    ),
+    "bfs": Preset(
+        "Breadth-first search (Zhang et al., arXiv 2505.23614): SSP, max potential, lambda rising to twice its value.",
+        FKSteering(potential=Max(), tempering=Rising(end=2.0), schedule=Schedule(at=(0.2, 0.4, 0.6, 0.8))),
+    ),
+    "das": Preset(
+        "DAS without gradients (Kim et al., arXiv 2501.05803): difference potential, geometric tempering, SSP when the "
+        "ESS falls below half.",
+        FKSteering(tempering=Geometric(), schedule=_EVERY_TWENTIETH, resampling=Resampling(ess_threshold=0.5)),
+    ),
+    "psp": Preset(
+        "Prune seeds on a deterministic sampler (arXiv 2607.21591): the better half goes on at 25% and again at 50% of "
+        "the loop. 8 particles cost 4 trajectories.",
+        FKSteering(
+            num_particles=8,
+            potential=Current(),
+            schedule=Schedule(at=(0.25, 0.5), alive=(0.5, 0.25)),
+            resampling=Resampling("top-k"),
+            noise=Noise(eta=0.0),
+        ),
+    ),
+    "svdd": Preset(
+        "SVDD with one beam (Li et al., arXiv 2408.08252): all go on from the best particle, 19 times along the loop.",
+        FKSteering(potential=Current(), schedule=_EVERY_TWENTIETH, resampling=Resampling("argmax")),
+    ),
+    "hybrid": Preset(
+        "Prune seeds on a deterministic sampler, branch the survivors with noise in a middle window while the best one "
+        "goes on without, and finish deterministically. 8 particles cost 4 trajectories.",
+        FKSteering(
+            num_particles=8,
+            potential=Current(),
+            schedule=Schedule(at=(0.25, 0.5, 0.75), alive=(0.375, 0.5, 0.125)),
+            resampling=Resampling("top-k"),
+            noise=Noise(window=(0.5, 0.75)),
+            elite=True,
+        ),
+    ),
+    "best-of-n": Preset(
+        "Independent images on a deterministic sampler, the best one first.",
+        FKSteering(schedule=Schedule(), noise=Noise(eta=0.0)),
+    ),
+    "depth-first": Preset(
+        "Depth-first search (Zhang et al., arXiv 2505.23614): at 60% of the loop, back to 30% and down again with "
+        "other noise while the best x0 prediction is below `target_reward`; three attempts, the best goes on.",
+        DepthFirst(num_particles=2, noise=Noise(eta=0.0)),
+    ),
+    "evolution": Preset(
+        "Evolution by re-noising: at 60% of the loop the better half of the x0 predictions goes back to 30% as parents "
+        "of two children each; two generations, the best go on.",
+        Evolution(noise=Noise(eta=0.0)),
+    ),
+    "lookahead": Preset(
+        "At 20, 40 and 60% of the loop particles are judged by where two large deterministic steps lead them, and "
+        "resampled as in 'adaptive'.",
+        Lookahead(),
+    ),
+    "metropolis": Preset(
+        "Chains of finished images: each is noised half-way and denoised again four times, accepted by Metropolis' "
+        "rule.",
+        Metropolis(),
+    ),
+}
+
+DEFAULT_PRESET = "adaptive"
+
+
+def preset(name: str, **overrides: Any) -> Strategy:
+    """The settings of a preset, with any field replaced. `fk-steer presets` prints them.
+
+    Raises:
+        ValueError: for an unknown name or setting, listing the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"Unknown preset {name!r}. Known: {', '.join(PRESETS)}.")
+    return PRESETS[name].settings.replace(**overrides)

@@ -1,0 +1,13 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+
+STRATEGIES: dict[str, str] = {
+    "feynman-kac": "fk_steer.search.feynman_kac:FKSteering",
+    "depth-first": "fk_steer.search.depth_first:DepthFirst",
+    "evolution": "fk_steer.search.evolution:Evolution",
+    "lookahead": "fk_steer.search.lookahead:Lookahead",
+    "metropolis": "fk_steer.search.metropolis:Metropolis",
+}
+"""Name -> 'module:Class'. A new strategy needs one line."""

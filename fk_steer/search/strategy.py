@@ -1,0 +1,283 @@
+"""`Strategy`: the settings of a search, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from ..smc import integer, real
+from .base import Look, Plan, RewardFacts, Search, Start, describe
+
+
+Kind = TypeVar("Kind")
+Self = TypeVar("Self", bound="Strategy")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of samplers whose noise can be switched.
+
+    Attributes:
+        eta: how much, in [0, 1]. DDIM and TCD take it as their `eta`; Euler (ancestral or not), DPM-Solver++ (SDE or
+            not) and flow-matching Euler sample stochastically when it is above 0 and deterministically when it is 0.
+            Other samplers keep the noise they have. An `eta` in the pipeline call wins.
+        window: (start, stop), fractions of the loop between which there is noise.
+
+    Raises:
+        ValueError: for values out of range or order.
+    """
+
+    eta: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta", real("eta", self.eta, 0.0, 1.0))
+        window = tuple(real("window", entry, 0.0, 1.0) for entry in self.window)
+        object.__setattr__(self, "window", window)
+        if len(window) != 2 or window[0] > window[1]:
+            raise ValueError(f"Expected `window` as (start, stop) with 0 <= start <= stop <= 1, but got {window}.")
+
+    def on(self, step: int, num_steps: int) -> bool:
+        """Whether a step, counted from zero, lies inside the window."""
+        start, stop = self.window
+        return start * num_steps - 1e-9 <= step < stop * num_steps - 1e-9
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small decoder for x0 predictions, in place of the pipeline's VAE.
+
+    Attributes:
+        decoder: an `AutoencoderTiny`, or the hub id or path of one: 'madebyollin/taesd' for SD, 'madebyollin/taesdxl'
+            for SDXL, 'shapes' for the bundled models.
+        until: progress in [0, 1] of the loop up to which it is used.
+
+    Raises:
+        ValueError: for `until` out of range.
+    """
+
+    decoder: Any
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "until", real("until", self.until, 0.0, 1.0))
+
+
+def coerced(kind: type[Kind], value: Any) -> Kind:
+    """A settings object from one, from the mapping that `to_dict` makes of it, or from its first setting.
+
+    Raises:
+        ValueError: for a setting that it does not have, listing those it has.
+    """
+    if isinstance(value, kind):
+        return value
+    return made(kind, value) if isinstance(value, Mapping) else kind(value)  # type: ignore[call-arg]
+
+
+def named(setting: str, known: Mapping[str, type[Kind]], kind: Any, value: Any) -> Kind:
+    """One of several kinds of settings, from an object, a name, or a mapping with the name in it.
+
+    Raises:
+        ValueError: for an unknown name or setting, listing the known ones.
+    """
+    if isinstance(value, kind):
+        return value  # type: ignore[no-any-return]
+    options = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"Unknown {setting} {name!r}. Known: {', '.join(known)}.")
+    return made(known[name], options)
+
+
+def made(kind: type[Kind], settings: Mapping[str, Any]) -> Kind:
+    """A settings object.
+
+    Raises:
+        ValueError: for a setting that it does not have, listing those it has.
+    """
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in settings if name not in known]:
+        has = f"Known: {', '.join(known)}" if known else "It has none"
+        raise ValueError(f"Unknown setting {unknown[0]!r} of {kind.__name__}. {has}.")
+    return kind(**settings)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Settings of a search. A subclass that needs no memory gives `events` and `step`; one that does gives `start`.
+
+    ```py
+    @dataclass(frozen=True)
+    class FollowTheBest(Strategy):
+        every: int = 5
+
+        def events(self, num_steps):
+            return range(self.every, num_steps, self.every)
+
+        def step(self, look):
+            return Plan(look.ranked()[:, :1].expand_as(look.rewards))
+    ```
+
+    Attributes:
+        num_particles: K, particles per image, at least 1. The loop's cost grows with it.
+        noise: of samplers whose noise can be switched. A number stands for `Noise(eta)`.
+        preview: decodes x0 predictions in place of the pipeline's VAE; None for the VAE itself. A decoder, or its hub
+            id or path, stands for `Preview(decoder)`.
+        seed: of a run that is given no generator.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    num_particles: int = 4
+    noise: Noise = field(default_factory=Noise, kw_only=True)
+    preview: Preview | None = field(default=None, kw_only=True)
+    seed: int | None = field(default=None, kw_only=True)
+
+    goes_back: ClassVar[bool] = False
+    """Whether plans may resume from another step than the next. The pipeline's loop is then sent there."""
+
+    def __post_init__(self) -> None:
+        self._set(
+            num_particles=integer("num_particles", self.num_particles, 1),
+            noise=coerced(Noise, self.noise),
+            preview=None if self.preview is None else coerced(Preview, self.preview),
+            seed=integer("seed", self.seed, 0, optional=True),
+        )
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    # What a run asks.
+
+    def start(self, start: Start) -> Search:
+        """The search of one call. A strategy without memory is its own."""
+        return Stateless(self, start)
+
+    def events(self, num_steps: int) -> Collection[int]:
+        """The steps, counted from zero, at which a strategy without memory looks."""
+        return ()
+
+    def step(self, look: Look) -> Plan:
+        """What a strategy without memory says at an event."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither `step` nor `start`.")
+
+    @property
+    def looks(self) -> bool:
+        """Whether x0 predictions are scored along the way; final images always are."""
+        return True
+
+    def copying(self, num_steps: int) -> list[int]:
+        """The steps at which plans may make copies of a particle that only the sampler's noise can part."""
+        return sorted(self.events(num_steps))
+
+    def check(self, reward: RewardFacts) -> None:
+        """Make sure before the run that it fits the reward.
+
+        Raises:
+            ValueError: if it does not.
+        """
+
+    def roll_over(self, best: Tensor, cost: int, saved: int, again: Any) -> int:
+        """Spend denoiser rows that the first pass has saved on further passes; see `rollover.roll_over`. Nothing
+        unless a strategy says otherwise.
+
+        Returns:
+            The rows that are left.
+        """
+        return saved
+
+    # Settings as data.
+
+    @property
+    def name(self) -> str:
+        """Under which the strategy is known, or the name of its class."""
+        return _name_of(type(self))
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a record; objects that are not plain are named only."""
+        fields = {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
+        return {"strategy": self.name, **fields}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON, of which `from_dict` makes the same strategy.
+
+        Raises:
+            ValueError: for a preview decoder that is an object, which cannot be written down.
+        """
+        if self.preview is not None and not isinstance(self.preview.decoder, str):
+            raise ValueError(
+                "A preview decoder in memory cannot be written down. Give its hub id or path: "
+                "`preview=Preview('madebyollin/taesd')`."
+            )
+        return self.describe()
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Strategy:
+        """Inverse of `to_dict`; what is left out takes its default.
+
+        Raises:
+            ValueError: for an unknown strategy or setting, listing the known ones.
+        """
+        settings = dict(settings)
+        name = settings.pop("strategy", _name_of(cls))
+        return made(cls if name == _name_of(cls) else strategy_class(name), settings)
+
+    def replace(self: Self, **overrides: Any) -> Self:
+        """The same with some settings replaced.
+
+        Raises:
+            ValueError: for a setting that the strategy does not have, listing those it has.
+        """
+        return made(
+            type(self), {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)} | overrides
+        )
+
+
+class Stateless(Search):
+    """The search of a strategy without memory."""
+
+    def __init__(self, strategy: Strategy, start: Start) -> None:
+        self.strategy = strategy
+        self.events = frozenset(strategy.events(start.num_steps))
+
+    def step(self, look: Look) -> Plan:
+        return self.strategy.step(look)
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of a strategy by name.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    from .registry import STRATEGIES
+
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise ValueError(f"Unknown strategy {name!r}. Known: {', '.join(STRATEGIES)}.")
+    module, _, attribute = STRATEGIES[name].partition(":")
+    kind: type[Strategy] = getattr(import_module(module), attribute)
+    return kind
+
+
+def _name_of(kind: type[Strategy]) -> str:
+    from .registry import STRATEGIES
+
+    known = [name for name, place in STRATEGIES.items() if place == f"{kind.__module__}:{kind.__qualname__}"]
+    return known[0] if known else kind.__qualname__
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind: Any = type(value)
+        name = {"name": kind.name} if hasattr(kind, "name") else {}
+        return {**name, **{entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return describe(value)

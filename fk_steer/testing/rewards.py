@@ -1,0 +1,231 @@
+"""Every registered reward with tiny random weights, for tests of this package and of plugins.
+
+`TINY_REWARDS` says for each how to write a tiny checkpoint in the layout of the published one; the contract test runs
+over all of them and fails for a registered reward that is not among them. A plugin's tests have a table of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from ..rewards import load_reward
+from . import checkpoints as published
+from .pipelines import DIM, PROMPTS, clip_tokenizer, save_clip
+
+
+@dataclass(frozen=True)
+class TinyReward:
+    """How to make a reward for tests.
+
+    Attributes:
+        save: writes what the reward needs into a folder and returns the options of `load_reward`.
+        prompts: two prompts it can score.
+        takes_any_prompt: False for a reward that refuses prompts of other kinds.
+        uses_prompt: False for a reward that only looks at the image.
+    """
+
+    save: Callable[[Path], dict[str, Any]]
+    prompts: Sequence[str] = tuple(PROMPTS)
+    takes_any_prompt: bool = True
+    uses_prompt: bool = True
+
+
+def tiny_reward(key: str, folder: str | Path, tiny: TinyReward | None = None, **options: Any) -> Any:
+    """The reward of a key of `TINY_REWARDS`, its checkpoint in `folder`.
+
+    Args:
+        key: the reward's name, or 'NAME:VARIANT'.
+        folder: empty or absent.
+        tiny: how to make it; None for what `TINY_REWARDS` says.
+        **options: of `load_reward`, on top of those the checkpoint needs.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name, *variant = key.split(":")
+    given = {"variant": variant[0]} if variant else {}
+    saved = (tiny or TINY_REWARDS[key]).save(folder)
+    return load_reward(name, **{**saved, **given, **options})
+
+
+def save_hps(folder: Path) -> dict[str, Any]:
+    """open_clip's names; end-of-text is the last word of the tiny vocabulary, as of the real one."""
+    config = {
+        "embed_dim": DIM,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": DIM, "head_width": 8, "patch_size": 8},
+        "text_cfg": {
+            "context_length": 32,
+            "vocab_size": len(clip_tokenizer()),
+            "width": DIM,
+            "heads": 4,
+            "layers": 2,
+        },
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = published.random_weights(published.open_clip(config))
+    for version in ("v2", "v2.1"):
+        torch.save({"state_dict": weights}, folder / f"HPS_{version}_compressed.pt")
+    clip_tokenizer().save_pretrained(folder)
+    return {"path": str(folder)}
+
+
+def save_aesthetic(folder: Path) -> dict[str, Any]:
+    """The predictor beside a CLIP."""
+    torch.save(published.random_weights(published.score_head(DIM)), folder / "aesthetic-model.pth")
+    return {"path": save_clip(folder)}
+
+
+def save_image_reward(folder: Path) -> dict[str, Any]:
+    """ImageReward.pt with its configurations and a vocabulary of single characters."""
+    vit = {"img_size": 32, "patch_size": 8, "embed_dim": DIM, "depth": 2, "num_heads": 4}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, *(f"##{c}" for c in CHARACTERS)]
+    sizes = {"vocab_size": len(words) + 2, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2}
+    med = {**published.MED_CONFIG, **sizes, "num_attention_heads": 4, "max_position_embeddings": 40}
+    (folder / "vit_config.json").write_text(json.dumps(vit))
+    (folder / "med_config.json").write_text(json.dumps(med))
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.save(published.random_weights(published.image_reward(vit, med)), folder / "ImageReward.pt")
+    return {"path": str(folder)}
+
+
+def save_clip_flant5(folder: Path) -> dict[str, Any]:
+    """Two shards with their index."""
+    vision = {**VISION, "hidden_act": "quick_gelu"}
+    sizes = {"d_model": DIM, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    tokenizer = character_tokenizer(["<pad>", "</s>", "<unk>"], end="</s>")
+    config = {**published.FLAN_T5_XL, **sizes, "vocab_size": len(tokenizer)}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "clip_t5", "vision_config": vision}))
+    weights = published.random_weights(published.clip_flant5(config, vision))
+    names = sorted(weights)
+    index: dict[str, str] = {}
+    for shard, start in enumerate((0, 1), 1):
+        part = {name: weights[name] for name in names[start::2]}
+        file = f"pytorch_model-{shard:05d}-of-00002.bin"
+        torch.save(part, folder / file)
+        index |= dict.fromkeys(part, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    tokenizer.save_pretrained(folder)
+    return {"path": str(folder)}
+
+
+def save_qwen(folder: Path) -> dict[str, Any]:
+    """As `save_pretrained` writes it, with the repetition penalty of the published generation settings."""
+    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = character_tokenizer(["<|endoftext|>", "<unk>"], marks)
+    ids = dict(zip(("image", "video", "vision_start", "vision_end"), tokenizer.convert_tokens_to_ids(marks)))
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": len(tokenizer),
+                "hidden_size": DIM,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+            },
+            vision_config={
+                "depth": 2,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_heads": 2,
+                "out_hidden_size": DIM,
+                "fullatt_block_indexes": [1],
+            },
+            **{f"{name}_token_id": index for name, index in ids.items()},
+        )
+    )
+    # So small that the image would not show in the answer's probability with the usual initialisation.
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.data.mul_(5)
+    model.generation_config.repetition_penalty = 1.05
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"path": str(folder)}
+
+
+def character_tokenizer(first: list[str], marks: Sequence[str] = (), end: str | None = None) -> PreTrainedTokenizerFast:
+    """Every character is a token, and so is 'Yes'.
+
+    Args:
+        first: the first tokens, the padding one first of all, with one called '<unk>'.
+        marks: special tokens.
+        end: appended to every text.
+    """
+    words = [*first, " ", "\n", *CHARACTERS, "Yes", *marks]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\bYes\b|[\s\S]"), "isolated")
+    if end is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(f"$A {end}", special_tokens=[(end, words.index(end))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token=first[0],
+        eos_token=end,
+        additional_special_tokens=list(marks),
+    )
+
+
+def _save_clip(folder: Path) -> dict[str, Any]:
+    return {"path": save_clip(folder)}
+
+
+CHARACTERS = [chr(code) for code in range(33, 127)]
+VISION = {
+    "hidden_size": DIM,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def save_llava_reward(folder: Path) -> dict[str, Any]:
+    """On a Phi-3.5-vision, which sees one crop of an image beside the whole of it."""
+    from llava_reward_guide import LlavaReward, RewardConfig, new_perspective
+    from llava_reward_guide.untrained import random_backbone, save_backbone
+
+    torch.manual_seed(0)
+    backbone = random_backbone("phi3_v", "tiny")
+    path = save_backbone(backbone, folder / "backbone")
+    reward = LlavaReward(backbone)
+    new_perspective(reward, "default", RewardConfig(), rank=2, alpha=4)
+    reward.save_pretrained(folder / "checkpoint")
+    return {"path": str(folder / "checkpoint"), "backbone": path, "num_crops": 1}
+
+
+TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
+    {
+        "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
+        "clip-score": TinyReward(_save_clip),
+        "clip-score:hessel": TinyReward(_save_clip),
+        "hps": TinyReward(save_hps),
+        "llava-reward": TinyReward(save_llava_reward),
+        "hps:v2": TinyReward(save_hps),
+        "image-reward": TinyReward(save_image_reward),
+        "pickscore": TinyReward(_save_clip),
+        "shapes-oracle": TinyReward(
+            lambda folder: {}, prompts=("a photo of a red star", "a photo of three hearts"), takes_any_prompt=False
+        ),
+        "vqa-score": TinyReward(save_clip_flant5),
+        "vqa-score:qwen2.5-vl-7b": TinyReward(save_qwen),
+    }
+)
+"""Reward's name, or NAME:VARIANT -> how to make it. A new reward needs one entry."""

@@ -1,0 +1,55 @@
+"""Code in the documentation runs, and tables in it are what is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fk_steer.rewards import markdown_table
+from fk_steer.search import STRATEGIES
+from fk_steer.testing import CALLS, redness
+
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.S)
+
+
+@pytest.mark.parametrize("model", CALLS)
+def test_the_page_about_searches_runs(model):
+    make, call = CALLS[model]
+    names = {
+        "pipe": make(),
+        "reward": redness,
+        "prompt": "a red circle",
+        "call": {**call, "num_inference_steps": 8, "generator": torch.Generator().manual_seed(0)},
+    }
+    follow, twice = blocks("docs/search.md")
+    exec(follow, names)
+    events = names["output"].trace.events
+    assert [event.step for event in events] == [3, 6, 8]
+    for event in events[:-1]:
+        best = max(zip(event.rewards[0], event.slots_before[0]))[1]
+        assert event.parents[0] == [best] * 4
+    exec(twice, names)
+    events = names["output"].trace.events
+    assert [(event.step, event.resume) for event in events] == [(4, 2), (4, None), (8, None)]
+    first, second = (event.rewards[0] for event in events[:2])
+    assert events[1].parent_events[0] == [int(later > earlier) for earlier, later in zip(first, second)]
+
+
+def test_the_page_about_searches_lists_those_that_ship():
+    page = (REPOSITORY / "docs" / "search.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)\.py`", page, re.M)) == {
+        place.partition(":")[0].rpartition(".")[2] for place in STRATEGIES.values()
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])
+def test_tables_of_rewards_are_printed_from_the_cards(page):
+    assert markdown_table() in (REPOSITORY / page).read_text()
