@@ -1,0 +1,76 @@
+"""What is installed from a wheel, away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the content of the wheel, and of nothing else of ours."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", folder, REPOSITORY]
+    subprocess.run([str(part) for part in build], check=True, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def run(installed: Path, tmp_path: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
+    code = "import sys, fk_steer; sys.argv[0] = 'fk-steer'; assert fk_steer.__file__.startswith({!r}); "
+    command = [sys.executable, "-c", code.format(str(installed)) + "from fk_steer.cli import app; app()", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_nothing_else_is_installed(installed):
+    assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {
+        "fk_steer",
+        "llava_reward_guide",
+    }
+    assert (installed / "fk_steer" / "py.typed").exists() and (installed / "llava_reward_guide" / "py.typed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["shapes", "shapes-xl"])
+def test_commands_run_on_the_bundled_models(installed, tmp_path, model):
+    assert "adaptive" in run(installed, tmp_path, "presets")
+    assert "shapes-oracle" in run(installed, tmp_path, "rewards")
+    prompt = "a photo of a red star"
+    run(installed, tmp_path, "generate", prompt, "--model", model, "--steps", "4", "--out", "out")
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    image = tmp_path / "out" / "000" / "00.png"
+    score = run(installed, tmp_path, "score", str(image), "--prompt", prompt, "--reward", "clip-score,llava-reward",
+                "--reward-option", "path=shapes", "--json")  # fmt: skip
+    assert '"llava-reward"' in score
+
+
+@pytest.mark.slow
+def test_a_type_checker_follows_the_checkout(tmp_path):
+    """From outside, as after `pip install -e`."""
+    (tmp_path / "use.py").write_text(
+        "from fk_steer import FKSteering, steer\n"
+        "from fk_steer.evaluation.generation import GenerationSettings\n"
+        "from fk_steer.pipelines import FKStableDiffusionPipeline\n"
+        "reveal_type(FKSteering().num_particles)\n"
+        "reveal_type(GenerationSettings('shapes', 'shapes').limit)\n"
+        "reveal_type(FKStableDiffusionPipeline)\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "use.py"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert 'Revealed type is "int"' in result.stdout and 'Revealed type is "int | None"' in result.stdout
+    assert "FKStableDiffusionPipeline" in result.stdout
