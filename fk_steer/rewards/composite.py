@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import Reward, RewardFunction, as_reward, standardize
+from ..smc import standardize
+from .base import Reward, RewardFunction, as_reward
 
 
 Z_LMBDA = 2.0

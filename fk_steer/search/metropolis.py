@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
 
 from ..smc import integer, real
 from ..smc.potentials import tilt
 from .base import Look, Plan, RewardFacts, Search, Start
-from .depth_first import span
-from .strategy import Strategy
+from .renoising import Renoising, RenoisingSearch
 
 
 @dataclass(frozen=True)
-class Metropolis(Strategy):
+class Metropolis(Renoising):
     """Each particle is a Markov chain. A move brings its x0 back to an earlier noise level by the forward process and
     denoises it again; it is accepted with probability min(1, exp(lambda (r' - r))).
 
@@ -27,55 +24,40 @@ class Metropolis(Strategy):
     A move costs the denoiser rows of `back` of the loop.
 
     Attributes:
-        num_particles, noise, preview, seed: see `Strategy`.
+        num_particles, noise, preview, seed, at, back: see `Renoising`.
         lmbda: strength of the tilt, at least 0; None takes the reward's `default_lmbda`.
         moves: at least 1.
-        at: when x0 predictions are judged: a share of the loop in (0, 1], or a step.
-        back: how far to go back: a share of the loop in (0, 1), or steps.
     """
 
     lmbda: float | None = None
     moves: int = 4
-    at: float | int = 1.0
-    back: float | int = 0.5
-
-    goes_back: ClassVar[bool] = True
+    at: float | int = field(default=1.0, kw_only=True)
+    back: float | int = field(default=0.5, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(
             lmbda=real("lmbda", self.lmbda, 0.0, optional=True),
             moves=integer("moves", self.moves, 1),
-            at=real("at", self.at, 0.0),
-            back=real("back", self.back, 0.0),
         )
 
     def start(self, start: Start) -> Search:
         return _Metropolis(self, start)
 
-    def copying(self, num_steps: int) -> list[int]:
-        return []
-
     def check(self, reward: RewardFacts) -> None:
-        if reward.relative:
-            raise ValueError(f"Moves cannot be judged by '{reward.name}', which only compares particles.")
+        super().check(reward)
         if self.lmbda is None and reward.default_lmbda is None:
             raise ValueError(f"Reward '{reward.name}' has no `default_lmbda`. Set `lmbda` in the settings.")
 
 
-class _Metropolis(Search):
+class _Metropolis(RenoisingSearch):
     def __init__(self, settings: Metropolis, start: Start) -> None:
+        super().__init__(settings, start)
         lmbda = start.reward.default_lmbda if settings.lmbda is None else settings.lmbda
         assert lmbda is not None
         self.lmbda, self.left, self.generators = lmbda, settings.moves, start.generators
-        self.at, self.earlier = span(settings.at, settings.back, start.num_steps)
         self.rewards = torch.empty(0)
         """(P, K) of the chains' states, which are remembered."""
-        self.over = False
-
-    @property
-    def events(self) -> Collection[int]:  # type: ignore[override]
-        return () if self.over else (self.at,)
 
     def step(self, look: Look) -> Plan:
         if not len(self.rewards):

@@ -17,10 +17,10 @@ from fk_steer.rewards import (
     WeightedSum,
     ZScoreSum,
 )
-from fk_steer.rewards.base import standardize
 from fk_steer.rewards.general_preference import preference_scores
 from fk_steer.rewards.pairwise import mean_outcome, pairings
 from fk_steer.shapes import load_pipeline
+from fk_steer.smc import standardize
 from fk_steer.testing import redness
 
 

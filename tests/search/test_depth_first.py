@@ -8,7 +8,6 @@ from diffusion_1d import MIXTURE
 from driver import Run, drive, num_steps, start
 
 from fk_steer.search import DepthFirst, Look, RewardFacts, Search
-from fk_steer.search.depth_first import span
 
 
 P, K, STEPS = 12, 2, num_steps(MIXTURE)
@@ -17,7 +16,7 @@ AT, EARLIER, BACK = 4, 2, 3
 
 
 def run_of(target: float | None, attempts: int = 3, populations: int = P, seed: int = 0) -> Run:
-    search = start(DepthFirst(K, target, AT, BACK, attempts), MIXTURE, populations)
+    search = start(DepthFirst(K, target, attempts, at=AT, back=BACK), MIXTURE, populations)
     return drive(search, MIXTURE, (populations, K), seed=seed)
 
 
@@ -94,7 +93,7 @@ def look(step: int, rewards: list[list[float]]) -> Look:
 
 def test_attempts_are_counted():
     for attempts in (1, 2, 5):
-        search = start(DepthFirst(K, 1.0, AT, BACK, attempts), MIXTURE, 1)
+        search = start(DepthFirst(K, 1.0, attempts, at=AT, back=BACK), MIXTURE, 1)
         plans = []
         while AT in search.events:
             plans.append(search.step(look(AT, [[0.0, -1.0]])))
@@ -102,25 +101,25 @@ def test_attempts_are_counted():
 
 
 def test_a_tie_does_not_replace_what_is_kept():
-    search = start(DepthFirst(K, 1.0, AT, BACK, 1), MIXTURE, 1)
+    search = start(DepthFirst(K, 1.0, 1, at=AT, back=BACK), MIXTURE, 1)
     search.step(look(AT, [[0.0, 0.5]]))
     assert search.step(look(AT, [[0.5, 0.2]])).ancestors.tolist() == [[2, 3]]
 
 
 def test_rewards_of_minus_infinity_are_the_worst_beside_others_and_alone():
-    search = start(DepthFirst(K, 1.0, AT, BACK, 2), MIXTURE, 2)
+    search = start(DepthFirst(K, 1.0, 2, at=AT, back=BACK), MIXTURE, 2)
     search.step(look(AT, [[-math.inf, -math.inf], [0.0, 0.0]]))
     plan = search.step(look(AT, [[-math.inf, -5.0], [-math.inf, -math.inf]]))
     assert plan.remember.tolist() == [[0, 1], [2, 3]]
     for neighbours in ([], [[0.0, 0.0]]):
-        search = start(DepthFirst(K, 1.0, AT, BACK, 2), MIXTURE, 1 + len(neighbours))
+        search = start(DepthFirst(K, 1.0, 2, at=AT, back=BACK), MIXTURE, 1 + len(neighbours))
         plans = [search.step(look(AT, [[-math.inf, -math.inf], *neighbours])) for _ in range(3)]
         assert [plan.remember[0].tolist() for plan in plans[:2]] == [[0, 1], [2, 3]]
         assert plans[2].ancestors[0].tolist() == [2, 3]
 
 
 def test_at_the_target_is_good_enough():
-    plan = start(DepthFirst(K, 0.5, AT, BACK), MIXTURE, 1).step(look(AT, [[0.5, 0.0]]))
+    plan = start(DepthFirst(K, 0.5, at=AT, back=BACK), MIXTURE, 1).step(look(AT, [[0.5, 0.0]]))
     assert plan.resume is None and plan.ancestors.tolist() == [[0, 1]]
 
 
@@ -130,15 +129,15 @@ def test_at_the_target_is_good_enough():
 )
 def test_where_to_judge_and_where_to_go_back_to(at, back, num_steps, step, earlier):
     """From 60% of the loop by 30% to 30% of it: the steps after that are taken again."""
-    assert span(at, back, num_steps) == (step, earlier)
+    assert DepthFirst(at=at, back=back).span(num_steps) == (step, earlier)
 
 
 @pytest.mark.parametrize("at, back", [(0.3, 0.6), (4, 6), (9, 2), (4, 0), (0.6, 0.001)])
 def test_outside_the_loop(at, back):
     with pytest.raises(ValueError, match="Expected to go back within the loop of 9 steps"):
-        start(DepthFirst(K, 1.0, at, back), MIXTURE, 1)
+        start(DepthFirst(K, 1.0, at=at, back=back), MIXTURE, 1)
 
 
 def test_a_reward_that_only_compares_is_refused():
-    with pytest.raises(ValueError, match="Attempts cannot be told apart by 'mine'"):
+    with pytest.raises(ValueError, match="'mine' only those of particles"):
         DepthFirst().check(RewardFacts("mine", relative=True))

@@ -14,7 +14,7 @@ STEPS, AT, EARLIER, BACK = num_steps(MIXTURE), 5, 3, 3
 
 
 def run_of(P: int, K: int, generations: int) -> Run:
-    return drive(start(Evolution(K, generations, AT, BACK), MIXTURE, P), MIXTURE, (P, K), seed=K)
+    return drive(start(Evolution(K, generations, at=AT, back=BACK), MIXTURE, P), MIXTURE, (P, K), seed=K)
 
 
 @pytest.mark.parametrize("K", [1, 2, 4, 5, 8])
@@ -70,7 +70,7 @@ def look(rewards: list[list[float]]) -> Look:
 
 
 def test_an_equal_does_not_replace_a_parent():
-    search = start(Evolution(4, 2, AT, BACK), MIXTURE, 1)
+    search = start(Evolution(4, 2, at=AT, back=BACK), MIXTURE, 1)
     plan = search.step(look([[3.0, 1.0, 3.0, 2.0]]))
     assert plan.remember.tolist() == [[0, 2]] and plan.ancestors.tolist() == [[0, 2, 0, 2]]
     plan = search.step(look([[3.0, 3.0, 4.0, 0.0]]))
@@ -85,7 +85,7 @@ def test_a_populations_slots_do_not_depend_on_what_its_neighbours_remember():
     second = torch.tensor([[6.0, 9.0, 5.0, 8.0], [0.0, 0.0, 0.0, 0.0]])  # one has better children, one has not
 
     def slots_of(populations: list[int]) -> list[list[float]]:
-        search = start(Evolution(4, 2, AT, BACK), MIXTURE, len(populations))
+        search = start(Evolution(4, 2, at=AT, back=BACK), MIXTURE, len(populations))
         rewards = iter([first[populations], second[populations], second[populations]])
         run = drive(search, MIXTURE, (len(populations), 4), reward=lambda x: next(rewards, x).double())
         return run.seen[1].ancestors.tolist()
@@ -95,7 +95,7 @@ def test_a_populations_slots_do_not_depend_on_what_its_neighbours_remember():
 
 
 def test_a_reward_that_only_compares_is_refused():
-    with pytest.raises(ValueError, match="Generations cannot be told apart by 'mine'"):
+    with pytest.raises(ValueError, match="'mine' only those of particles"):
         Evolution().check(RewardFacts("mine", relative=True))
 
 

@@ -133,5 +133,5 @@ def test_lambda_is_the_rewards_own_if_none_is_given():
     assert search.step(Look(8, 9, slots, torch.tensor([[0.9, 1.1]]))).ancestors.tolist() == [[2, 1]]
     with pytest.raises(ValueError, match="Reward 'mine' has no `default_lmbda`. Set `lmbda`"):
         Metropolis().check(RewardFacts("mine"))
-    with pytest.raises(ValueError, match="cannot be judged by 'mine', which only compares"):
+    with pytest.raises(ValueError, match="'mine' only those of particles"):
         Metropolis(lmbda=1.0).check(RewardFacts("mine", relative=True))

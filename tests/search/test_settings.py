@@ -97,10 +97,10 @@ FULL = [
     FKSteering(potential=Sum(), tempering=Geometric(0.02)),
     FKSteering(potential=Current(False), tempering=TargetESS(0.7)),
     FKSteering(potential=Difference()),
-    DepthFirst(3, 0.5, 4, 2, 7, noise=Noise(0.0), seed=1),
-    Evolution(6, 3, 0.9, 0.1, preview=Preview("madebyollin/taesd")),
+    DepthFirst(3, 0.5, 7, at=4, back=2, noise=Noise(0.0), seed=1),
+    Evolution(6, 3, at=0.9, back=0.1, preview=Preview("madebyollin/taesd")),
     Lookahead(6, Schedule((2, 0.5)), 3, None, TargetESS(0.2), Resampling("residual")),
-    Metropolis(6, 3.0, 9, 0.8, 5),
+    Metropolis(6, 3.0, 9, at=0.8, back=5),
 ]  # fmt: skip
 
 
@@ -159,10 +159,10 @@ def test_numbers_of_other_libraries(scalar):
             elite=s(True), stop=s(1.5), standardize=s(True),
         ),
         FKSteering(stop=Stop(s(2), s(True)), tempering=Geometric(s(0.02))),
-        DepthFirst(s(3), s(0.5), s(4), s(0.3), s(7)),
-        Evolution(s(6), s(3), s(0.9), s(1)),
+        DepthFirst(s(3), s(0.5), s(7), at=s(4), back=s(0.3)),
+        Evolution(s(6), s(3), at=s(0.9), back=s(1)),
         Lookahead(s(6), [s(2), s(0.5)], s(3), None, TargetESS(s(0.2))),
-        Metropolis(s(6), s(3.0), s(9), s(0.8), s(5)),
+        Metropolis(s(6), s(3.0), s(9), at=s(0.8), back=s(5)),
     ]  # fmt: skip
     expected = [
         FKSteering(
@@ -171,10 +171,10 @@ def test_numbers_of_other_libraries(scalar):
             elite=True, stop=1.5, standardize=True,
         ),
         FKSteering(stop=Stop(2, True), tempering=Geometric(0.02)),
-        DepthFirst(3, 0.5, 4, 0.3, 7),
-        Evolution(6, 3, 0.9, 1),
+        DepthFirst(3, 0.5, 7, at=4, back=0.3),
+        Evolution(6, 3, at=0.9, back=1),
         Lookahead(6, [2, 0.5], 3, None, TargetESS(0.2)),
-        Metropolis(6, 3.0, 9, 0.8, 5),
+        Metropolis(6, 3.0, 9, at=0.8, back=5),
     ]  # fmt: skip
     for one, other in zip(given, expected):
         assert one == other
