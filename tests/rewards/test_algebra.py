@@ -428,7 +428,7 @@ def test_composites_of_ones_own():
 
 
 def test_knows_nothing_of_what_is_built_on_it():
-    """The source of `fk_steer.rewards` imports nothing of the package but itself, mathematics, and where bundled weights lie."""
+    """The source of `fk_steer.rewards` imports nothing of the package but itself, smc and where bundled weights lie."""
     package = Path(fk_steer.rewards.__file__).parent
     for file in package.rglob("*.py"):
         depth = len(file.relative_to(package).parts)
