@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -29,12 +29,6 @@ from llava_reward_guide.training.setup import count_parameters, make_trainable
 from llava_reward_guide.training.state import ExponentialMovingAverage
 from llava_reward_guide.training.trainer import Trainer
 from llava_reward_guide.untrained import random_backbone, save_backbone
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
