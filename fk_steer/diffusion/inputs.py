@@ -1,0 +1,145 @@
+"""The arguments of a pipeline's call for a row per particle.
+
+Pipelines differ in how they come from a prompt to several rows: most repeat what they have made of it
+(`num_images_per_prompt`), some take lists alone, some take one image for all rows and others one for each. What can be
+given to all is a list with an entry per row; where a pipeline's own repeating is cheaper and sound, it comes first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+from torch import Tensor
+
+from .components import call_names
+
+
+_TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+_ENCODED = re.compile(r"(?!ip_adapter|negative_ip_adapter).*(embeds|embeddings|attention_mask|embeds_mask)(_\w+)?|hint")
+_IMAGE = re.compile(
+    r"(image|video|mask_image|mask|control_image|control_video|control_mask|last_image|original_image|frames|mask_video)"
+    r"|(masked_)?(image|video)_latents|depth_map"
+)
+
+NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
+"""What pipelines call the number of results per prompt."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of asking a pipeline for several rows per prompt.
+
+    Attributes:
+        repeats: what is given once per row: 'nothing', 'texts' (prompts and what was encoded of them), or 'everything',
+            images and videos too.
+    """
+
+    repeats: str
+
+    def arguments(
+        self, pipe: Any, arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence[int]
+    ) -> dict[str, Any]:
+        """The arguments for rows of some prompts.
+
+        Args:
+            arguments: as given for `num_prompts` prompts, without the number of results per prompt.
+            prompts: for each row the number of its prompt, those of one prompt together.
+        """
+        if self.repeats == "nothing":
+            number = number_name(pipe)
+            assert number is not None
+            return {**arguments, number: len(prompts) // num_prompts}
+        names_images = self.repeats == "everything"
+        one_image_per_net = hasattr(getattr(pipe, "controlnet", None), "nets")
+
+        def of(name: str, value: Any) -> Any:
+            if _TEXT.fullmatch(name):
+                return _texts(value, num_prompts, prompts)
+            if _ENCODED.fullmatch(name):
+                return _indexed(value, num_prompts, prompts)
+            if _IMAGE.fullmatch(name) and not one_image_per_net:
+                several = num_prompts > 1 and _has_one_per_prompt(value, num_prompts)
+                if several or names_images:
+                    return _images(name, value, num_prompts, prompts)
+            return value
+
+        return {name: of(name, value) for name, value in arguments.items()}
+
+
+def ways_of(pipe: Any, arguments: Mapping[str, Any], num_prompts: int) -> list[Way]:
+    """The ways of asking this pipeline for several rows per prompt, the one to be tried first in front."""
+    images = any(value is not None and _IMAGE.fullmatch(name) for name, value in arguments.items())
+    encoded = any(value is not None and _ENCODED.fullmatch(name) for name, value in arguments.items())
+    several = images and any(
+        _IMAGE.fullmatch(name) and num_prompts > 1 and _has_one_per_prompt(value, num_prompts)
+        for name, value in arguments.items()
+    )
+    once = [] if number_name(pipe) is None else [Way("nothing")]
+    if several:
+        return [Way("texts"), Way("everything"), *once]
+    if images:
+        return [*once, Way("everything"), Way("texts")]
+    return [Way("texts"), *once] if encoded or not once else [*once, Way("texts")]
+
+
+def number_name(pipe: Any) -> str | None:
+    """What a pipeline calls the number of results per prompt; None if it has no such argument."""
+    names = call_names(pipe)
+    return next((name for name in NUMBERS if name in names), None)
+
+
+def entries_of(arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence[int]) -> dict[str, Any]:
+    """The arguments with the entries of some prompts, where they hold one for each of `num_prompts`.
+
+    Args:
+        prompts: numbers from 0 to `num_prompts` - 1, any of them any number of times.
+    """
+
+    def of(name: str, value: Any) -> Any:
+        if isinstance(value, str) and _TEXT.fullmatch(name):
+            return [value] * len(prompts)
+        if not (_TEXT.fullmatch(name) or _ENCODED.fullmatch(name) or _IMAGE.fullmatch(name)):
+            return value
+        return _indexed(value, num_prompts, prompts) if _has_one_per_prompt(value, num_prompts) else value
+
+    return {name: of(name, value) for name, value in arguments.items()}
+
+
+def _texts(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
+    return [value] * len(prompts) if isinstance(value, str) else _indexed(value, num_prompts, prompts)
+
+
+def _indexed(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
+    if value is None or not hasattr(value, "__len__") or isinstance(value, str):
+        return value
+    if len(value) == num_prompts:
+        return value[list(prompts)] if isinstance(value, (Tensor, np.ndarray)) else [value[p] for p in prompts]
+    if isinstance(value, Tensor) and len(value) == 1:
+        return value.expand(len(prompts), *value.shape[1:])
+    return value
+
+
+def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
+    """One image or video per row, of one for all, or one per prompt."""
+    dims = 5 if "video" in name or name == "frames" else 4
+    if isinstance(value, Image):
+        return [value] * len(prompts)
+    if isinstance(value, (Tensor, np.ndarray)):
+        whole = value if value.ndim >= dims else value[None]
+        return _indexed(whole, len(whole), [0] * len(prompts)) if len(whole) == 1 else _indexed(whole, num_prompts, prompts)
+    if isinstance(value, (list, tuple)):
+        if dims == 5 and value and not isinstance(value[0], (list, tuple)) and getattr(value[0], "ndim", 3) < 4:
+            return [value] * len(prompts)  # the frames of one video
+        return [value[0]] * len(prompts) if len(value) == 1 else _indexed(value, num_prompts, prompts)
+    return value
+
+
+def _has_one_per_prompt(value: Any, num_prompts: int) -> bool:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim >= 2 and len(value) == num_prompts
+    return isinstance(value, (list, tuple)) and len(value) == num_prompts
