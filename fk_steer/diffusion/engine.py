@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from ..search import Look, Plan, Search, Strategy
 from .call import Call
 from .judging import Judge, Judgement
 from .particles import Followed, Particles
+from .replay import step_output
 from .rows import map_rows
 from .solver import Solver, States
 
@@ -66,7 +66,7 @@ class Engine:
             self.search, self.num_steps, self.parting = self.begin(sample)
         index, rows = self.solver.advance(), self.particles.rows
         if self.halted is not None:
-            return self._to_all_rows(_output(self.halted, kwargs), len(self.halted))
+            return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -77,10 +77,10 @@ class Engine:
             if self.halting:
                 self.halted = followed.states.x0.to(sample.dtype)
                 self.last_x0 = None if self.last_x0 is None else followed.states.x0
-                return self._to_all_rows(_output(self.halted, kwargs), len(self.halted))
+                return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
             if plan.resume is not None:
                 sample = self.resume(index, plan, followed.states).to(sample.dtype)
-                return self._to_all_rows(_output(sample, kwargs), len(sample))
+                return self._to_all_rows(step_output(sample, kwargs), len(sample))
             if plan.after_noise:  # which is that of the rows in which the particles were before
                 late = followed.moved
             else:
@@ -147,6 +147,22 @@ class Engine:
         self.solver.seek(target)
         return sample
 
+    def check_finished(self) -> None:
+        """Check that the loop has been steered to its end, unless it was interrupted.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        pipe = self.call.pipe
+        interrupted = self.halted is not None or getattr(pipe, "interrupt", False)
+        if self.num_steps and (interrupted or self.strategy.goes_back):
+            return
+        if not self.num_steps or any(event > self.solver.count for event in self.search.events):
+            raise ValueError(
+                f"{type(pipe).__name__} did not take its steps with `pipe.scheduler` as it should, so its images were not steered. "
+                "Pipelines that take them with copies of it, or with code of their own, cannot be."
+            )
+
     def generators_of(self, rows: Tensor) -> list[torch.Generator]:
         """Those of rows (L,); copies for rows that sleep, for what those draw must not be missed when they wake."""
         asleep = self.particles.rows.asleep[rows].tolist()
@@ -158,7 +174,3 @@ class Engine:
             return output
         return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)
 
-
-def _output(sample: Tensor, options: dict[str, Any]) -> Any:
-    """What a scheduler's step returns for samples."""
-    return (sample, sample) if options.get("return_dict") is False else SchedulerOutput(prev_sample=sample)

@@ -8,7 +8,7 @@ do: what grows with the rows holds them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,17 +178,22 @@ def output_layout(output: Any, num_rows: int, as_list: bool = False) -> Layout:
     return None
 
 
-def join_units(parts: Sequence[Any], layout: Layout) -> Any:
-    """One value from several of the same layout, one after another."""
+def combine(parts: Sequence[Any], layout: Layout, function: Callable[[list[Tensor]], Tensor]) -> Any:
+    """One value from several of the same layout, as one tensor from several.
+
+    Args:
+        function: makes one tensor of the parts' rows, (rows, ...) or (rows, entries of a row, ...).
+    """
     first = parts[0]
-    if layout is None or len(parts) == 1:
-        return first
     if isinstance(layout, Block):
-        return torch.cat(list(parts), layout.dim)
+        if layout.size == 1:
+            return function(list(parts))
+        return function([part.unflatten(0, (-1, layout.size)) for part in parts]).flatten(0, 1)
     if isinstance(layout, Entries):
-        return type(first)(entry for part in parts for entry in part)
+        return list(function([torch.stack(part) for part in parts]))
+    if layout is None:
+        return first
     if isinstance(first, Mapping):
-        joined = {key: join_units([part[key] for part in parts], layout.get(key)) for key in first}
-        return joined if type(first) is dict else type(first)(**joined)
-    columns = zip(*parts)
-    return type(first)(join_units(list(column), layout.get(index)) for index, column in enumerate(columns))
+        made = {key: combine([part[key] for part in parts], layout.get(key), function) for key in first}
+        return made if type(first) is dict else type(first)(**made)
+    return type(first)(combine(column, layout.get(index), function) for index, column in enumerate(zip(*parts)))

@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from .call import Call
+from .conditions import Conditions
 from .inputs import Way, entries_of, number_name
 from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
 from .outputs import as_tensor, run_pipeline
@@ -54,6 +55,8 @@ class Replay:
     Attributes:
         way: how the pipeline was asked for its rows.
         active: whether a replay is running, so that what is wrapped for the main run comes here.
+        num_steps: of the main run's loop, once it has begun.
+        conditions: what particles have in common.
     """
 
     def __init__(self, call: Call, autoencoder: str | None) -> None:
@@ -61,6 +64,9 @@ class Replay:
         self.way = Way("nothing")
         self.active = False
         self.num_steps = 0
+        self.conditions = Conditions()
+        self._populations = [row // call.num_slots for row in range(call.num_rows)]
+        self.conditions.own(call.generators, self._populations)
         self._initial = [generator.get_state() for generator in call.generators]
         self._step: Callable[[Tensor, Mapping[str, Any]], Any] = step_output
         self._rows: list[int] = []
@@ -78,10 +84,14 @@ class Replay:
 
     # What the main run tells.
 
+    def begin(self, way: Way) -> None:
+        """The main run begins, asked for its rows in this way."""
+        self.way, self._encoded = way, []
+
     def remember_output(self, name: str, sample: Any, output: Any) -> None:
         """An output of a denoiser."""
         if name not in self._templates:
-            self._templates[name] = len(sample), isinstance(sample, list), _outline(output)
+            self._templates[name] = len(sample), isinstance(sample, list), outline(output)
 
     def remember_encoded(self, encoded: Any) -> None:
         """What `encode_prompt` returned."""
@@ -142,13 +152,13 @@ class Replay:
         """In place of a denoiser's own."""
         sample = args[0] if args else kwargs[parameters[0]]
         if self._probing:
-            self._calls[name].append(_outline({**dict(zip(parameters, args)), **kwargs}))
+            self._calls[name].append(outline({**dict(zip(parameters, args)), **kwargs}))
         if name not in self._templates:
             output = inner(*args, **kwargs)
-            self._templates[name] = len(sample), isinstance(sample, list), _outline(output)
+            self._templates[name] = len(sample), isinstance(sample, list), outline(output)
             return output
-        num_rows, as_list, outline = self._templates[name]
-        return _zeros(outline, output_layout(outline, num_rows, as_list), len(sample), sample)
+        num_rows, as_list, template = self._templates[name]
+        return _zeros(template, output_layout(template, num_rows, as_list), len(sample), sample)
 
     def step(self, sample: Tensor, options: Mapping[str, Any]) -> Any:
         """In place of the scheduler's own."""
@@ -223,7 +233,7 @@ class Replay:
             generator = torch.Generator(call.generators[row].device)
             generator.set_state(self._initial[row])
             generators.append(generator)
-        call.adopt(generators, rows)
+        self.conditions.own(generators, [self._populations[row] for row in rows])
         self._rows, self._count, self._step = rows, 0, step
         with _as_before(pipe), torch.no_grad():
             self.active = True
@@ -287,20 +297,20 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _outline(value: Any) -> Any:
+def outline(value: Any) -> Any:
     """A structure of tensors without their data."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, device="meta")
     if isinstance(value, Mapping):
-        outlined = {key: _outline(item) for key, item in value.items()}
+        outlined = {key: outline(item) for key, item in value.items()}
         return outlined if type(value) is dict else type(value)(**outlined)
     if isinstance(value, (list, tuple)):
-        return type(value)(_outline(item) for item in value)
+        return type(value)(outline(item) for item in value)
     return value
 
 
-def _zeros(outline: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
-    """Zeros for `num_rows` rows, in the form of an outline, on the device of `sample`."""
+def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
+    """Zeros for `num_rows` rows, in the form of a template, on the device of `sample`."""
     device = (sample[0] if isinstance(sample, list) else sample).device
     index = torch.zeros(num_rows, dtype=torch.long)
 
@@ -312,7 +322,7 @@ def _zeros(outline: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
             return made if type(value) is dict else type(value)(**made)
         return type(value)(of(item) for item in value) if isinstance(value, (list, tuple)) else value
 
-    return of(take_units(outline, layout, index.to("cpu")))
+    return of(take_units(template, layout, index.to("cpu")))
 
 
 def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:

@@ -26,14 +26,31 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
     compiled `scheduler.step`, an accelerate hook) is what gets wrapped, and is put back.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    setattr(owner, name, functools.wraps(method)(replace(method)))
+    object.__setattr__(owner, name, _Replacement(method, replace(method), owner))
     try:
         yield
     finally:
         if own is None:
-            delattr(owner, name)
+            object.__delattr__(owner, name)
         else:
-            setattr(owner, name, own)
+            object.__setattr__(owner, name, own)
+
+
+class _Replacement:
+    """Stands in for a method, with its signature. A copy of its owner has its own method again."""
+
+    def __init__(self, method: Callable[..., Any], replacement: Callable[..., Any], owner: Any) -> None:
+        functools.update_wrapper(self, method)
+        self._replacement, self._owner = replacement, type(owner).__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._replacement(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise UnsupportedSchedulerError(
+            f"The pipeline takes its steps with copies of its {self._owner}, so its particles cannot be told when to "
+            "move. Steer a pipeline that takes them with `pipe.scheduler` itself."
+        )
 
 
 def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:

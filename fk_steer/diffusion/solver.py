@@ -99,7 +99,8 @@ class Solver:
         self.timesteps: list[float] = []
         """Of the loop, on the CPU."""
         self._cursor: Cursor | None = None
-        self._count = -1
+        self.count = -1
+        """Of the last step."""
         self._offset = 0
         self._fresh: dict[str, Any] = {}
 
@@ -139,8 +140,8 @@ class Solver:
 
     def advance(self) -> int:
         """A step of the loop begins: its index, counted from zero."""
-        self._count += 1
-        return self._count if self._cursor is None else self._cursor.index
+        self.count += 1
+        return self.count if self._cursor is None else self._cursor.index
 
     @property
     def whole_step(self) -> bool:
