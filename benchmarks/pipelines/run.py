@@ -134,13 +134,17 @@ def _child(test: Test, checkout: Path, pipe: Any) -> None:
 
 
 def outcome(findings: dict[str, dict[str, Any]]) -> str:
-    """The worst of the findings: wrong, then crashes and late refusals; a refusal of the default settings; green."""
-    statuses = {finding["status"] for finding in findings.values()}
-    if "wrong" in statuses:
-        return "wrong"
-    if statuses & {"crash", "late"}:
+    """'wrong' is what runs and is not what it should be; 'refused' are the default settings, by a message of ours before
+    the loop; any other error is a crash."""
+    status = {name: finding["status"] for name, finding in findings.items()}
+    failures = {"crash", "late"}
+    if status.get("preset") in failures:
         return "crash"
-    return "refused" if findings.get("preset", {}).get("status") == "refused" else "green"
+    if any(found == "wrong" for name, found in status.items() if name != "x0" or status.get("preset") == "ok"):
+        return "wrong"
+    if failures & set(status.values()):
+        return "crash"
+    return "refused" if status.get("preset") == "refused" else "green"
 
 
 def _row(test: Test, result: str, **more: Any) -> dict[str, Any]:

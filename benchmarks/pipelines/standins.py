@@ -6,15 +6,23 @@ which fails without a network.
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import diffusers
 import torch
+import torch.nn.functional as F
 import transformers
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -77,25 +85,70 @@ def bert_tokenizer(**options: Any) -> Any:
     return transformers.BertTokenizer(vocab=_numbered(words), **{"model_max_length": 77, **options})
 
 
-def qwen_tokenizer(**options: Any) -> Any:
-    words = {**_numbered(BYTES), **QWEN_TOKENS}
-    tokenizer = transformers.Qwen2Tokenizer(vocab=words, merges=[], **options)
-    tokenizer.add_tokens(list(QWEN_TOKENS), special_tokens=True)
+@cache
+def pieces_of_templates() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in which the words of the pipelines' templates of prompts are tokens: pipelines drop and
+    keep as many tokens as those templates have."""
+    folder = Path(diffusers.__file__).parent / "pipelines"
+    texts = [
+        node.value
+        for file in sorted(folder.rglob("pipeline_*.py"))
+        if "<|im_start|>" in (source := file.read_text())
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "<|im_start|>" in node.value
+    ]
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000, min_frequency=1, initial_alphabet=BYTES, show_progress=False, special_tokens=[]
+    )
+    pieces.train_from_iterator([part for text in texts for part in re.split(r"<\|\w+\|>", text)], trainer)
+    learned = json.loads(pieces.to_str())["model"]
+    return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
+
+
+class QwenTokenizer(transformers.Qwen2Tokenizer):  # type: ignore[misc]
+    """With the vocabulary size by which models are made for it."""
+
+    @property
+    def vocab_size(self) -> int:
+        return 151643
+
+
+def qwen_tokenizer(kind: Any = QwenTokenizer, numbers: dict[str, int] = QWEN_TOKENS, **options: Any) -> Any:
+    vocabulary, merges = pieces_of_templates()
+    tokenizer = kind(vocab={**vocabulary, **numbers}, merges=merges, **options)
+    tokenizer.add_tokens(list(numbers), special_tokens=True)
     return _chatty(tokenizer)
 
 
-def small_qwen_tokenizer(**options: Any) -> Any:
+def small_numbers(*more: str) -> dict[str, int]:
+    """Special tokens numbered without a gap."""
+    first = len(pieces_of_templates()[0])
+    return {token: first + index for index, token in enumerate([*QWEN_TOKENS, *more])}
+
+
+def small_qwen_tokenizer(*more: str, **options: Any) -> Any:
     """Numbered without gaps, for models whose embeddings are made as long as the tokenizer."""
-    tokenizer = transformers.Qwen2Tokenizer(vocab=_numbered([*BYTES, *QWEN_TOKENS]), merges=[], **options)
-    tokenizer.add_tokens(list(QWEN_TOKENS), special_tokens=True)
-    return _chatty(tokenizer)
+    return qwen_tokenizer(transformers.Qwen2Tokenizer, small_numbers(*more), **options)
 
 
 def glm_tokenizer(**options: Any) -> Any:
-    words = [*BYTES, *QWEN_TOKENS, "[gMASK]", "<sop>"]
-    tokenizer = transformers.Qwen2Tokenizer(vocab=_numbered(words), merges=[], padding_side="left", **options)
-    tokenizer.add_tokens([*QWEN_TOKENS, "[gMASK]", "<sop>"], special_tokens=True)
-    return _chatty(tokenizer)
+    return small_qwen_tokenizer("[gMASK]", "<sop>", padding_side="left", **options)
+
+
+def glm_image_processor(**options: Any) -> Any:
+    numbers = {"<|endoftext|>": 151329, "<|image|>": 167855, "<|dit_token_16384|>": 16384, "<|dit_token_16385|>": 16385}
+    tokenizer = qwen_tokenizer(transformers.Qwen2Tokenizer, numbers, bos_token="<|dit_token_16384|>")
+    tokenizer.image_token = "<|image|>"
+    tokenizer.grid_bos_token, tokenizer.grid_eos_token = "<|dit_token_16384|>", "<|dit_token_16385|>"
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% else %}<|image|>{% endif %}{% endfor %}{% endfor %}"
+    )
+    with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class", lambda *args: None):
+        images = transformers.GlmImageImageProcessor(patch_size=8)
+        return transformers.GlmImageProcessor(images, tokenizer, chat_template=template)
 
 
 def qwen_processor(kind: str, tokenizer: Any) -> Any:
@@ -163,7 +216,7 @@ def siglip() -> Any:
 def gemma3() -> Any:
     text = {
         "vocab_size": 1000,
-        "hidden_size": 16,
+        "hidden_size": 32,
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -198,9 +251,9 @@ def qwen2_vl() -> Any:
 
 
 def qwen3_vl() -> Any:
-    numbers = _numbered([*BYTES, *QWEN_TOKENS])
+    numbers = small_numbers()
     text = {
-        "vocab_size": len(numbers),
+        "vocab_size": max(numbers.values()) + 1,
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_hidden_layers": 2,
@@ -286,6 +339,48 @@ def chatglm_tokenizer() -> Any:
         return tokenizer.ChatGLMTokenizer("")
 
 
+def without_optional_libraries() -> None:
+    """Put in place what Diffusers hides from its users where sentencepiece, OpenCV or torchvision is missing, though the
+    tests do without: Kolors, ConsisID, and of torchvision's transforms the few that Cosmos and OmniGen use."""
+    kolors = import_module("diffusers.pipelines.kolors")
+    hidden = {
+        "diffusers.pipelines.kolors.pipeline_kolors": "KolorsPipeline",
+        "diffusers.pipelines.kolors.pipeline_kolors_img2img": "KolorsImg2ImgPipeline",
+        "diffusers.pipelines.pag.pipeline_pag_kolors": "KolorsPAGPipeline",
+        "diffusers.pipelines.consisid.pipeline_consisid": "ConsisIDPipeline",
+    }
+    kolors.ChatGLMModel = import_module("diffusers.pipelines.kolors.text_encoder").ChatGLMModel
+    kolors.ChatGLMTokenizer = import_module("diffusers.pipelines.kolors.tokenizer").ChatGLMTokenizer
+    for module, name in hidden.items():
+        setattr(diffusers, name, getattr(import_module(module), name))
+    processor = import_module("diffusers.pipelines.omnigen.processor_omnigen")
+    import_module(
+        "diffusers.pipelines.omnigen.pipeline_omnigen"
+    ).OmniGenMultiModalProcessor = processor.OmniGenMultiModalProcessor
+    for module in (
+        "diffusers.pipelines.omnigen.processor_omnigen",
+        "diffusers.models.transformers.transformer_cosmos",
+        "diffusers.models.controlnets.controlnet_cosmos",
+    ):
+        if not hasattr(import_module(module), "transforms"):
+            import_module(module).transforms = TRANSFORMS
+
+
+def _resize(image: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+    return F.interpolate(image, size, mode=interpolation)
+
+
+TRANSFORMS = SimpleNamespace(
+    functional=SimpleNamespace(resize=_resize),
+    InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+    Compose=lambda steps: steps,
+    Lambda=lambda function: function,
+    ToTensor=lambda: None,
+    Normalize=lambda **options: None,
+)
+"""Of torchvision's; OmniGen's are made and, without input images, not used."""
+
+
 Make = Callable[..., Any]
 
 REPOSITORIES: dict[str, dict[str, Make]] = {
@@ -318,6 +413,7 @@ REPOSITORIES: dict[str, dict[str, Make]] = {
         "Model": qwen3_vl,
         "Processor": lambda **options: qwen_processor("Qwen3VLProcessor", small_qwen_tokenizer()),
     },
+    "zai-org/GLM-Image": {"GlmImageProcessor": glm_image_processor},
     "THUDM/glm-4-9b-chat": {"Tokenizer": glm_tokenizer},
     "hf-internal-testing/tiny-cosmos3-modular-pipe": {"Tokenizer": qwen_tokenizer},
     "hf-internal-testing/Mistral-Small-3.1-24B-Instruct-2503-only-processor": {
