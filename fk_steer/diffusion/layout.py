@@ -87,8 +87,8 @@ def _known(name: str, value: Any, num_rows: int) -> Layout:
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.numel() == 1 and num_rows > 1:
             return None
-        if name in ROWS_FIRST and value.shape[0] == num_rows:
-            return Block()
+        if name in ROWS_FIRST and value.shape[0] in (1, num_rows):
+            return Block() if value.shape[0] == num_rows else None  # one for all rows
     elif isinstance(value, Mapping):
         return {key: _known(str(key), item, num_rows) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
