@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..smc import brief, real, standardize
+from ..smc import brief, real, scalar, standardize
 from .base import Reward, RewardFunction, as_reward
 
 
@@ -242,9 +242,11 @@ class Cascade(Reward):
 def _finite(weights: Mapping[RewardFunction, float]) -> tuple[float, ...]:
     if not isinstance(weights, Mapping):
         raise TypeError(f"Expected rewards with their weights, {{reward: weight, ...}}, but got {brief(weights)}.")
-    if not weights:
-        raise ValueError("Expected rewards with finite weights, but got none.")
-    return tuple(real("weight", weight) for weight in weights.values())
+    found = tuple(scalar(weight) for weight in weights.values())
+    numbers = all(isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in found)
+    if not found or not numbers or not all(map(math.isfinite, found)):
+        raise ValueError(f"Expected rewards with finite weights, but got {brief(list(weights.values()))}.")
+    return found
 
 
 def _sum_of(weights: Sequence[float], parts: Sequence[Reward]) -> str:

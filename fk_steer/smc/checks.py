@@ -76,7 +76,7 @@ def flag(name: str, value: Any) -> Any:
 
 
 def numbers(name: str, values: Any) -> tuple[float | int, ...]:
-    """The Python numbers in a sequence of any library, finite and in its order.
+    """The Python numbers in a sequence of any library, in its order.
 
     Raises:
         ValueError: for anything else, a set or a mapping too, which have no order.
@@ -87,8 +87,6 @@ def numbers(name: str, values: Any) -> tuple[float | int, ...]:
     found = tuple(scalar(value) for value in values)
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in found):
         raise ValueError(f"Expected `{name}` to hold numbers, but got {brief(values)}.")
-    if not all(map(math.isfinite, found)):
-        raise ValueError(f"Expected `{name}` to hold finite numbers, but got {brief(found)}.")
     return found
 
 
