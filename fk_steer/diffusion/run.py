@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ..loading import load_preview
 from ..report.trace import Stopwatch, Trace
 from ..rewards.base import Reward
 from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
+from ..smc import brief, real
 from .arguments import image_size
 from .batches import run_on_live_rows
 from .call import Call
@@ -52,6 +54,7 @@ class Run:
         ranks: who shares the work.
         observers: hear of every scoring event, after the recorder of the trace.
         thumbnail_side: of the pictures of x0 predictions kept in the trace, in pixels; None for none.
+        warns: whether to warn where little or nothing is steered.
     """
 
     def __init__(
@@ -63,7 +66,9 @@ class Run:
         ranks: Ranks,
         observers: Sequence[Observer] = (),
         thumbnail_side: int | None = None,
+        warns: bool = True,
     ) -> None:
+        self.warns = warns
         self.call, self.strategy, self.reward, self.execution, self.ranks = call, strategy, reward, execution, ranks
         self.pipe = pipe = call.pipe
         self.eta = strategy.noise.eta if call.eta is None else call.eta
@@ -156,6 +161,8 @@ class Run:
         if self.strategy.goes_back:
             check_steps(pipe, self.call.arguments)
         self.solver.begin(num_steps, from_end=not self.call.stops_early)
+        for caveat in self.strategy.caveats(num_steps) if self.warns else ():
+            warnings.warn(caveat, stacklevel=2)
         search = self.strategy.start(
             Start(self.call.num_populations, num_steps, self.call.search_generators, facts(self.reward))
         )
@@ -241,7 +248,8 @@ class Run:
 
 def facts(reward: Reward) -> RewardFacts:
     """What a strategy may know of a reward."""
-    return RewardFacts(reward.name, reward.default_lmbda, reward.at(1.0).relative, reward.standardize)
+    lmbda = real("default_lmbda", reward.default_lmbda, 0.0, optional=True)
+    return RewardFacts(reward.name, lmbda, reward.at(1.0).relative, reward.standardize)
 
 
 def _preview(strategy: Strategy, pipe: Any, decoder: LatentDecoder) -> tuple[LatentDecoder | None, float]:
@@ -249,6 +257,11 @@ def _preview(strategy: Strategy, pipe: Any, decoder: LatentDecoder) -> tuple[Lat
         return None, 0.0
     small = strategy.preview.decoder
     small = load_preview(small, pipe) if isinstance(small, str) else small
+    if not hasattr(small, "decode") or not hasattr(small, "config"):
+        raise ValueError(
+            f"Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
+            f"{brief(small)}."
+        )
     small.to(pipe._execution_device, pipe.vae.dtype)
     return LatentDecoder(pipe, small, decoder.size), strategy.preview.until
 

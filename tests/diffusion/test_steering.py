@@ -445,7 +445,7 @@ class TestStockFeatures:
         def broken(images, prompts):
             raise KeyError("boom")
 
-        with pytest.raises(KeyError):
+        with pytest.raises(RewardError):
             steer(pipe, broken, RESAMPLE)(PROMPTS, **self.CALL)
         for owner, name in ((pipe.scheduler, "step"), (pipe.unet, "forward"), (pipe.vae, "decode")):
             assert name not in vars(owner)

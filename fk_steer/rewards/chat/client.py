@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from PIL import Image
 
+from ...smc import unknown
 from ..base import RewardError
 
 
@@ -114,7 +115,7 @@ class ChatClient:
                 f"{concurrency}, {max_retries} and {timeout}."
             )
         if image_format not in ("png", "jpeg"):
-            raise ValueError(f"Unknown image format {image_format!r}. Known: png, jpeg.")
+            raise unknown("image format", image_format, ("png", "jpeg"))
         self.model, self.concurrency, self.image_format = model, concurrency, image_format
         self.base_url, credentials = _without_credentials(
             base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...smc import unknown
 from ..base import Images, MissingScoreError, Reward
 from ..images import to_pil
 from ..judge import JudgeCounts
@@ -168,9 +169,8 @@ def server(options: dict[str, Any]) -> ChatClient:
         ValueError: for an option that it does not have.
     """
     parameters = inspect.signature(ChatClient).parameters
-    unknown = [name for name in options if name not in parameters]
-    if unknown:
-        raise ValueError(f"Unknown option {unknown[0]!r} of the server. Known: {', '.join(parameters)}.")
+    if strange := [name for name in options if name not in parameters]:
+        raise unknown("option", strange[0], parameters, of=" of the server")
     return ChatClient(**options)
 
 
