@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from llava_reward_guide.texts import read_json
 
 from .base import Images
 from .blip import TOKENIZER, ImageRewardModel, load_tokenizer, text_config, to_transformers, vision_config
@@ -80,7 +81,7 @@ class ImageReward(LocalReward):
             weights_name = SAFETENSORS
         file, med_file = (fetch(source.path, name, self.name, source.revision) for name in (weights_name, med_name))
         vit_file = file.parent / "vit_config.json"
-        vision = vision_config(json.loads(vit_file.read_text()) if vit_file.exists() else {})
+        vision = vision_config(read_json(vit_file) if vit_file.exists() else {})
         text = text_config(read_json(med_file), vision.hidden_size)
         model = empty(lambda: ImageRewardModel(vision, text))
         weights = to_transformers(read_weights(file, self.name))

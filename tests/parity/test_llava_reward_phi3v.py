@@ -10,8 +10,8 @@ import pytest
 import torch
 from llava_fixtures import HIDDEN_TOLERANCE, REWARD_TOLERANCE, folders, golden, loaded
 
+from llava_reward_guide.hd import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.head import last_position
-from llava_reward_guide.images import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.preference import preference_probability
 
 
