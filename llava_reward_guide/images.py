@@ -94,7 +94,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     - I, 32-bit integers, which Pillow has for 8 and 16 bits alike: up to 255 as they are, up to 65535 by their upper
       byte. Read from a PNG or PGM file they are always of 16 bits.
     - F, floats: in [0, 1] times 255, else up to 255 as they are, else up to 65535 by their upper byte. A maximum
-      of less than 16 times the smaller range is refused: it may be an overshoot of that one, or the darkest of the next.
+      of less than 16 times the smaller range is refused: it may be an overshoot of that, or the darkest of the next.
 
     Raises:
         ImageError: for an image without pixels, a mode that has no RGB, or greys that are NaN, infinite, negative or of
@@ -127,7 +127,8 @@ def check_form(images: Any) -> None:
             raise ImageError(f"Expected images of shape (B, 3, H, W), but got {tuple(images.shape)}.")
         if not images.is_floating_point():
             raise ImageError(
-                f"Expected a tensor of images to be float in [0, 1], but got {images.dtype}. Divide 8-bit images by 255."
+                f"Expected a tensor of images to be float in [0, 1], but got {images.dtype}. Divide 8-bit images "
+                "by 255."
             )
         if len(images) and 0 in images.shape:
             raise ImageError(f"Expected images with pixels, but got the shape {tuple(images.shape)}.")
@@ -137,8 +138,8 @@ def check_form(images: Any) -> None:
         raise ImageError(f"{expected} a single image. Put it into a list.")
     if isinstance(images, np.ndarray):
         raise ImageError(
-            f"{expected} an array of shape {images.shape}. `torch.from_numpy(array).permute(0, 3, 1, 2)` makes a tensor "
-            "of images in [0, 1] with the channels last."
+            f"{expected} an array of shape {images.shape}. `torch.from_numpy(array).permute(0, 3, 1, 2)` makes a "
+            "tensor of images in [0, 1] with the channels last."
         )
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise ImageError(f"{expected} {type(images).__name__}.")

@@ -62,7 +62,7 @@ def read_json(path: str | Path) -> Any:
         OSError: if it cannot be read.
         ValueError: if it is not JSON, naming the file.
     """
-    return _parsed(read_text(path), f"'{path}'")
+    return _parsed(read_text(path), str(path))
 
 
 def read_json_lines(path: str | Path) -> list[tuple[int, Any]]:
@@ -72,7 +72,7 @@ def read_json_lines(path: str | Path) -> list[tuple[int, Any]]:
         OSError: if it cannot be read.
         ValueError: for a line that is not JSON, naming file and line.
     """
-    return [(number, _parsed(line, f"line {number} of '{path}'")) for number, line in text_lines(read_text(path))]
+    return [(number, _parsed(line, f"line {number} of {path}")) for number, line in text_lines(read_text(path))]
 
 
 def read_table(path: str | Path) -> list[dict[str, Any]]:

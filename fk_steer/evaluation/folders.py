@@ -50,9 +50,7 @@ def read_items(source: Path) -> list[Item]:
 def prompt_folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """(metadata.jsonl, its images) of each prompt of a folder in GenEval's layout, in order."""
     for subfolder in sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()):
-        images = sorted(
-            path for path in (subfolder / "samples").glob("*") if re.fullmatch(r"\d+\.png", path.name, re.I)
-        )
+        images = sorted(path for path in (subfolder / "samples").glob("*") if re.fullmatch(r"(?i)\d+\.png", path.name))
         yield subfolder / "metadata.jsonl", images
 
 
@@ -69,10 +67,8 @@ def _in_layout(folder: Path) -> list[Item]:
 
 
 def _listed(file: Path) -> list[Item]:
-    if file.suffix.lower() in TABLES:
-        rows = read_table(file)
-    else:
-        rows = [row for _, row in read_json_lines(file)]
+    is_table = file.suffix.lower() in TABLES
+    rows = read_table(file) if is_table else [row for _, row in read_json_lines(file)]
     items = []
     for number, row in enumerate(rows, start=1):
         where = f"entry {number} of {file}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-
-from llava_reward_guide.texts import read_json
 
 from .base import Images
 from .card import RewardCard
@@ -73,7 +72,7 @@ class HPS(CLIPReward):
         self.antialias = antialias
         file = fetch(source.path, source.card.files[0], self.name, source.revision)
         config_file = file.parent / "open_clip_config.json"
-        config = read_json(config_file) if config_file.exists() else VIT_H_14
+        config = json.loads(config_file.read_text()) if config_file.exists() else VIT_H_14
         model = empty(lambda: CLIPModel(clip_config(config)))
         assign_weights(model, to_transformers(read_weights(file, self.name)), file, self.name, dtype=source.dtype)
         own = source.path if source.given and Path(source.path).is_dir() else TOKENIZER[0]

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_reward_guide.texts import read_json
-
 from .base import Images
 from .blip import TOKENIZER, ImageRewardModel, load_tokenizer, text_config, to_transformers, vision_config
 from .card import RewardCard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_reward_guide.texts import read_json
+from llava_reward_guide.texts import read_text
 
 
 class RewardLoadError(OSError):
@@ -124,7 +125,7 @@ def read_json(file: Path) -> dict[str, Any]:
         RewardLoadError: if it is none.
     """
     try:
-        return read_json(file)
+        return json.loads(read_text(file))
     except ValueError as error:
         raise RewardLoadError(f"Expected {file} to be a JSON file. ({error})") from error
 
@@ -144,7 +145,7 @@ def read_sharded(path: str, reward: str, revision: str | None = None) -> dict[st
                 continue
             if index_name == name:
                 return read_weights(file, reward)
-            shards = sorted(set(read_json(file)["weight_map"].values()))
+            shards = sorted(set(json.loads(read_text(file))["weight_map"].values()))
             weights: dict[str, Tensor] = {}
             for shard in shards:
                 weights.update(read_weights(fetch(path, shard, reward, revision), reward))
