@@ -52,16 +52,15 @@ def load_image(path: str | Path, keep_mode: bool = False) -> Image.Image:
     Raises:
         ImageError: if it is missing, not a readable image, or `as_rgb` refuses it.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"Expected an image at '{path}', but it is a folder.")
+    # Reading from a pipe may last for ever.
+    if path.exists() and not path.is_file():
+        raise ImageError(f"Expected an image at '{path}', but it is no ordinary file.")
     try:
-        path = Path(path)
-        if path.is_dir():
-            raise ImageError(f"Expected an image at '{path}', but it is a folder.")
-        if path.exists() and not path.is_file():
-            raise ImageError(f"Expected an image at '{path}', but it is no ordinary file.")
         with path.open("rb") as file:
             return _load(file, keep_mode)
-    except ImageError:
-        raise
     except FileNotFoundError:
         raise ImageError(f"Expected an image at '{path}', but there is no such file.") from None
     # Files that are truncated, hostile or odd raise nearly anything, by format: struct.error and zlib.error among it.
@@ -216,18 +215,18 @@ def _load(file: IO[bytes], keep_mode: bool) -> Image.Image:
 def _decoded(file: IO[bytes], keep_mode: bool) -> Image.Image:
     with Image.open(file) as image:
         image.load()
-        turn = TURNS.get(_orientation(image))
+        turn = _turn(image)
         rgb = as_rgb(image)
         kept = image.copy() if keep_mode and image.mode in NOT_RGB else rgb
     return kept if turn is None else kept.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     # Broken EXIF raises nearly anything, and says nothing of the pixels.
     except Exception:
-        return 1
+        return None
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,6 @@ def exif(entries: list[tuple[int, int, int, bytes]]) -> bytes:
 
 BROKEN_EXIF = {
     "orientation is text": exif([(0x0112, 2, 2, b"6\0")]),
-    "orientation is two numbers": exif([(0x0112, 3, 2, b"\6\0\1\0")]),
     "orientation is a fraction by zero": exif([(0x0112, 5, 1, b"\x1a\0\0\0")]) + bytes(16),
     "orientation is far": exif([(0x0112, 3, 1, b"\xff\xff")]),
     "text is a number": exif([(0x010E, 3, 1, b"\7\0"), (0x0131, 12, 1, b"\xff\0\0\0")]),
@@ -148,7 +148,7 @@ def test_a_turn_is_made_though_the_rest_is_broken():
 
 
 BROKEN_CHUNKS = {
-    "text that grows too large": chunk(b"zTXt", b"a\0\0" + __import__("zlib").compress(bytes(9_000_000))),
+    "text that grows too large": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9_000_000))),
     "profile that is none": chunk(b"iCCP", b"a\0\0garbage"),
     "profile without a name": chunk(b"iCCP", b""),
     "resolution cut off": chunk(b"pHYs", b"\0"),
@@ -263,6 +263,7 @@ def check_that_all_agree(folder, files, reward, llava):
         return result
 
     option = f"path={reward}"
+    of_reward = ("--reward", "pickscore", "--reward-option", option, "--device", "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = invoke(
@@ -279,10 +280,7 @@ def check_that_all_agree(folder, files, reward, llava):
             "cpu",
         )
         out = folder / "judged"
-        invoke(
-            *("judge", folder / "judge.json", "--out", out, "--reward", "pickscore", "--reward-option", option),
-            *("--device", "cpu"),
-        )
+        invoke("judge", folder / "judge.json", "--out", out, *of_reward)
         panel = invoke(
             *(
                 "eval",
@@ -309,7 +307,7 @@ def check_that_all_agree(folder, files, reward, llava):
         judged |= {
             names[int(file.stem) + index]: one[0] for index, one in enumerate(batch["scores"]) if one[0] is not None
         }
-    listed = json.loads((folder / "panel" / "scores" / "pickscore.json").read_text())["scores"]
+    listed = json.loads((folder / "panel" / "pickscore.json").read_text())["scores"]
     # Sizes of batches differ between the commands.
     assert judged == pytest.approx(scores, abs=1e-4)
     assert {name: row["score"] for name, row in listed.items()} == pytest.approx(scores, abs=1e-4)
