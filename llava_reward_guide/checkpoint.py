@@ -28,6 +28,7 @@ from .backbones import Backbone
 from .config import RewardConfig
 from .files import CheckpointError, read_tensors
 from .lora import Adapter
+from .texts import read_json, read_yaml
 
 
 PUBLISHED_CONFIG = "reward_config.yaml"
@@ -107,7 +108,7 @@ def read_checkpoint(
     """
     backbone: dict[str, Any] = {}
     if (folder / OUR_CONFIG).is_file():
-        stored = json.loads((folder / OUR_CONFIG).read_text())
+        stored = read_json(folder / OUR_CONFIG)
         if stored["format_version"] > FORMAT_VERSION:
             raise CheckpointError(f"'{folder}' was saved by a newer version; expected format {FORMAT_VERSION}.")
         weights = read_tensors(_existing(folder / "head.safetensors"))
@@ -181,7 +182,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: str = "safete
 
 def _published_config(folder: Path, weights: Mapping[str, Tensor]) -> RewardConfig:
     path = _existing(folder / PUBLISHED_CONFIG)
-    stored = yaml.safe_load(path.read_text()) or {}
+    stored = read_yaml(path) or {}
     needed = ("general_preference_tau", "value_head_dim", "add_cross_attention", "is_general_preference")
     if missing := [name for name in needed if name not in stored]:
         raise CheckpointError(f"Expected {', '.join(missing)} in '{path}', but found only {', '.join(stored)}.")

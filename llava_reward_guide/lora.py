@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import CheckpointError, read_tensors
+from .texts import read_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Adapter:
         path = folder / "adapter_config.json"
         if not path.is_file():
             raise CheckpointError(f"Expected '{path}', but it is missing.")
-        config = json.loads(path.read_text())
+        config = read_json(path)
         for name in ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
             if config.get(name):
                 raise CheckpointError(f"Expected plain LoRA in '{folder}', but its config sets {name}.")

@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint, write_checkpoint
 from .config import RewardConfig
 from .files import on_cpu
 from .head import RewardHead
-from .images import Images, to_pil
+from .images import Images, check_form, to_pil
 from .perspective import Perspective, build_perspective
 from .preference import preference_probability
 
@@ -274,6 +274,7 @@ class LlavaReward(nn.Module):
         return embedding[:, 0]
 
     def _rows(self, images: Images, prompts: Sequence[str], num_crops: int | None) -> list[Row]:
+        check_form(images)
         if isinstance(prompts, str) or len(images) != len(prompts) or not len(prompts):
             raise ValueError(
                 f"Expected one image or more and one prompt per image, but got {len(images)} images and "

@@ -16,8 +16,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from llava_reward_guide.images import check_form, to_pil
+
 from ..smc import brief
-from .images import to_pil
 from .signatures import caller
 
 
@@ -296,8 +297,10 @@ def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
     """For rewards to call on what they are given.
 
     Raises:
-        ValueError: unless there are as many prompts as images, or for a text instead of a list of them.
+        ValueError: unless there are as many prompts as images, for a text instead of a list of them, or if the images
+            are not as rewards take them.
     """
+    check_form(images)
     if isinstance(prompts, str):
         raise ValueError(f"Expected a list of prompts, one per image, but got the text {prompts!r}.")
     if len(images) != len(prompts):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_reward_guide.images import to_pil
+
 from ..smc import integer, real, unknown
 from .base import Images, MissingScoreError, Reward, RewardError, name_of
 from .images import to_uint8
@@ -88,7 +90,7 @@ class PairwiseReward(Reward):
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """The images, 8 bits a channel as they would be saved."""
-        return list(to_uint8(images, images.device)) if isinstance(images, Tensor) else images
+        return list(to_uint8(images, images.device)) if isinstance(images, Tensor) else to_pil(images)
 
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]

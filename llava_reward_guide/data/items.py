@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..images import ImageError, load_image
+from ..images import ImageError, as_rgb, decode_image, load_image
+from ..texts import TABLES, read_json, read_json_lines, read_table
 
 
 if TYPE_CHECKING:
@@ -137,18 +135,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            rows: Any = list(csv.DictReader(StringIO(text, newline="")))
-        elif path.suffix == ".jsonl":
-            # Not `splitlines`, which also splits at what may stand within a text, such as U+2028.
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if path.suffix.lower() in TABLES:
+            rows: Any = read_table(path)
+        elif path.suffix.lower() == ".jsonl":
+            rows = [row for _, row in read_json_lines(path)]
         else:
-            rows = json.loads(text)
+            rows = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"Expected JSON, JSONL or CSV at '{path}', but there is no such file.") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"Expected JSON, JSONL or CSV in '{path}', but could not parse it: {error}.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"Expected a list of objects in '{path}', but got {type(rows).__name__}.")
     return rows
@@ -175,14 +169,11 @@ def open_image(value: Any, folder: Path) -> Image.Image:
         ImageError: if it is missing or cannot be read.
     """
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return as_rgb(value)
     if isinstance(value, Mapping):
         if value.get("bytes") is None:
             return open_image(value["path"], folder)
-        try:
-            return ImageOps.exif_transpose(Image.open(BytesIO(value["bytes"]))).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError(f"Expected a readable image in the dataset, but it is corrupt: {error}.") from None
+        return decode_image(value["bytes"], "the dataset")
     return load_image(folder / str(value))
 
 

@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from PIL import Image
 
+from llava_reward_guide.images import as_rgb
+
 from ...smc import unknown
 from ..base import RewardError
 
@@ -242,7 +244,7 @@ def check_recordable(options: Mapping[str, Any]) -> None:
 
 def data_url(image: Image.Image, image_format: str = "png") -> str:
     """An image as 'data:image/...;base64,...', RGB, no side shorter than `MIN_SIDE` pixels."""
-    image = image.convert("RGB")
+    image = as_rgb(image)
     if min(image.size) < MIN_SIDE:
         image = image.resize([max(side, MIN_SIDE) for side in image.size], Image.Resampling.NEAREST)
     buffer = io.BytesIO()

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_reward_guide.images import to_pil
+from llava_reward_guide.texts import read_text
+
 from ...smc import unknown
 from ..base import Images, MissingScoreError, Reward
-from ..images import to_pil
 from ..judge import JudgeCounts
 from .client import Answer, Chat, ChatClient, Question
 
@@ -156,7 +158,7 @@ def read_template(path: str | Path) -> str:
     Raises:
         ValueError: if it has no placeholder {prompt}.
     """
-    text = Path(path).read_text(encoding="utf-8").strip()
+    text = read_text(path).strip()
     if "{prompt}" not in text:
         raise ValueError(f"Expected the template {str(path)!r} to contain {{prompt}}, but it does not.")
     return text

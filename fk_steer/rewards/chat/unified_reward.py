@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_reward_guide.images import to_pil
+
 from ...smc import unknown
 from ..base import Images, Reward
 from ..card import RewardCard
-from ..images import to_pil
 from ..judge import JudgeCounts
 from ..local import check_variant
 from ..pairwise import WIN_LMBDA, PairwiseReward
