@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from ..attention import check_attention_name
 from ..config import RewardConfig
 
 
@@ -113,6 +114,7 @@ class TrainingConfig:
                 f"Expected `dtype` 'float32' with `mixed_precision` 'no' and `optimizer_scope` 'all', but got "
                 f"{self.dtype!r}."
             )
+        check_attention_name(self.attn_implementation)
         self.reward_config()
 
     def reward_config(self) -> RewardConfig:
