@@ -125,7 +125,7 @@ def published_config(options: Mapping[str, Any], path: Path, rows: int) -> Rewar
     layer = _value("layer_id", options.get("layer_id"), path)
     told = {
         "objective": "general-preference" if general else "classification" if classes else "bradley-terry",
-        "tau": options["general_preference_tau"],
+        "tau": _value("general_preference_tau", options["general_preference_tau"], path),
         "add_cross_attention": options["add_cross_attention"],
         "mean_pooling": _value("mean_hidden_state", options.get("mean_hidden_state", False), path),
         "hidden_layer": None if layer == LAST_LAYER else layer,

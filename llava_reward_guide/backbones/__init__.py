@@ -58,7 +58,11 @@ def backbone_of(path: str | Path, revision: str | None = None) -> type[Backbone]
     """
     _check_files(path, ("config.json",))
     try:
-        kind = backbone_class(str(read_config(str(path), revision).get("model_type", "")))
+        config = read_config(str(path), revision)
+        kind = backbone_class(str(config.get("model_type", "")))
+        if not config.keys() & {"hidden_size", "text_config"}:
+            # Otherwise built at the default sizes, which are those of the largest.
+            raise ValueError("Expected the sizes of the model, hidden_size or text_config, in its config.json.")
     except Exception as error:  # the hub, its cache and what is in the file each bring their own
         raise _not_loaded(path, error) from error
     _check_files(path, kind.files)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fk_steer import load_reward
 from fk_steer.rewards.loading import RewardLoadError
-from llava_reward_guide import CheckpointError, LlavaReward, RewardConfig, random_reward
+from llava_reward_guide import CheckpointError, LlavaReward, RewardConfig, new_perspective, random_reward
 from llava_reward_guide.attention import check_attention
 from llava_reward_guide.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from llava_reward_guide.cli import app
@@ -282,7 +282,8 @@ def test_bare_names(name, expected):
 def test_wrappers_on_other_backbones(tmp_path, model_type, wrapper):
     torch.manual_seed(0)
     config = RewardConfig(add_cross_attention=False)
-    reward = random_reward(model_type, "tiny", config)
+    reward = LlavaReward(random_backbone(model_type, "tiny"))
+    new_perspective(reward, "first", config, rank=2, alpha=4)
     with torch.no_grad():
         for parameter in reward.trainable():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -424,8 +425,8 @@ BROKEN_BACKBONES = {
     "config without a type": (write("config.json", "{}"), "a backbone of type phi3_v"),
     "another architecture": (write("config.json", '{"model_type": "llava"}'), "but got 'llava'"),
     "type is a list": (write("config.json", '{"model_type": ["phi3_v"]}'), "a backbone of type phi3_v"),
-    "nothing but a type": (write("config.json", '{"model_type": "phi3_v"}'), "base"),
-    "wrong sizes": (write("config.json", '{"model_type": "phi3_v", "hidden_size": "wide"}'), "base"),
+    "nothing but a type": (write("config.json", '{"model_type": "phi3_v"}'), "the sizes of the model"),
+    "wrong sizes": (write("config.json", '{"model_type": "phi3_v", "hidden_size": "wide"}'), "hidden_size"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json in that folder, but it is missing"),
     "empty tokenizer": (write("tokenizer.json", ""), "tokenizer"),
     "no weights": (remove("model.safetensors"), "its weights in that folder"),
