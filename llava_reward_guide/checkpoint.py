@@ -156,7 +156,7 @@ class StoredCheckpoint:
             raise CheckpointError(
                 f"Expected the projector, {base.projector_prefixes[0]}*, in the weights of '{folder}', where every "
                 f"checkpoint of LLaVA-Reward has it beside the head, but there is none. If the backbone's own is "
-                f"meant, say `ft_projector: false` in {PUBLISHED_CONFIG}, or `\"projector\": \"{BACKBONE}\"` in "
+                f'meant, say `ft_projector: false` in {PUBLISHED_CONFIG}, or `"projector": "{BACKBONE}"` in '
                 f"{OUR_CONFIG}."
             )
         return Checkpoint(self.config, head, projector, self.adapter, self.backbone, str(folder))

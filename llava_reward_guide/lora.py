@@ -219,7 +219,7 @@ def _lora_layers(model: nn.Module) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-# In a file: 'module.lora_A.weight', with the name of the adapter ('lora_A.default.weight') if it was not peft that saved.
+# In a file: 'module.lora_A.weight', with the name of the adapter ('lora_A.default.weight') if peft did not save it.
 _LORA_NAME = re.compile(r"(.+?)\.lora_([AB])(?:\.(?!bias$)[^.]+)*")
 
 # Of peft's configuration: what would change the result and is not supported, with the values that mean off.
@@ -246,7 +246,7 @@ def _check_plain(config: Mapping[str, Any], path: Path) -> None:
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BACKBONE):
         raise CheckpointError(
             f"Expected plain LoRA in '{path.parent}', but its `init_lora_weights` {start!r} changes the backbone's own "
-            f"weights too, which are not in the file. Convert it with peft's `path_initial_model_for_weight_conversion`."
+            f"weights too, which are not in the file. Convert it by peft's `path_initial_model_for_weight_conversion`."
         )
     for name, kinds, wanted in (
         ("r", int, "a whole number above 0"),

@@ -79,7 +79,9 @@ def flattened(stored: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         inner = flattened(value, path) if isinstance(value, Mapping) else {str(name): value}
         for key, one in inner.items():
             if key in found and found[key] != one:
-                raise CheckpointError(f"Expected one value of `{key}` in '{path}', but found {found[key]!r} and {one!r}.")
+                raise CheckpointError(
+                    f"Expected one value of `{key}` in '{path}', but found {found[key]!r} and {one!r}."
+                )
             found[key] = one
     return found
 

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from .data import Items, read_items
+from .data import Items
 from .images import ImageError, load_image
 from .model import LlavaReward
 from .preference import preference_probability

@@ -125,9 +125,8 @@ def pairs_from_ratings(
             groups[key].append((path, number))
     if not groups:
         wanted = f"{field!r}" if field else "a rating, a rank or a preference"
-        raise ValueError(
-            f"Expected images rated by {wanted}, but none has such a field. Fields: {', '.join(sorted(seen)) or 'none'}."
-        )
+        known = ", ".join(sorted(seen)) or "none"
+        raise ValueError(f"Expected images rated by {wanted}, but none has such a field. Fields: {known}.")
     pairs, ties = [], 0
     for key, images in groups.items():
         prompt_id, prompt, lower = names[key]
@@ -181,8 +180,8 @@ def labels_from_annotations(
             value = standard({"label": label})["label"]
             if isinstance(value, (list, dict)) or value not in (0, 1) or image is None:
                 raise ValueError(
-                    f"Expected an image with a label (Safe, Unsafe, 1 or 0), but {place} has {_short(label)} for `{name}` "
-                    f"of {_short(image)}."
+                    f"Expected an image with a label (Safe, Unsafe, 1 or 0), but {place} has {_short(label)} for "
+                    f"`{name}` of {_short(image)}."
                 )
             items.append({"path": _path(image, field, place), "label": int(value), "prompt": prompt})
     return items
@@ -236,7 +235,9 @@ def _rated(
         return
     if name is None:
         if open_to_any:
-            raise ValueError(f"Expected ranking in every row with a list of images, but {place} has: {_short(dict(row))}.")
+            raise ValueError(
+                f"Expected ranking in every row with a list of images, but {place} has: {_short(dict(row))}."
+            )
         values: Any = [None] * len(images)
     else:
         values = _listed(row[name])
@@ -277,7 +278,8 @@ def _same_length(first: str, images: Any, second: str, values: Any, place: str) 
     for name, value in ((first, images), (second, values)):
         if not isinstance(value, list):
             raise ValueError(
-                f"Expected lists of one length for `{first}` and `{second}` in {place}, but `{name}` is {_short(value)}."
+                f"Expected lists of one length for `{first}` and `{second}` in {place}, but `{name}` is "
+                f"{_short(value)}."
             )
     if len(images) != len(values):
         raise ValueError(
@@ -327,7 +329,9 @@ def _pick_a_pic(row: Mapping[str, Any], place: str) -> tuple[Any, Any] | None:
         return 0.5, 0.5
     found = tuple(float(best == row.get(name)) for name in ("image_0_uid", "image_1_uid"))
     if sum(found) != 1:
-        raise ValueError(f"Expected the uid of one of the images for `best_image_uid` in {place}, but got {_short(best)}.")
+        raise ValueError(
+            f"Expected the uid of one of the images for `best_image_uid` in {place}, but got {_short(best)}."
+        )
     return found[0], found[1]
 
 

@@ -117,8 +117,8 @@ def read_items(source: str | Path, folder: str | Path | None = None) -> Items:
 
     Raises:
         ImportError: for a Hugging Face dataset without the package `datasets`.
-        ValueError: for a file that is missing or holds something else, naming the first item that does not fit; or if the
-            folder holds none of the images.
+        ValueError: for a file that is missing or holds something else, naming the first item that does not fit; or if
+            the folder holds none of the images.
     """
     name = str(source)
     if name.startswith(HUB_PREFIX):
@@ -134,9 +134,9 @@ def read_items(source: str | Path, folder: str | Path | None = None) -> Items:
     for index in checked:
         item = items[index]
         prompt = item.get("prompt")
-        pair = isinstance(prompt, (list, tuple)) and len(prompt) == 2 and not items.labelled
-        pair = pair and all(isinstance(text, str) for text in prompt)
-        fits = item.keys() >= set(wanted) and (isinstance(prompt, str) or pair)
+        pair = not items.labelled and isinstance(prompt, (list, tuple)) and len(prompt) == 2
+        texts = prompt if isinstance(prompt, (list, tuple)) and pair else [prompt]
+        fits = item.keys() >= set(wanted) and all(isinstance(text, str) for text in texts)
         if not fits or (items.labelled and item["label"] not in (0, 1)):
             raise ValueError(
                 f"Expected {', '.join(wanted)} in every item of '{name}' (labels 0 or 1), but item {index} is "

@@ -80,7 +80,7 @@ def find_images(paths: Iterable[str], folder: Path, by_end: bool = True) -> Plac
     moved = sum(path in found and ends[path] != _parts(path) for path in ends)
     places = Places(folder, found, moved, missing, frozenset(unclear))
     if listed and not found:
-        raise ValueError(f"Expected images of the list in '{folder}', but {places}. Give the folder that holds them as the image folder.")
+        raise ValueError(f"Expected images of the list in the image folder, but {places}. Give the one that has them.")
     return places
 
 

@@ -179,9 +179,7 @@ def test_our_options_are_refused(root, ours, where, name, value, match):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "a: [", "\x00\x01", "\ufeff{"])
-@pytest.mark.parametrize(
-    "name", ["llava_reward.json", "reward_config.yaml", "lora/adapter_config.json", "config.json"]
-)
+@pytest.mark.parametrize("name", ["llava_reward.json", "reward_config.yaml", "lora/adapter_config.json", "config.json"])
 def test_unreadable_small_files(root, published, ours, name, content):
     folder = ours if name == "llava_reward.json" else published
     (folder / name).write_text(content, encoding="utf-8")
@@ -450,7 +448,18 @@ def test_broken_backbones(root, base, tmp_path, case):
     with pytest.raises(RewardLoadError, match=match):
         load_reward("llava-reward", path=str(root / "alignment"), backbone=str(base), device="cpu")
     IMAGE.save(tmp_path / "a.png")
-    arguments = ["score", tmp_path / "a.png", "-c", root / "alignment", "-p", "x", "--backbone", base, "--device", "cpu"]
+    arguments = [
+        "score",
+        tmp_path / "a.png",
+        "-c",
+        root / "alignment",
+        "-p",
+        "x",
+        "--backbone",
+        base,
+        "--device",
+        "cpu",
+    ]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)

@@ -224,7 +224,9 @@ def test_wrong_tokenizer(root, broken, tmp_path):
     tokenizer = json.loads((root / "base" / "tokenizer.json").read_text())
     tokenizer["normalizer"] = None
     (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(CheckpointError, match=r"to encode '<\|user\|>\\n' as \[32010, 29871, 13\], but got \[32010, 13\]"):
+    with pytest.raises(
+        CheckpointError, match=r"to encode '<\|user\|>\\n' as \[32010, 29871, 13\], but got \[32010, 13\]"
+    ):
         load(broken, backbone=tmp_path / "base")
 
 
