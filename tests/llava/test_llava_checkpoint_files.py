@@ -359,6 +359,20 @@ def test_partly_absent_projector(root, published):
         embed(published, backbone=root / "base")
 
 
+def test_adapter_of_a_replaced_projector(root, published):
+    """It would be lost."""
+    path = published / "lora" / "adapter_model.bin"
+    weights = torch.load(path, weights_only=True)
+    for half, shape in (("A", (2, 64)), ("B", (64, 2))):
+        weights[f"model.vision_embed_tokens.img_projection.2.lora_{half}.weight"] = torch.ones(shape)
+    torch.save(weights, path)
+    path = published / "lora" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "target_modules": [*config["target_modules"], "img_projection.2"]}))
+    with pytest.raises(CheckpointError, match=r"found both .*img_projection\.2"):
+        embed(published, backbone=root / "base")
+
+
 @pytest.mark.parametrize("kind", ["value_head", "img_projection", "W_q", "lora_A"])
 def test_tensors_that_were_not_gathered(root, published, kind):
     path = published / ("lora/adapter_model.bin" if kind == "lora_A" else "pytorch_model.bin")
