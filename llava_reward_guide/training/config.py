@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..attention import check_attention_name
 from ..config import RewardConfig
 from ..texts import read_yaml
 
@@ -112,6 +113,7 @@ class TrainingConfig:
                 f"Expected `dtype` 'float32' with `mixed_precision` 'no' and `optimizer_scope` 'all', but got "
                 f"{self.dtype!r}."
             )
+        check_attention_name(self.attn_implementation)
         self.reward_config()
 
     def reward_config(self) -> RewardConfig:
