@@ -32,6 +32,7 @@ from .rows import join_rows
 from .schedulers import intercept, intercept_step
 from .scoring import Scorer
 from .solver import Solver
+from .watch import Watch
 
 
 class Result(NamedTuple):
@@ -77,8 +78,11 @@ class Run:
         decoder = LatentDecoder(pipe, size=image_size(pipe, dict(call.arguments)))
         preview, until = _preview(strategy, pipe, decoder)
         self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
+        self.watch = Watch(
+            denoiser_of(pipe), pipe.scheduler, pipe.vae, call.arguments.get("callback_on_step_end") is not None
+        )
         self.engine = Engine(
-            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions
+            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.last_output: Any = None
         """Of the denoiser."""
@@ -129,6 +133,7 @@ class Run:
         rows = self.particles.rows
         if z.shape[0] == rows.total:
             z = z[rows.live_on(z.device)]
+        self.watch.sample(z)
         mine = z[self.ranks.rows(len(z))]
         chunks = mine.split(self.execution.decode_batch_size or len(mine))
         with self.clock("decode"):
@@ -215,8 +220,12 @@ class Run:
         if call.output_type == "latent":
             images = images[rows.live.to(images.device)]
         if call.output_type == "latent" or x0 is not None:
+            if x0 is None:
+                self.watch.sample(images)
+            self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
             judgement = self.judge.of_latents(images if x0 is None else x0)
         else:
+            self.watch.check_images(images)
             judgement = self.judge.of_images(images.float())
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
