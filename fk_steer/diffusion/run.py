@@ -17,8 +17,10 @@ from ..report.trace import Stopwatch, Trace
 from ..rewards.base import Reward
 from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
 from .arguments import image_size
+from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
 from .call import Call
+from .callbacks import check_callback, with_callback
 from .checks import check_noise, check_steps, denoiser_of
 from .decode import LatentDecoder
 from .engine import Engine
@@ -66,6 +68,7 @@ class Run:
         thumbnail_side: int | None = None,
     ) -> None:
         self.call, self.strategy, self.reward, self.execution, self.ranks = call, strategy, reward, execution, ranks
+        check_callback(call.pipe, call.arguments, strategy.goes_back)
         self.pipe = pipe = call.pipe
         self.eta = strategy.noise.eta if call.eta is None else call.eta
         self.trace = Trace(list(call.prompts), reward.name, strategy.describe())
@@ -98,7 +101,7 @@ class Run:
                 patches.enter_context(_intercept_forward(controlnet, self.control))
             patches.enter_context(intercept(pipe.vae, "decode", lambda inner: functools.partial(self.decode, inner)))
             self.solver.prepare(patches)
-            output = pipe(**self.call.stock())
+            output = pipe(**with_callback(self.call.stock(), self.particles.rows.total))
         result = self.finish(*output)
         total = time.perf_counter() - started
         seconds = self.clock.seconds()
@@ -114,8 +117,12 @@ class Run:
         # Its attention compares what the batch holds of a row.
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
         size = self.execution.denoise_batch_size
+
+        def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
+            return run_on_live_rows(denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, together)
+
         with self.clock("denoiser"):
-            return run_on_live_rows(inner, self.particles.rows, self.ranks, parameters, size, args, kwargs, together)
+            return with_attention(self.pipe, inner, on_rows) if stores_attention(self.pipe) else on_rows(inner)
 
     def control(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
         return self.run_denoiser(inner, parameters, args, kwargs)[0]
