@@ -106,10 +106,13 @@ def check_noise(
             "that can (`pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, "
             "algorithm_type='sde-dpmsolver++')`, DDIM or Euler), or a preset that only prunes ('psp', 'best-of-n')."
         )
-    if len(copying) > 1 and not any(parts[copying[-1] :]):
+    last = max((index for index, parting in enumerate(parts) if parting), default=-1)
+    late = sum(step > last for step in copying)
+    if late:
+        which = "last resampling makes" if late == 1 else f"last {late} resamplings make"
         warnings.warn(
-            "No noise is added after the last resampling, so copies of a particle that it makes stay identical. Score "
-            "earlier, or let the noise window reach further.",
+            f"{name} adds no noise after step {last} of this loop of {len(parts)} (counted from zero), so copies of a "
+            f"particle that the {which} stay identical. Score earlier, or let the noise reach further.",
             stacklevel=2,
         )
     if elite and any(parting_steps(scheduler, timesteps, lambda index: 0.0)):

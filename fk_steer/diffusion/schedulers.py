@@ -285,6 +285,7 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     parted = []
     for index, timestep in enumerate(timesteps):
         sample = sample[:1].repeat(2, 1, 1, 1)
+        gather_history(probe, sample.shape, torch.zeros(2, dtype=torch.long))  # in which earlier noise goes on
         with noise_switched(probe, probe.step, eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
             sample = step(torch.zeros_like(sample), torch.tensor(timestep), sample, **options)[0]
