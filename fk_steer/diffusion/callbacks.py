@@ -88,9 +88,7 @@ def _row_by_row(member: Any, num_rows: int, pipe: Any, step: int, timestep: Any,
     [unconditional rows, conditional rows]."""
     found = []
     for row in range(num_rows):
-        mine = {
-            name: value[row::num_rows] if _has_rows(value, num_rows) else value for name, value in tensors.items()
-        }
+        mine = {name: value[row::num_rows] if _has_rows(value, num_rows) else value for name, value in tensors.items()}
         found.append(member(pipe, step, timestep, mine))
 
     def joined(name: str) -> Any:
