@@ -19,8 +19,10 @@ from ..rewards.base import Reward
 from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
 from ..smc import brief, real
 from .arguments import image_size
+from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
 from .call import Call
+from .callbacks import check_callback, with_callback
 from .checks import check_noise, check_steps, denoiser_of
 from .decode import LatentDecoder
 from .engine import Engine
@@ -34,6 +36,7 @@ from .rows import join_rows
 from .schedulers import intercept, intercept_step
 from .scoring import Scorer
 from .solver import Solver
+from .watch import Watch
 
 
 class Result(NamedTuple):
@@ -70,6 +73,7 @@ class Run:
     ) -> None:
         self.warns = warns
         self.call, self.strategy, self.reward, self.execution, self.ranks = call, strategy, reward, execution, ranks
+        check_callback(call.pipe, call.arguments, strategy.goes_back)
         self.pipe = pipe = call.pipe
         self.eta = strategy.noise.eta if call.eta is None else call.eta
         self.trace = Trace(list(call.prompts), reward.name, strategy.describe())
@@ -82,8 +86,11 @@ class Run:
         decoder = LatentDecoder(pipe, size=image_size(pipe, dict(call.arguments)))
         preview, until = _preview(strategy, pipe, decoder)
         self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
+        self.watch = Watch(
+            denoiser_of(pipe), pipe.scheduler, pipe.vae, call.arguments.get("callback_on_step_end") is not None
+        )
         self.engine = Engine(
-            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions
+            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.last_output: Any = None
         """Of the denoiser."""
@@ -99,7 +106,7 @@ class Run:
                 patches.enter_context(_intercept_forward(controlnet, self.control))
             patches.enter_context(intercept(pipe.vae, "decode", lambda inner: functools.partial(self.decode, inner)))
             self.solver.prepare(patches)
-            output = pipe(**self.call.stock())
+            output = pipe(**with_callback(self.call.stock(), self.particles.rows.total))
         result = self.finish(*output)
         total = time.perf_counter() - started
         seconds = self.clock.seconds()
@@ -115,8 +122,12 @@ class Run:
         # Its attention compares what the batch holds of a row.
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
         size = self.execution.denoise_batch_size
+
+        def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
+            return run_on_live_rows(denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, together)
+
         with self.clock("denoiser"):
-            return run_on_live_rows(inner, self.particles.rows, self.ranks, parameters, size, args, kwargs, together)
+            return with_attention(self.pipe, inner, on_rows) if stores_attention(self.pipe) else on_rows(inner)
 
     def control(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
         return self.run_denoiser(inner, parameters, args, kwargs)[0]
@@ -134,6 +145,7 @@ class Run:
         rows = self.particles.rows
         if z.shape[0] == rows.total:
             z = z[rows.live_on(z.device)]
+        self.watch.sample(z)
         mine = z[self.ranks.rows(len(z))]
         chunks = mine.split(self.execution.decode_batch_size or len(mine))
         with self.clock("decode"):
@@ -222,8 +234,12 @@ class Run:
         if call.output_type == "latent":
             images = images[rows.live.to(images.device)]
         if call.output_type == "latent" or x0 is not None:
+            if x0 is None:
+                self.watch.sample(images)
+            self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
             judgement = self.judge.of_latents(images if x0 is None else x0)
         else:
+            self.watch.check_images(images)
             judgement = self.judge.of_images(images.float())
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)

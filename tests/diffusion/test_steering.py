@@ -578,7 +578,9 @@ class TestBadInput:
 
     def test_copies_of_the_last_resampling_that_never_part_are_warned_of(self):
         closed = FKSteering(schedule=(0.4, 0.8), noise=Noise(window=(0.0, 0.5)))
-        with pytest.warns(UserWarning, match="No noise is added after the last resampling"):
+        with pytest.warns(
+            UserWarning, match="adds no noise after step .* that the last resampling makes stay identical"
+        ):
             steer(sd(), redness, closed)(PROMPTS, **self.CALL)
 
     def test_one_particle_needs_no_noise(self):
