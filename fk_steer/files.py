@@ -51,18 +51,53 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Make sure that a folder, if it holds results, was made with these settings.
 
     Raises:
-        ValueError: naming the first setting that differs.
+        ValueError: naming the settings that differ, and of each what was before and what is now.
     """
     record = folder / "settings.json"
     if not record.exists():
         return
     before = json.loads(record.read_text())
-    for name in settings:
-        if before.get(name) != settings[name]:
-            raise ValueError(
-                f"{folder} was made with another `{name}` ({before.get(name)!r} instead of {settings[name]!r}). "
-                "Choose another folder."
-            )
+    if others := [name for name in settings if before.get(name) != settings[name]]:
+        changes = differences({name: before.get(name) for name in others}, {name: settings[name] for name in others})
+        shown = ", ".join(changes[:_SHOWN]) + (f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
+        raise ValueError(
+            f"{folder} was made with another {', '.join(f'`{name}`' for name in others)} ({shown}). Choose another "
+            "folder."
+        )
+
+
+_SHOWN = 8
+"""Differences in a message."""
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Where two plain values differ: 'steering.noise.eta: 1.0 -> 0.5'. A list is compared entry by entry if it is as
+    long as the other."""
+    if before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = dict.fromkeys((*before, *now))
+        inner = [
+            (f"{path}.{name}" if path else str(name), before.get(name, _NOT), now.get(name, _NOT)) for name in names
+        ]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        inner = [(f"{path}[{index}]", one, other) for index, (one, other) in enumerate(zip(before, now))]
+    else:
+        return [f"{path}: {_short(before)} -> {_short(now)}"]
+    return [line for where, one, other in inner for line in differences(one, other, where)]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_NOT = _Absent()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def record_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -10,6 +11,7 @@ import torch
 
 from .bundled import BUNDLED_PREVIEWS, resolve
 from .shapes import shared_components
+from .smc import suggestion
 
 
 if TYPE_CHECKING:
@@ -80,13 +82,39 @@ def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
     Args:
         name: hub id or folder of an `AutoencoderTiny`, or the name of a bundled pipeline.
         pipe: the pipeline.
+
+    Raises:
+        ValueError: if it is not there, or the hub cannot be reached and has not been asked for it before.
     """
     from diffusers import AutoencoderTiny
 
     loaded = _PREVIEWS.setdefault(pipe.vae, {})
     if name not in loaded:
-        loaded[name] = AutoencoderTiny.from_pretrained(resolve(name, BUNDLED_PREVIEWS))
+        place = resolve(name, BUNDLED_PREVIEWS)
+        try:
+            # Asked once: Diffusers asks for every file again and again before it looks at what it has.
+            local = Path(place).exists() or not _is_on_hub(place, "config.json")
+            loaded[name] = AutoencoderTiny.from_pretrained(place, local_files_only=local)
+        # Broken files bring errors of many kinds.
+        except Exception as error:
+            raise ValueError(
+                f"Could not load the preview decoder {name!r}. Expected a folder with a saved `AutoencoderTiny`, the "
+                "hub id of one that can be reached from here, such as 'madebyollin/taesd', or one of: "
+                f"{', '.join(BUNDLED_PREVIEWS)}.{suggestion(name, BUNDLED_PREVIEWS)} ({error})"
+            ) from error
     return loaded[name].to(pipe._execution_device, pipe.vae.dtype)
+
+
+def _is_on_hub(repository: str, filename: str) -> bool:
+    """Whether the hub answers that it has a file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, filename), timeout=5.0)
+    # Names that are none, networks and servers bring errors of many kinds.
+    except Exception:
+        return False
+    return True
 
 
 def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardFunction:
@@ -119,7 +147,8 @@ def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: in
     if name is not None:
         scheduler_class = getattr(diffusers, name, None)
         if scheduler_class is None or not hasattr(scheduler_class, "step"):
-            raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.")
+            near = suggestion(name, [known for known in dir(diffusers) if known.endswith("Scheduler")])
+            raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.{near}")
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
         return None
     if not steering.copying(num_steps or 50) or adds_noise(pipe.scheduler, steering.noise.eta):

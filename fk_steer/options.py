@@ -24,7 +24,12 @@ def reward_options(pairs: list[str], name: str, names: list[str]) -> dict[str, A
         if not equals or not key:
             raise ValueError(f"Expected --reward-option as KEY=VALUE, but got {pair!r}.")
         if colon and owner not in names:
-            raise ValueError(f"--reward-option {pair!r} is for a reward that is not scored by: {', '.join(names)}.")
+            from .smc import suggestion  # PyTorch is not imported before something needs it
+
+            raise ValueError(
+                f"--reward-option {pair!r} is for a reward that is not scored by: {', '.join(names)}."
+                f"{suggestion(owner, names)}"
+            )
         if not colon or owner == name:
             try:
                 options[key] = json.loads(text)

@@ -12,8 +12,7 @@ What `llava_reward.json` says and `reward_config.yaml` does not: classification,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .config import RewardConfig
-from .files import CheckpointError, read_tensors
+from .files import CheckpointError, is_local, read_tensors
 from .lora import Adapter
+from .names import bare, bare_weights
+from .options import LAST_LAYER, flattened, keeps_projector, own_config, published_config, read_mapping
 
 
 PUBLISHED_CONFIG = "reward_config.yaml"
@@ -36,6 +37,8 @@ PUBLISHED_WEIGHTS = "pytorch_model.bin"
 FORMAT_VERSION = 1
 HEAD_NAMES = ("W_q.weight", "W_k.weight", "W_v.weight", "ca_layernorm.weight", "value_head.weight")
 LAYOUTS = ("safetensors", "published")
+BACKBONE = "backbone"
+"""What `llava_reward.json` says of a projector that was not trained."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Checkpoint:
     Attributes:
         config: of the head.
         head: parameters of `RewardHead`.
-        projector: under the names of the file; empty if the projector was not trained.
+        projector: under the published names; empty if the projector was not trained.
         adapter: None for a full fine-tune.
         backbone: facts about the backbone that the file states: 'model_type', 'hidden_size', 'name'.
         source: where it was read, for messages.
@@ -68,82 +71,150 @@ def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: if it is neither a folder nor to be had from the hub.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    path = Path(name)
+    if path.is_dir():
+        return path
     parts = str(name).split("/")
     wanted = f"Expected the folder of a checkpoint or 'owner/repository[/folder]' on the hub, but got '{name}'"
-    if Path(name).is_absolute() or len(parts) < 2 or not all(parts) or parts[0] in (".", ".."):
-        raise CheckpointError(f"{wanted}, which is neither.")
+    if path.is_file():
+        raise CheckpointError(f"{wanted}, which is a file. Pass its folder, '{path.parent}'.")
+    if is_local(name) or len(parts) < 2 or not all(parts):
+        raise CheckpointError(f"{wanted}, which is neither: there is no such folder.")
     folder = "/".join(parts[2:])
     try:
         root = snapshot_download(
             "/".join(parts[:2]), revision=revision, allow_patterns=f"{folder}/*" if folder else None
         )
     except Exception as error:  # a missing repository, no network and an offline cache each raise their own
-        raise CheckpointError(f"{wanted}, which could not be fetched: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{wanted}, which is no folder here and could not be fetched: {reason}") from error
     if not (Path(root) / folder).is_dir():
         raise CheckpointError(f"{wanted}, but the repository has no folder '{folder}'.")
     return Path(root) / folder
 
 
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """What a folder holds, read without knowing the backbone.
+
+    Attributes:
+        config: of the head.
+        weights: of head and projector, under their bare names.
+        adapter: None for a full fine-tune.
+        backbone: as of `Checkpoint`.
+        layer_id: as a published configuration states it, which the released code reads on Phi alone.
+        own_projector: whether the folder is said to leave the projector to the backbone.
+        full_finetune: whether the backbone itself was trained.
+        folder: where it was read.
+    """
+
+    config: RewardConfig
+    weights: dict[str, Tensor]
+    adapter: Adapter | None
+    backbone: dict[str, Any]
+    layer_id: Any
+    own_projector: bool
+    full_finetune: bool
+    folder: Path
+
+    def on(self, base: type[Backbone]) -> Checkpoint:
+        """The same for a class of backbones.
+
+        Raises:
+            CheckpointError: if it belongs to another, or lacks the projector.
+        """
+        folder = self.folder
+        trained_on = self.backbone.get("model_type", base.model_type)
+        if trained_on != base.model_type:
+            raise CheckpointError(
+                f"'{folder}' was trained on a backbone of type {trained_on}, but this one is {base.model_type}. Pass "
+                f"the right `backbone`."
+            )
+        if self.layer_id not in (None, LAST_LAYER) and base.model_type != "phi3_v":
+            raise CheckpointError(
+                f"Expected no `layer_id` in '{folder}', but got {self.layer_id}: LLaVA-Reward reads it on "
+                f"Phi-3.5-vision alone, and the last layer of {base.__name__} whatever it says. Remove it, or say "
+                f"`hidden_layer` if another layer was trained."
+            )
+        head = {name: self.weights[name] for name in HEAD_NAMES if name in self.weights}
+        prefixes = tuple({bare(prefix): None for prefix in base.projector_prefixes})
+        projector = {
+            base.projector_prefixes[0] + key.removeprefix(prefix): value
+            for key, value in self.weights.items()
+            for prefix in prefixes
+            if key.startswith(prefix)
+        }
+        others = sorted(key for key in self.weights.keys() - head.keys() if not key.startswith(prefixes))
+        if others and not self.full_finetune:
+            raise CheckpointError(
+                f"Expected head and projector in the weights of '{folder}', but found also {', '.join(others[:3])}. "
+                f"The checkpoint belongs to another backbone, or is a full fine-tune (`full_finetune=True`)."
+            )
+        if self.own_projector:
+            projector = {}
+        elif not projector and not self.full_finetune:
+            raise CheckpointError(
+                f"Expected the projector, {base.projector_prefixes[0]}*, in the weights of '{folder}', where every "
+                f"checkpoint of LLaVA-Reward has it beside the head, but there is none. If the backbone's own is "
+                f'meant, say `ft_projector: false` in {PUBLISHED_CONFIG}, or `"projector": "{BACKBONE}"` in '
+                f"{OUR_CONFIG}."
+            )
+        return Checkpoint(self.config, head, projector, self.adapter, self.backbone, str(folder))
+
+
 def read_checkpoint(
-    folder: Path,
-    base: type[Backbone],
-    objective: str | None = None,
-    config: RewardConfig | None = None,
-    full_finetune: bool = False,
-) -> Checkpoint:
+    folder: Path, objective: str | None = None, config: RewardConfig | None = None, full_finetune: bool = False
+) -> StoredCheckpoint:
     """Read either layout.
 
     Args:
         folder: of the checkpoint.
-        base: class of the backbone it will be loaded on.
         objective: overrides what the file says; published files do not tell classification from Bradley-Terry.
         config: in place of the file's, which may then be missing.
         full_finetune: the backbone itself was trained, so no lora/ is expected.
 
     Raises:
-        CheckpointError: if a file is missing or does not fit the others.
+        CheckpointError: if a file is missing, cannot be read, does not fit the others or says what is not supported.
     """
     backbone: dict[str, Any] = {}
-    if (folder / OUR_CONFIG).is_file():
-        stored = json.loads((folder / OUR_CONFIG).read_text())
-        if stored["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(f"'{folder}' was saved by a newer version; expected format {FORMAT_VERSION}.")
-        weights = read_tensors(_existing(folder / "head.safetensors"))
-        if (folder / "projector.safetensors").is_file():
-            weights.update(read_tensors(folder / "projector.safetensors"))
+    layer_id = None
+    path = folder / OUR_CONFIG
+    if path.is_file():
+        stored = _our_file(path)
         backbone = stored["backbone"]
-        if backbone["model_type"] != base.model_type:
-            raise CheckpointError(
-                f"'{folder}' was trained on a backbone of type {backbone['model_type']}, but this one is "
-                f"{base.model_type}. Pass the right `backbone`."
-            )
-        known = {item.name for item in fields(RewardConfig)}
-        if unknown := set(stored["config"]) - known:
-            raise CheckpointError(f"Unknown settings in '{folder / OUR_CONFIG}': {', '.join(sorted(unknown))}.")
-        config = config or RewardConfig(**stored["config"])
+        file = _existing(folder / "head.safetensors")
+        weights = bare_weights(read_tensors(file), file)
+        own_projector = stored.get("projector") == BACKBONE
+        file = folder / "projector.safetensors"
+        if not own_projector and not full_finetune:
+            _existing(file)
+        if file.is_file():
+            weights.update(bare_weights(read_tensors(file), file))
+        config = config or own_config(stored["config"], path)
     else:
-        weights = _published_weights(folder)
-        config = config or _published_config(folder, weights)
+        path = _published_file(folder, needed=config is None)
+        options = flattened(read_mapping(path), path) if path.is_file() else {}
+        weights = _published_weights(folder, full_finetune)
+        own_projector = keeps_projector(options, path)
+        if config is None:
+            if "value_head.weight" not in weights:
+                raise CheckpointError(f"Expected value_head.weight among the weights in '{folder}', but it is missing.")
+            config = published_config(options, path, weights["value_head.weight"].shape[0])
+            layer_id = options.get("layer_id")
     if objective is not None:
         config = replace(config, objective=objective)
-    head = {name: weights[key] for name in HEAD_NAMES for key in weights if key.endswith(name)}
-    adapter = Adapter.read(folder / "lora") if (folder / "lora").is_dir() else None
+    # peft's own class saves beside the rest, what the released code calls saves in a folder.
+    place = folder / "lora"
+    if not place.is_dir() and (folder / "adapter_config.json").is_file():
+        place = folder
+    adapter = Adapter.read(place) if place.is_dir() and (place != folder or not full_finetune) else None
     if adapter is None and not full_finetune:
         raise CheckpointError(
-            f"Expected LoRA weights in '{folder / 'lora'}', but there is no such folder. Some training runs saved "
+            f"Expected LoRA weights in '{place}', but there is no such folder. Some training runs saved "
             f"heads only; the rewards of such a checkpoint without its adapter are meaningless. Pass "
             f"`full_finetune=True` if the backbone itself was trained."
         )
-    projector = {key: value for key, value in weights.items() if key.startswith(base.projector_prefixes)}
-    others = sorted(weights.keys() - projector.keys() - {key for key in weights if key.endswith(HEAD_NAMES)})
-    if others and not full_finetune:
-        raise CheckpointError(
-            f"Expected head and projector in the weights of '{folder}', but found also {', '.join(others[:3])}. The "
-            f"checkpoint belongs to another backbone, or is a full fine-tune (`full_finetune=True`)."
-        )
-    return Checkpoint(config, head, projector, adapter, backbone, str(folder))
+    return StoredCheckpoint(config, weights, adapter, backbone, layer_id, own_projector, full_finetune, folder)
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: str = "safetensors") -> None:
@@ -171,6 +242,8 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: str = "safete
         torch.save({**checkpoint.projector, **checkpoint.head}, folder / PUBLISHED_WEIGHTS)
     else:
         stored = {"format_version": FORMAT_VERSION, "config": config.to_dict(), "backbone": checkpoint.backbone}
+        if not checkpoint.projector:
+            stored["projector"] = BACKBONE
         (folder / OUR_CONFIG).write_text(json.dumps(stored, indent=2) + "\n")
         save_file(checkpoint.head, folder / "head.safetensors")
         if checkpoint.projector:
@@ -179,39 +252,50 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: str = "safete
         checkpoint.adapter.write(folder / "lora", safetensors=layout == "safetensors")
 
 
-def _published_config(folder: Path, weights: Mapping[str, Tensor]) -> RewardConfig:
-    path = _existing(folder / PUBLISHED_CONFIG)
-    stored = yaml.safe_load(path.read_text()) or {}
-    needed = ("general_preference_tau", "value_head_dim", "add_cross_attention", "is_general_preference")
-    if missing := [name for name in needed if name not in stored]:
-        raise CheckpointError(f"Expected {', '.join(missing)} in '{path}', but found only {', '.join(stored)}.")
-    rows = [value.shape[0] for key, value in weights.items() if key.endswith("value_head.weight")]
-    if not rows:
-        raise CheckpointError(f"Expected value_head.weight among the weights in '{folder}', but it is missing.")
-    # The file may say 2 for a Bradley-Terry head; its tensor has one row all the same.
-    return RewardConfig(
-        objective="general-preference" if stored["is_general_preference"] else "bradley-terry",
-        value_head_dim=rows[0],
-        tau=float(stored["general_preference_tau"]),
-        add_cross_attention=bool(stored["add_cross_attention"]),
-    )
+def _our_file(path: Path) -> dict[str, Any]:
+    stored = read_mapping(path)
+    if unknown := sorted(set(stored) - {"format_version", "config", "backbone", "projector"}):
+        raise CheckpointError(f"Unknown settings in '{path}': {', '.join(unknown)}. They may change the reward.")
+    version = stored.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"'{path.parent}' was saved by a newer version; expected format {FORMAT_VERSION}, but got {version!r}."
+        )
+    if stored.get("projector", BACKBONE) != BACKBONE:
+        raise CheckpointError(f"Expected \"{BACKBONE}\" for `projector` in '{path}', but got {stored['projector']!r}.")
+    for name in ("config", "backbone"):
+        if not isinstance(stored.get(name), dict):
+            raise CheckpointError(f"Expected an object `{name}` in '{path}', but got {stored.get(name)!r}.")
+    if not isinstance(stored["backbone"].get("model_type"), str):
+        raise CheckpointError(f"Expected the `model_type` of the backbone in '{path}', but it is missing.")
+    return stored
 
 
-def _published_weights(folder: Path) -> dict[str, Tensor]:
+def _published_file(folder: Path, needed: bool) -> Path:
+    path = folder / PUBLISHED_CONFIG
+    for suffix in (".yaml", ".yml", ".json"):
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
+    return _existing(path) if needed else path
+
+
+def _published_weights(folder: Path, full_finetune: bool) -> dict[str, Tensor]:
     shards = sorted(folder.glob("model*.safetensors"))
-    if shards and not (folder / PUBLISHED_WEIGHTS).is_file():
-        # A full fine-tune: the head's parameters lie among those of the backbone, which is loaded elsewhere.
-        weights = {}
-        for shard in shards:
-            try:
-                with safe_open(shard, "pt") as file:
-                    weights.update({key: file.get_tensor(key) for key in file.keys() if key.endswith(HEAD_NAMES)})  # noqa: SIM118
-            except SafetensorError as error:
-                raise CheckpointError(
-                    f"Could not read tensors from '{shard}'. Expected safetensors. ({error})"
-                ) from error
-        return weights
-    return read_tensors(_existing(folder / PUBLISHED_WEIGHTS))
+    if not shards or (folder / PUBLISHED_WEIGHTS).is_file():
+        file = _existing(folder / PUBLISHED_WEIGHTS)
+        return bare_weights(read_tensors(file), file)
+    weights: dict[str, Tensor] = {}
+    for shard in shards:
+        if not full_finetune:
+            weights.update(read_tensors(shard))
+            continue
+        # The head's parameters lie among those of the backbone, which is loaded elsewhere.
+        try:
+            with safe_open(shard, "pt") as file:
+                weights.update({key: file.get_tensor(key) for key in file.keys() if bare(key) in HEAD_NAMES})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"Could not read tensors from '{shard}'. Expected safetensors. ({error})") from error
+    return bare_weights(weights, folder)
 
 
 def _existing(path: Path) -> Path:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .attention import ATTENTION
+
 
 if TYPE_CHECKING:
     from .model import LlavaReward
@@ -49,7 +51,7 @@ NumCrops = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a pass.")]
 DeviceOption = Annotated[str | None, typer.Option(help="[default: cuda if there is one]")]
 DTypeOption = Annotated[DType | None, typer.Option(help="[default: bfloat16 on CUDA devices, else float32]")]
-Attention = Annotated[str, typer.Option(help="'sdpa', 'flash_attention_2' or 'eager'.")]
+Attention = Annotated[str, typer.Option(help=f"One of {', '.join(ATTENTION)}.")]
 Quantize = Annotated[str | None, typer.Option(help="'8bit' or '4bit'.")]
 AsCoded = Annotated[
     bool | None, typer.Option(help="Treat padding as the released code does. [default: where a checkpoint needs it]")
@@ -161,7 +163,11 @@ def evaluate_json(
         Path | None, typer.Option(help="Folder for a reliability diagram and the distribution of rewards per prompt.")
     ] = None,
     image_folder: Annotated[
-        Path | None, typer.Option(help="What paths are relative to. [default: the folder of the file]")
+        Path | None,
+        typer.Option(
+            help="That holds the images, under their paths or the ends of these. [default: the folder of the file, "
+            "which paths are relative to]"
+        ),
     ] = None,
     backbone: BackboneOption = None,
     objective: ObjectiveOption = None,
@@ -178,19 +184,25 @@ def evaluate_json(
     from rich.console import Console
     from rich.progress import Progress
 
+    from .attention import check_attention_name
+    from .data import read_items
+    from .data.places import find_images
     from .report import finite
-    from .scoring import evaluate, read_evaluation, report_evaluation
+    from .scoring import evaluate, report_evaluation
 
     with one_line_errors():
-        items = read_evaluation(data)
+        check_attention_name(attn_implementation)
+        items = read_items(data, image_folder)
+        if paths := items.paths():
+            # Before the model is loaded.
+            typer.echo(items.places or find_images(paths, items.folder, by_end=False), err=True)
         reward = _load(
             checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
             attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
         )  # fmt: skip
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("images", total=None)
-            folder = data.parent if image_folder is None else image_folder
-            result = evaluate(reward, items, folder, progress=lambda count: bar.advance(task, count))
+            result = evaluate(reward, items, progress=lambda count: bar.advance(task, count))
     if out is not None:
         _write(out, asdict(result))
     if report is not None:

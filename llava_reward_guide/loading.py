@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .attention import check_attention
 from .backbones import backbone_class, backbone_of, load_backbone
-from .checkpoint import OUR_CONFIG, Checkpoint, find_checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, StoredCheckpoint, find_checkpoint, read_checkpoint
 from .config import RewardConfig
 from .files import CheckpointError
+from .options import read_mapping
 
 
 if TYPE_CHECKING:
     from .model import LlavaReward
 
-ATTENTION = ("sdpa", "flash_attention_2", "eager")
 QUANTIZE = ("8bit", "4bit")
 
 
@@ -79,8 +79,6 @@ def load(
     names = dict(checkpoint) if isinstance(checkpoint, Mapping) else {perspective or "default": checkpoint}
     if not names or (perspective is not None and perspective not in names):
         raise ValueError(f"Unknown perspective {perspective!r}. Known: {', '.join(names)}.")
-    if attn_implementation not in ATTENTION:
-        raise ValueError(f"Unknown attention {attn_implementation!r}. Known: {', '.join(ATTENTION)}.")
     for setting, value in (("num_crops", num_crops), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"Expected `{setting}` to be at least 1, but got {value}.")
@@ -88,18 +86,23 @@ def load(
         merge = len(names) == 1 and quantize is None
     if merge and (len(names) > 1 or quantize is not None):
         raise ValueError("Expected `merge=False` with several perspectives or quantized weights, but got True.")
-    _require("flash_attn", "flash", attn_implementation == "flash_attention_2", "FlashAttention 2")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {
         "dtype": dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
         "attn_implementation": attn_implementation,
         **(backbone_options or {}),
     }
+    check_attention(options["attn_implementation"], device.type, str(options["dtype"]).removeprefix("torch."))
     folders = {name: find_checkpoint(place, revision) for name, place in names.items()}
-    path = str(backbone or _named_backbone(next(iter(folders.values())), full_finetune))
-    # Before gigabytes of backbone: most of what can be wrong shows in the small files.
-    base = backbone_of(path, options.get("revision"))
-    stored = {name: read_checkpoint(folder, base, objective, config, full_finetune) for name, folder in folders.items()}
+    # Before gigabytes of backbone, or the hub is asked for them: most of what can be wrong shows in the small files.
+    found = {name: read_checkpoint(folder, objective, config, full_finetune) for name, folder in folders.items()}
+    path = str(backbone or _named_backbone(next(iter(found.values()))))
+    try:
+        base = backbone_of(path, options.get("revision"))
+    except CheckpointError as error:
+        hint = "" if backbone else " It is what the checkpoint names; pass `backbone` if yours is elsewhere."
+        raise CheckpointError(f"{error}{hint}") from error
+    stored = {name: one.on(base) for name, one in found.items()}
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize, options["dtype"])
         options.setdefault("device_map", {"": device})
@@ -125,17 +128,19 @@ def load(
     return reward.eval()
 
 
-def _named_backbone(folder: Path, full_finetune: bool) -> str:
-    if full_finetune:
-        return str(folder)
-    if (folder / OUR_CONFIG).is_file():
-        named = json.loads((folder / OUR_CONFIG).read_text())["backbone"].get("name")
-        if named:
-            return named
-    model_type = "phi3_v"
-    if (folder / "config.json").is_file():
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type", model_type)
-    return backbone_class(model_type).default_id
+def _named_backbone(stored: StoredCheckpoint) -> str:
+    if stored.full_finetune:
+        return str(stored.folder)
+    if named := stored.backbone.get("name"):
+        return str(named)
+    model_type = stored.backbone.get("model_type", "phi3_v")
+    path = stored.folder / "config.json"
+    if path.is_file():
+        model_type = str(read_mapping(path).get("model_type", model_type))
+    try:
+        return backbone_class(model_type).default_id
+    except ValueError as error:
+        raise CheckpointError(f"'{stored.folder}' does not fit. {error} Pass `backbone`.") from error
 
 
 def _check_width(checkpoint: Checkpoint, hidden_size: int) -> None:
@@ -149,15 +154,15 @@ def _check_width(checkpoint: Checkpoint, hidden_size: int) -> None:
         )
 
 
-def _require(module: str, extra: str, wanted: bool, what: str) -> None:
-    if wanted and importlib.util.find_spec(module) is None:
+def _require(module: str, extra: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
         raise ImportError(f'{what} needs {module}, which is not installed: pip install "fk-steer[{extra}]".')
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> Any:
     if quantize not in QUANTIZE:
         raise ValueError(f"Unknown `quantize` {quantize!r}. Known: {', '.join(QUANTIZE)}.")
-    _require("bitsandbytes", "quantize", True, "Quantization")
+    _require("bitsandbytes", "quantize", "Quantization")
     from transformers import BitsAndBytesConfig
 
     # The tower and the projector are small, and the projector may be replaced by a trained one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import CheckpointError, read_tensors
+from .names import bare, bare_weights
+from .options import read_mapping
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Adapter:
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
-        """Read adapter_config.json and adapter_model.safetensors or .bin, with or without peft's prefix.
+        """Read adapter_config.json and adapter_model.safetensors or .bin, whatever wraps the names of the modules.
 
         Raises:
             CheckpointError: if a file is missing, the two disagree, or it is not plain LoRA.
@@ -50,21 +53,25 @@ class Adapter:
         path = folder / "adapter_config.json"
         if not path.is_file():
             raise CheckpointError(f"Expected '{path}', but it is missing.")
-        config = json.loads(path.read_text())
-        for name in ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
-            if config.get(name):
-                raise CheckpointError(f"Expected plain LoRA in '{folder}', but its config sets {name}.")
-        tensors = _read_either(folder)
+        config = read_mapping(path)
+        _check_plain(config, path)
+        file = _existing_weights(folder)
+        tensors = bare_weights(read_tensors(file), file)
+        if not tensors:
+            raise CheckpointError(f"Expected LoRA weights in '{file}', but it holds none.")
         halves: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            module, _, rest = key.removeprefix("base_model.model.").partition(".lora_")
-            if rest[:1] not in ("A", "B"):
+            match = _LORA_NAME.fullmatch(key)
+            if match is None:
                 raise CheckpointError(f"Expected names that end in lora_A or lora_B in '{folder}', but found {key!r}.")
-            halves.setdefault(module, {})[rest[0]] = tensor
+            module, half = match.groups()
+            if half in halves.setdefault(module, {}):
+                raise CheckpointError(f"Expected one adapter in '{file}', but '{module}' has several of lora_{half}.")
+            halves[module][half] = tensor
         for module, pair in halves.items():
             if len(pair) < 2:
                 raise CheckpointError(f"Expected lora_A and lora_B for '{module}' in '{folder}', but one is missing.")
-            if pair["A"].shape[0] != config["r"] or pair["B"].shape[1] != config["r"]:
+            if pair["A"].ndim != 2 or pair["A"].shape[0] != config["r"] or pair["B"].shape[1:] != (config["r"],):
                 raise CheckpointError(
                     f"Expected LoRA of rank {config['r']}, as '{path}' says, but '{module}' has "
                     f"A {tuple(pair['A'].shape)} and B {tuple(pair['B'].shape)}."
@@ -82,7 +89,7 @@ class Adapter:
                     f"{', '.join(stray[:3]) or 'none'}."
                 )
         weights = {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
-        return cls(weights, config["lora_alpha"], config.get("lora_dropout", 0.0), str(folder))
+        return cls(weights, config["lora_alpha"], config.get("lora_dropout") or 0.0, str(folder))
 
     def write(self, folder: Path, safetensors: bool) -> None:
         """Write both files, under the published names."""
@@ -114,10 +121,12 @@ class Adapter:
             CheckpointError: if a module is not there or has another shape.
         """
         weights = {}
+        own = {bare(prefix): prefixes[prefix] for prefix in prefixes}
         for name, (a, b) in self.weights.items():
             # The longest prefix that fits: newer releases save 'model.language_model.' where older ones had 'model.'.
-            prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
-            path = name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
+            plain = bare(name)
+            prefix = max((prefix for prefix in own if plain.startswith(prefix)), key=len, default=None)
+            path = plain if prefix is None else own[prefix] + plain.removeprefix(prefix)
             try:
                 module = model.get_submodule(path)
             except AttributeError:
@@ -210,12 +219,57 @@ def _lora_layers(model: nn.Module) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
+# In a file: 'module.lora_A.weight', with the name of the adapter ('lora_A.default.weight') if peft did not save it.
+_LORA_NAME = re.compile(r"(.+?)\.lora_([AB])(?:\.(?!bias$)[^.]+)*")
+
+# Of peft's configuration: what would change the result and is not supported, with the values that mean off.
+_UNSUPPORTED = (
+    "use_rslora", "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "rank_pattern", "alpha_pattern",
+    "modules_to_save", "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices",
+    "alora_invocation_tokens", "arrow_config", "megatron_config",
+)  # fmt: skip
+
+# Initialisations that change the weights of the backbone too.
+_CHANGES_BACKBONE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _check_plain(config: Mapping[str, Any], path: Path) -> None:
+    kind = config.get("peft_type", "LORA")
+    if str(kind).upper() != "LORA":
+        raise CheckpointError(f"Expected plain LoRA in '{path.parent}', but its `peft_type` is {kind!r}.")
+    for name in _UNSUPPORTED:
+        if config.get(name):
+            raise CheckpointError(f"Expected plain LoRA in '{path.parent}', but its config sets {name}.")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(f"Expected plain LoRA in '{path.parent}', but its `bias` is {config['bias']!r}.")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BACKBONE):
+        raise CheckpointError(
+            f"Expected plain LoRA in '{path.parent}', but its `init_lora_weights` {start!r} changes the backbone's own "
+            f"weights too, which are not in the file. Convert it by peft's `path_initial_model_for_weight_conversion`."
+        )
+    for name, kinds, wanted in (
+        ("r", int, "a whole number above 0"),
+        ("lora_alpha", (int, float), "a number"),
+        ("lora_dropout", (int, float), "a number"),
+    ):
+        value = config.get(name, 0.0 if name == "lora_dropout" else None)
+        if name == "lora_dropout" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds) or (name == "r" and value < 1):
+            raise CheckpointError(f"Expected `{name}` in '{path}' to be {wanted}, but got {value!r}.")
+    targets = config.get("target_modules")
+    if not isinstance(targets, (str, list, type(None))) or not all(isinstance(name, str) for name in targets or []):
+        raise CheckpointError(f"Expected `target_modules` in '{path}' to be a list of names, but got {targets!r}.")
+
+
 def _matches(module: str, target: str) -> bool:
+    target = bare(target)
     return module == target or module.endswith(f".{target}")
 
 
-def _read_either(folder: Path) -> dict[str, Tensor]:
+def _existing_weights(folder: Path) -> Path:
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).is_file():
-            return read_tensors(folder / name)
+            return folder / name
     raise CheckpointError(f"Expected adapter_model.safetensors or adapter_model.bin in '{folder}', but found neither.")

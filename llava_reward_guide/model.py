@@ -15,9 +15,9 @@ from .backbones import Backbone, BackboneInputs
 from .backbones.base import Row
 from .checkpoint import Checkpoint, write_checkpoint
 from .config import RewardConfig
-from .files import on_cpu
+from .files import CheckpointError, on_cpu
 from .head import RewardHead
-from .images import Images, to_pil
+from .images import Images, check_form, to_pil
 from .perspective import Perspective, build_perspective
 from .preference import preference_probability
 
@@ -86,6 +86,13 @@ class LlavaReward(nn.Module):
         perspective = build_perspective(self.backbone, self._base_projector, checkpoint)
         if checkpoint.adapter is not None:
             adapter = checkpoint.adapter.renamed(self.backbone.adapter_prefixes, self.backbone.model)
+            inside = [path for path in adapter.weights if path.startswith(f"{self.backbone.projector_name}.")]
+            if inside and checkpoint.projector:
+                # The projector is replaced as a whole, and the adapter would go with the old one.
+                raise CheckpointError(
+                    f"Expected LoRA on the projector or its trained weights in '{checkpoint.source}', but found both "
+                    f"({inside[0]}). Merge the adapter into the projector, and save that."
+                )
             if merge:
                 lora.merge(self.backbone.model, adapter)
             else:
@@ -274,6 +281,7 @@ class LlavaReward(nn.Module):
         return embedding[:, 0]
 
     def _rows(self, images: Images, prompts: Sequence[str], num_crops: int | None) -> list[Row]:
+        check_form(images)
         if isinstance(prompts, str) or len(images) != len(prompts) or not len(prompts):
             raise ValueError(
                 f"Expected one image or more and one prompt per image, but got {len(images)} images and "

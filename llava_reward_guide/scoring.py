@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from .data import read_items
+from .data import Items
 from .images import ImageError, load_image
 from .model import LlavaReward
 from .preference import preference_probability
@@ -40,13 +40,15 @@ class ScoredFile:
 
 def score_files(
     reward: LlavaReward,
-    files: Sequence[tuple[str | Path, str]],
+    files: Sequence[tuple[Any, str]],
     num_crops: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
+    read: Callable[[Any], Image] = load_image,
 ) -> list[ScoredFile]:
     """Score (path, prompt) pairs. Images that cannot be scored are reported in the result, and the others scored.
 
     Args:
+        read: makes an image of what stands for its path.
         progress: called with the number of files done since the last call.
     """
     results = []
@@ -56,8 +58,8 @@ def score_files(
         errors: list[str | None] = []
         for path, _ in chunk:
             try:
-                image = load_image(path)
-                reward.backbone.check_size(image, str(path), num_crops)
+                image = read(path)
+                reward.backbone.check_size(image, _name(path), num_crops)
                 images.append(image)
                 errors.append(None)
             except ImageError as error:
@@ -65,7 +67,7 @@ def score_files(
         readable = [prompt for (_, prompt), error in zip(chunk, errors) if error is None]
         rewards = iter(reward.embed(images, readable, num_crops).tolist() if images else [])
         results += [
-            ScoredFile(str(path), prompt, None if error else next(rewards), error)
+            ScoredFile(_name(path), prompt, None if error else next(rewards), error)
             for (path, prompt), error in zip(chunk, errors)
         ]
         progress(len(chunk))
@@ -85,38 +87,28 @@ class Evaluation:
     summary: dict[str, float | int | str]
 
 
-def read_evaluation(path: str | Path) -> list[dict[str, Any]]:
-    """The items of an evaluation file, pairs or labelled images; see `llava_reward_guide.data.read_items`."""
-    return [dict(item) for item in read_items(path)]
-
-
 def evaluate(
     reward: LlavaReward,
-    items: Sequence[dict[str, Any]],
-    folder: str | Path = ".",
+    items: Items,
     num_crops: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
-    """Score the items of `read_evaluation`.
-
-    Args:
-        folder: what relative paths are relative to.
+    """Score pairs or labelled images, as `llava_reward_guide.data.read_items` gives them.
 
     Raises:
         ValueError: for labelled items and a general preference model, which compares images and gives none a number.
     """
-    labelled = _labelled(items[0])
+    labelled = items.labelled
     if labelled and reward.config.objective == "general-preference":
         raise ValueError("Expected pairs for a general preference model, but got labelled images.")
-    sides = ["path"] if labelled else ["chosen_path", "reject_path"]
+    sides = items.sides
     files = [
-        (Path(folder) / item[side], item["prompt"][index] if isinstance(item["prompt"], list) else item["prompt"])
-        for item in items
-        for index, side in enumerate(sides)
+        (items[index][side], prompt) for index in range(len(items)) for side, prompt in zip(sides, items.prompts(index))
     ]
-    scored = score_files(reward, files, num_crops, progress)
+    scored = score_files(reward, files, num_crops, progress, items.open)
     results, valid = [], []
-    for index, item in enumerate(items):
+    for index in range(len(items)):
+        item = items.describe(index)
         group = scored[index * len(sides) : (index + 1) * len(sides)]
         if errors := [one.error for one in group if one.error]:
             results.append({**item, "error": " ".join(errors)})
@@ -211,6 +203,10 @@ def pair_files(paths: Sequence[Path], prompts: Sequence[str]) -> list[tuple[Path
     if len(prompts) not in (1, len(paths)):
         raise ValueError(f"Expected one prompt, or one for each of {len(paths)} images, but got {len(prompts)}.")
     return list(zip(paths, prompts if len(prompts) > 1 else list(prompts) * len(paths)))
+
+
+def _name(path: Any) -> str:
+    return str(path) if isinstance(path, (str, Path)) else "an image of the data set"
 
 
 def _labelled(item: Any) -> bool:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlavaNextConfig, LlavaNextModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
+from .attention import check_attention
 from .backbones import Backbone
 from .backbones.llava_next import LlavaNext
 from .backbones.phi3v import Phi3V, Phi3VConfig, Phi3VModel
@@ -95,8 +96,10 @@ def random_backbone(
         device: 'meta' builds the structure without memory.
 
     Raises:
-        ValueError: for an unknown type or size.
+        ImportError: if an implementation of attention needs a package that is not installed.
+        ValueError: for an unknown type, size or implementation of attention.
     """
+    check_attention(attn_implementation)
     if size not in SIZES:
         raise ValueError(f"Unknown size {size!r}. Known: {', '.join(SIZES)}.")
     tiny = size == "tiny"

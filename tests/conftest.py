@@ -13,9 +13,14 @@ os.environ["COLUMNS"] = "200"
 REPOSITORY = Path(__file__).parent.parent
 
 
+def shipped_golden() -> Path:
+    """The small copies of outputs of reference implementations that ship with the tests."""
+    return Path(__file__).parent / "golden"
+
+
 def golden_root() -> Path:
     """Outputs of reference implementations: FK_STEER_GOLDEN if set, else the small copies that ship with the tests."""
-    return Path(os.environ.get("FK_STEER_GOLDEN", Path(__file__).parent / "golden"))
+    return Path(os.environ.get("FK_STEER_GOLDEN", shipped_golden()))
 
 
 def golden_folders(prefix: str) -> list[Path]:

@@ -104,7 +104,7 @@ def test_running_again(models, tmp_path):
     assert (tmp_path / "000" / "00.png").read_bytes() == before
     refused = generate(models, tmp_path, "--guidance", 3)
     assert refused.exit_code == 1
-    assert "another `guidance` (7.5 instead of 3.0)" in refused.stderr
+    assert "another `guidance` (guidance: 7.5 -> 3.0)" in refused.stderr
 
 
 def test_samplers(models, tmp_path):

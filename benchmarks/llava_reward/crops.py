@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.table import Table
 
 from fk_steer.console import console
@@ -24,6 +23,7 @@ from fk_steer.files import write_json
 from fk_steer.loading import quiet_libraries
 from llava_reward_guide import LlavaReward
 from llava_reward_guide.cost import CropsAgreement, crops_agreement
+from llava_reward_guide.images import load_image
 
 
 def agreement(reward: LlavaReward, file: Path, num_crops: list[int]) -> dict[int, dict[str, Any]]:
@@ -42,7 +42,7 @@ def agreement(reward: LlavaReward, file: Path, num_crops: list[int]) -> dict[int
     found: dict[int, dict[str, list[CropsAgreement]]] = defaultdict(lambda: defaultdict(list))
     for prompt, members in groups.items():
         for paths in members.values():
-            images = [Image.open(file.parent / path).convert("RGB") for path in sorted(paths)]
+            images = [load_image(file.parent / path) for path in sorted(paths)]
             for row in crops_agreement(reward, images, [prompt] * len(images), num_crops):
                 found[row.num_crops][prompt].append(row)
     results: dict[int, dict[str, Any]] = {}

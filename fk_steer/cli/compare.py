@@ -110,9 +110,9 @@ def compare(
 def _config(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
-    import yaml
+    from llava_reward_guide.texts import read_yaml
 
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = read_yaml(file)
     if not isinstance(config, dict):
         raise ValueError(f"Expected {file} to hold a mapping with models, rewards and prompts, but it does not.")
     return config

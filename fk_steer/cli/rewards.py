@@ -138,17 +138,15 @@ def score(
 
 def _open_all(paths: list[Path]) -> tuple[dict[int, Image], dict[int, str]]:
     """The images, the right way up, by their position, and what is wrong with those that cannot be read."""
-    from PIL import Image, ImageOps
+    from llava_reward_guide.images import ImageError, load_image
 
-    opened: dict[int, Image.Image] = {}
+    opened: dict[int, Image] = {}
     errors: dict[int, str] = {}
     for index, path in enumerate(paths):
         try:
-            with Image.open(path) as image:
-                opened[index] = ImageOps.exif_transpose(image)
-        # Pillow raises SyntaxError and struct.error's parents too, depending on what is broken in the file.
-        except Exception as error:
-            errors[index] = f"{type(error).__name__}: {error}"
+            opened[index] = load_image(path, keep_mode=True)
+        except ImageError as error:
+            errors[index] = str(error)
     return opened, errors
 
 

@@ -32,11 +32,20 @@ def number_of_prompts(arguments: Mapping[str, Any]) -> int:
     raise ValueError("Expected `prompt` or `prompt_embeds`, but got neither.")
 
 
-_IN_PLACE_OF_PROMPTS = ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen", "image_embeds", "image_embeddings", "image")
+_IN_PLACE_OF_PROMPTS = (
+    "prompt_embeds",
+    "prompt_embeds_t5",
+    "prompt_embeds_qwen",
+    "image_embeds",
+    "image_embeddings",
+    "image",
+)
 """Arguments that say how many prompts there are where there is none."""
 
 
-def reward_prompts(arguments: Mapping[str, Any], reward_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
+def reward_prompts(
+    arguments: Mapping[str, Any], reward_prompt: str | Sequence[str] | None, num_prompts: int
+) -> list[str]:
     """The P texts the reward reads: `reward_prompt` where it is given, else the pipeline's prompts.
 
     Raises:

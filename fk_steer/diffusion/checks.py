@@ -6,23 +6,62 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
+from torch import nn
+
 from .schedulers import parting_steps
 
 
-def denoiser_of(pipe: Any) -> Any:
-    """`pipe.unet` or `pipe.transformer`.
+def check_caches(denoisers: Mapping[str, nn.Module]) -> None:
+    """Check that no denoiser keeps what it computes from step to step.
+
+    Args:
+        denoisers: and control networks, by name of the component.
 
     Raises:
-        ValueError: if it caches what it computes.
+        ValueError: if one does.
     """
-    name = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
-    denoiser = getattr(pipe, name)
-    if getattr(denoiser, "is_cache_enabled", False):
+    for name, denoiser in denoisers.items():
+        if getattr(denoiser, "is_cache_enabled", False):
+            raise ValueError(
+                "The denoiser's cache keeps rows from step to step, which cannot follow particles that are resampled. "
+                f"Turn it off: `pipe.{name}.disable_cache()`."
+            )
+        _check_hooks(name, denoiser)
+
+
+def _check_hooks(name: str, module: nn.Module) -> None:
+    """Look for Diffusers' hooks that remember something from one call to the next, whoever has put them there.
+
+    Those that only move or convert weights, or leave layers out, may stay.
+    """
+    found = {
+        key: hook
+        for part in module.modules()
+        if isinstance(registry := getattr(part, "_diffusers_hook", None), HookRegistry)
+        for key, hook in registry.hooks.items()
+    }
+    kept = {key: type(hook).__name__ for key, hook in found.items() if _remembers(hook)}
+    if kept:
+        described = ", ".join(f"'{key}' ({kind})" for key, kind in kept.items())
+        hooks = "hook" if len(kept) == 1 else "hooks"
         raise ValueError(
-            "The denoiser's cache keeps rows from step to step, which cannot follow particles that are resampled. Turn "
-            f"it off: `pipe.{name}.disable_cache()`."
+            f"The {hooks} {described} of `pipe.{name}` keep rows from step to step, which cannot follow particles that "
+            f"are resampled. Take them off: `from diffusers.hooks import HookRegistry; "
+            f"registry = HookRegistry.check_if_exists_or_initialize(pipe.{name}); "
+            f"[registry.remove_hook(name) for name in {list(kept)}]`."
         )
-    return denoiser
+    dropping = [key for key, hook in found.items() if 0.0 < getattr(hook, "dropout", 1.0) < 1.0]
+    if dropping:
+        raise ValueError(
+            f"The hook '{dropping[0]}' ({type(found[dropping[0]]).__name__}) of `pipe.{name}` draws what it drops anew "
+            "in every call, so that results depend on how many rows are computed at a time. Use a `dropout` of 1.0, "
+            "which leaves the layers out."
+        )
+
+
+def _remembers(hook: ModelHook) -> bool:
+    return hook._is_stateful or any(isinstance(value, StateManager) for value in vars(hook).values())
 
 
 def check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
@@ -66,10 +105,13 @@ def check_noise(
             "that can (`pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, "
             "algorithm_type='sde-dpmsolver++')`, DDIM or Euler), or a preset that only prunes ('psp', 'best-of-n')."
         )
-    if len(copying) > 1 and not any(parts[copying[-1] :]):
+    last = max((index for index, parting in enumerate(parts) if parting), default=-1)
+    late = sum(step > last for step in copying)
+    if late:
+        which = "last resampling makes" if late == 1 else f"last {late} resamplings make"
         warnings.warn(
-            "No noise is added after the last resampling, so copies of a particle that it makes stay identical. Score "
-            "earlier, or let the noise window reach further.",
+            f"{name} adds no noise after step {last} of this loop of {len(parts)} (counted from zero), so copies of a "
+            f"particle that the {which} stay identical. Score earlier, or let the noise reach further.",
             stacklevel=2,
         )
     if elite and any(parting_steps(scheduler, timesteps, lambda index: 0.0)):

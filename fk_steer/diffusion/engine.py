@@ -15,6 +15,7 @@ from .particles import Followed, Particles
 from .replay import step_output
 from .rows import map_rows
 from .solver import Solver, States
+from .watch import Watch
 
 
 Announce = Callable[[int, Judgement, Plan, Followed, Tensor], None]
@@ -30,6 +31,7 @@ class Engine:
         begin: called at the first step with the samples, before anything else; gives the search, the number of steps,
             and for each step whether its noise parts copies.
         announce: called after every scoring event.
+        watch: for what is not finite.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Engine:
         judge: Judge,
         begin: Callable[[Tensor], tuple[Search, int, list[bool]]],
         announce: Announce,
+        watch: Watch,
     ) -> None:
         self.call, self.strategy, self.solver, self.particles, self.judge = call, strategy, solver, particles, judge
-        self.begin, self.announce = begin, announce
+        self.begin, self.announce, self.watch = begin, announce, watch
         self.num_steps = 0
         self.events = 0
         """Scoring events so far."""
@@ -70,6 +73,7 @@ class Engine:
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
+        self.watch.step(index, sample, model_output)
 
         stepped, late = rows.live, None
         if self.due(index):
@@ -116,6 +120,7 @@ class Engine:
         x0, slots = self.solver.x0(index, model_output, sample), self.particles.rows.slots
         judgement = None
         if index not in self.search.unscored:
+            self.watch.check_x0(x0, index)
             judgement = self.judge.of_predictions(x0, index, self.num_steps)
         rewards = torch.zeros(slots.shape, dtype=torch.float64) if judgement is None else judgement.rewards
         noisy = max(self.solver.eta_at(index), self.solver.eta_at(index + 1)) > 0.0
@@ -159,8 +164,8 @@ class Engine:
             return
         if not self.num_steps or any(event > self.solver.count for event in self.search.events):
             raise ValueError(
-                f"{type(pipe).__name__} did not take its steps with `pipe.scheduler` as it should, so its images were not steered. "
-                "Pipelines that take them with copies of it, or with code of their own, cannot be."
+                f"{type(pipe).__name__} did not take its steps with `pipe.scheduler` as it should, so its images were "
+                "not steered. Pipelines that take them with copies of it, or with code of their own, cannot be."
             )
 
     def generators_of(self, rows: Tensor) -> list[torch.Generator]:
@@ -173,4 +178,3 @@ class Engine:
         if num_live == rows.total:
             return output
         return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)
-

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..smc import integer
+from ..smc import Keywords, integer
 
 
 @dataclass(frozen=True)
-class Execution:
+class Execution(Keywords):
     """How much is done at a time. Set all three for a peak memory that does not grow with the number of particles.
 
     Attributes:

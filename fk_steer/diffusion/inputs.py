@@ -131,7 +131,11 @@ def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> 
         return [value] * len(prompts)
     if isinstance(value, (Tensor, np.ndarray)):
         whole = value if value.ndim >= dims else value[None]
-        return _indexed(whole, len(whole), [0] * len(prompts)) if len(whole) == 1 else _indexed(whole, num_prompts, prompts)
+        return (
+            _indexed(whole, len(whole), [0] * len(prompts))
+            if len(whole) == 1
+            else _indexed(whole, num_prompts, prompts)
+        )
     if isinstance(value, (list, tuple)):
         if dims == 5 and value and not isinstance(value[0], (list, tuple)) and getattr(value[0], "ndim", 3) < 4:
             return [value] * len(prompts)  # the frames of one video

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, check_combined, check_scores, names_of
+from ..rewards.base import Reward, blaming, check_combined, check_scores, names_of
 from .decode import Decoder
 from .rows import Rows
 from .scoring import Scorer
@@ -106,7 +106,8 @@ class Judge:
             groups, prompts = list(members[share]), self.prompts[share]
             found = {}
             for leaf, name in names.items():
-                values = leaf.of_particles(scores[leaf], groups, prompts)
+                with blaming(leaf, prompts, where):
+                    values = leaf.of_particles(scores[leaf], groups, prompts)
                 found[name] = torch.stack(
                     [
                         check_scores(leaf, some, [prompt] * len(group), where)

@@ -225,6 +225,7 @@ class Replay:
         arguments = {name: value for name, value in call.arguments.items() if name not in _LEFT_OUT}
         if self.way.repeats == "nothing":
             number = number_name(pipe)
+            assert number is not None
             asked = {**entries_of(arguments, num_prompts, prompts[:1]), number: len(rows)}
         else:
             asked = self.way.arguments(pipe, arguments, num_prompts, prompts)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+
 class Rows:
     """Where the particles live in a pipeline's batch, which of its rows are alive, and which of those are still equal.
 

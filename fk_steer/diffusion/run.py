@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -15,10 +16,13 @@ from ..loading import load_preview
 from ..report.trace import Stopwatch, Trace
 from ..rewards.base import Reward
 from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
+from ..smc import brief, real
 from .arguments import image_size
+from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
 from .call import Call
-from .checks import check_noise, check_steps
+from .callbacks import check_callback, with_callback
+from .checks import check_caches, check_noise, check_steps
 from .components import autoencoder_of, denoisers_of, is_control, parameters_of
 from .conditions import begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
@@ -27,15 +31,16 @@ from .events import Observer, ScoringEvent
 from .execution import Execution
 from .inputs import ways_of
 from .judging import Judge, Judgement
-from .particles import Followed, Particles
 from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline
+from .particles import Followed, Particles
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
 from .schedulers import intercept, intercept_step
 from .scoring import Scorer
 from .solver import Solver
+from .watch import Watch
 
 
 class Result(NamedTuple):
@@ -56,6 +61,7 @@ class Run:
         ranks: who shares the work.
         observers: hear of every scoring event, after the recorder of the trace.
         thumbnail_side: of the pictures of x0 predictions kept in the trace, in pixels; None for none.
+        warns: whether to warn where little or nothing is steered.
     """
 
     def __init__(
@@ -67,8 +73,11 @@ class Run:
         ranks: Ranks,
         observers: Sequence[Observer] = (),
         thumbnail_side: int | None = None,
+        warns: bool = True,
     ) -> None:
+        self.warns = warns
         self.call, self.strategy, self.reward, self.execution, self.ranks = call, strategy, reward, execution, ranks
+        check_callback(call.pipe, call.arguments, strategy.goes_back)
         self.pipe = pipe = call.pipe
         self.eta = strategy.noise.eta if call.eta is None else call.eta
         self.trace = Trace(list(call.prompts), reward.name, strategy.describe())
@@ -82,8 +91,13 @@ class Run:
         self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0])
         decoder, preview, until = self._decoders()
         self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
+        self.denoisers = denoisers_of(pipe)
+        check_caches(self.denoisers)
+        denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
+        vae = None if self.autoencoder is None else self.autoencoder[1]
+        self.watch = Watch(denoiser, pipe.scheduler, vae, call.arguments.get("callback_on_step_end") is not None)
         self.engine = Engine(
-            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions
+            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self._last: dict[str, Any] = {}
         """The last output of each denoiser."""
@@ -110,7 +124,7 @@ class Run:
             patches.enter_context(intercept(owner, name, lambda inner: functools.partial(run, inner)))
 
         patches.enter_context(intercept_step(pipe.scheduler, self.step))
-        for name, module in denoisers_of(pipe).items():
+        for name, module in self.denoisers.items():
             # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
             entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
             wrap(module, entry, functools.partial(self.forward, name, is_control(module), parameters_of(module)))
@@ -132,7 +146,7 @@ class Run:
                 generator.set_state(state)
             try:
                 output_type = "latent" if self.call.output_type == "latent" else "pt"
-                return run_pipeline(self.pipe, self.call.stock(way), output_type)
+                return run_pipeline(self.pipe, with_callback(self.call.stock(way), self.call.num_rows), output_type)
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
@@ -162,11 +176,15 @@ class Run:
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
         size = self.execution.denoise_batch_size
         layout_of = functools.partial(self.layout, name)
-        rows = self.particles.rows
-        with self.clock("denoiser"):
-            output, num_rows, copies = run_on_live_rows(
-                inner, rows, self.ranks, parameters, size, args, kwargs, layout_of, together
+
+        def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
+            return run_on_live_rows(
+                denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, layout_of, together
             )
+
+        with self.clock("denoiser"):
+            stores = stores_attention(self.pipe)
+            output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
         self.replay.remember_output(name, args[0] if args else kwargs[parameters[0]], output)
         self._last[name] = output
         if not control and copies:
@@ -193,6 +211,7 @@ class Run:
         plain = isinstance(self.judge.decoder, LatentDecoder)
         if plain and not rows.all_live:
             z = z[rows.live_on(z.device)]
+        self.watch.sample(z)
         mine = z[self.ranks.rows(len(z))]
         chunks = mine.split(self.execution.decode_batch_size or len(mine))
 
@@ -231,6 +250,8 @@ class Run:
         if self.strategy.goes_back:
             check_steps(pipe, self.call.arguments)
         self.solver.begin(num_steps, from_end=not self.call.stops_early)
+        for caveat in self.strategy.caveats(num_steps) if self.warns else ():
+            warnings.warn(caveat, stacklevel=2)
         search = self.strategy.start(
             Start(self.call.num_populations, num_steps, self.call.search_generators, facts(self.reward))
         )
@@ -293,8 +314,12 @@ class Run:
         if len(images) == rows.total:
             images = images[rows.live.to(images.device)]
         if call.output_type == "latent" or x0 is not None:
+            if x0 is None:
+                self.watch.sample(images)
+            self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
             judgement = self.judge.of_latents(images if x0 is None else x0)
         else:
+            self.watch.check_images(images)
             judgement = self.judge.of_images(images)
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
@@ -309,7 +334,9 @@ class Run:
             images = convert(images, call.output_type)
         whole = rows.live[flat].tolist()
         sorted_others = [
-            [other[i] for i in (whole if len(other) == rows.total else flat.tolist())] if isinstance(other, list) else other
+            [other[i] for i in (whole if len(other) == rows.total else flat.tolist())]
+            if isinstance(other, list)
+            else other
             for other in others
         ]
         estimates = self.engine.search.log_normalizer
@@ -323,15 +350,25 @@ class Run:
         pipe, preview = self.pipe, self.strategy.preview
         plain = decodes_plainly(pipe) and not self.call.videos
         size = image_size(pipe, dict(self.call.arguments)) if plain else None
-        decoder: Decoder = LatentDecoder(pipe, size=size) if plain else self.replay.images
+        decoder: Decoder = self.replay.images
+        if plain:
+            decoder = LatentDecoder(pipe, size=size)
         if preview is None:
             return decoder, None, 0.0
         small = load_preview(preview.decoder, pipe) if isinstance(preview.decoder, str) else preview.decoder
+        if not hasattr(small, "decode") or not hasattr(small, "config"):
+            raise ValueError(
+                "Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
+                f"{brief(small)}."
+            )
         small.to(pipe._execution_device, pipe.vae.dtype)
-        early = LatentDecoder(pipe, small, size) if plain else functools.partial(self.replay.images, vae=small)
+        early: Decoder = functools.partial(self.replay.images, vae=small)
+        if plain:
+            early = LatentDecoder(pipe, small, size)
         return decoder, early, preview.until
 
 
 def facts(reward: Reward) -> RewardFacts:
     """What a strategy may know of a reward."""
-    return RewardFacts(reward.name, reward.default_lmbda, reward.at(1.0).relative, reward.standardize)
+    lmbda = real("default_lmbda", reward.default_lmbda, 0.0, optional=True)
+    return RewardFacts(reward.name, lmbda, reward.at(1.0).relative, reward.standardize)

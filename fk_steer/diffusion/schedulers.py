@@ -214,7 +214,8 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
         step: its own bound step.
     """
     if accepts(step, "eta"):
-        yield functools.partial(step, eta=eta)
+        with _within_the_next_level(scheduler, eta):
+            yield functools.partial(step, eta=eta)
         return
     if isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
         # The two differ in nothing but `step`, which needs the same state.
@@ -234,6 +235,36 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
                 scheduler.register_to_config(**{name: before})
             return
     yield step
+
+
+@contextmanager
+def _within_the_next_level(scheduler: Any, eta: float) -> Iterator[None]:
+    """While the context lasts, DDIM's noise is no larger than the level of the next step, 1 - alpha_bar.
+
+    With alpha_bar of (nearly) 0, as at full noise under `rescale_betas_zero_snr`, the two are equal at eta = 1, and
+    their difference, of which `step` takes the root, may be rounded to less than 0. The variance is then the next
+    smaller number for which it is not; all others stay as they are.
+    """
+    if not (eta > 0 and hasattr(scheduler, "_get_variance") and accepts(scheduler._get_variance, "prev_timestep")):
+        yield
+        return
+
+    def variance_of(inner: Callable[..., Tensor], timestep: Any, prev_timestep: Any, *args: Any) -> Tensor:
+        variance = inner(timestep, prev_timestep, *args)
+        alpha = scheduler.alphas_cumprod[prev_timestep] if prev_timestep >= 0 else scheduler.final_alpha_cumprod
+        level = 1 - alpha
+        for _ in range(_ULPS):
+            if not (eta * variance**0.5) ** 2 > level:
+                break
+            variance = torch.nextafter(variance, torch.zeros_like(variance))
+        return variance
+
+    with intercept(scheduler, "_get_variance", lambda inner: functools.partial(variance_of, inner)):
+        yield
+
+
+_ULPS = 16
+"""More than rounding makes of a few operations."""
 
 
 def accepts(function: Callable[..., Any], parameter: str) -> bool:
@@ -258,6 +289,9 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
         scheduler: before its first step.
         timesteps: of the loop.
         eta_at: step index -> the noise asked for, see `noise_switched`.
+
+    Raises:
+        UnsupportedSchedulerError: if a step makes NaN or infinities of numbers.
     """
     probe = copy.copy(scheduler)
     for name in [name for name, value in vars(probe).items() if callable(value) and hasattr(type(probe), name)]:
@@ -268,11 +302,32 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     parted = []
     for index, timestep in enumerate(timesteps):
         sample = sample[:1].repeat(2, 1, 1, 1)
+        gather_history(probe, sample.shape, torch.zeros(2, dtype=torch.long))  # in which earlier noise goes on
         with noise_switched(probe, probe.step, eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
             sample = step(torch.zeros_like(sample), torch.tensor(timestep), sample, **options)[0]
+        if not sample.isfinite().all():
+            raise UnsupportedSchedulerError(_not_finite(scheduler, index, timestep))
         parted.append(not torch.equal(sample[0], sample[1]))
     return parted
+
+
+def _not_finite(scheduler: Any, index: int, timestep: float) -> str:
+    name, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type")
+    message = f"{name} makes NaN or infinite samples at step {index} (timestep {timestep:g}) of this loop"
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or alphas[-1] > 0:
+        return f"{message}. Use another sampler, number of steps or timestep spacing."
+    if prediction == "epsilon":
+        return (
+            f"{message}: it starts from noise without any signal (alpha_bar = 0), from which no x0 follows by a "
+            "prediction of epsilon. Load the scheduler as the model was trained: with "
+            "`prediction_type='v_prediction'`, or without `rescale_betas_zero_snr`."
+        )
+    return (
+        f"{message}: it divides by alpha_bar, which is 0 at full noise with these betas. Use DDIM, or "
+        "`rescale_betas_zero_snr=True` in place of betas of your own."
+    )
 
 
 def _on_cpu(scheduler: Any) -> Any:

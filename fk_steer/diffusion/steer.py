@@ -7,7 +7,7 @@ denoiser's forward, which runs on the rows that are alive and distinct; and `vae
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..report.trace import Trace
 from ..rewards.base import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
+from ..smc import brief, flag
 from .call import Call
 from .events import ScoringEvent
 from .execution import Execution
@@ -27,6 +28,7 @@ from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
 from .run import Run, facts
 from .schedulers import parametrisation
+from .validation import check_form_of_images, check_keywords, check_pipeline, check_texts, checked_arguments
 
 
 THUMBNAIL = 128
@@ -78,13 +80,15 @@ def steer(
             denoiser is `pipe.unet` or `pipe.transformer`, whose call takes `num_images_per_prompt` and whose loop calls
             `pipe.scheduler.step` with one row per image. Image-to-image, inpainting and ControlNet pipelines are among
             them.
-        reward: any `Reward`, or a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,).
+        reward: any `Reward`, a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,) or (images) -> (B,), the name
+            of a reward, or a mapping of any of these to weights, which is their sum. See `as_reward`.
         steering: settings, the name of a preset, or a `Strategy` of your own.
         execution: how much to do at a time; changes no result.
 
     Raises:
-        ValueError: for an unknown preset, a reward that does not fit the settings or is none, or a scheduler whose x0
-            predictions cannot be computed.
+        TypeError: for what is no pipeline or no reward.
+        ValueError: for an unknown preset or reward, a reward that does not fit the settings, a pipeline without an
+            autoencoder, or a scheduler whose x0 predictions cannot be computed.
     """
     return SteeredPipeline(pipe, reward, steering, execution)
 
@@ -99,14 +103,20 @@ class SteeredPipeline:
         steering: Strategy | str = DEFAULT_PRESET,
         execution: Execution | None = None,
     ) -> None:
-        self.pipe, self.reward = pipe, as_reward(reward)
+        check_pipeline(pipe)
+        # The settings before the reward, whose weights may take long to load.
         self.steering = preset(steering) if isinstance(steering, str) else steering
         if not isinstance(self.steering, Strategy):
+            made = " `Strategy.from_dict` makes settings of a mapping." if isinstance(steering, Mapping) else ""
             raise ValueError(
                 f"Expected `steering` to be an `FKSteering`, another `Strategy` or the name of a preset, but got "
-                f"{steering!r}."
+                f"{brief(steering)}.{made}"
             )
+        if execution is not None and not isinstance(execution, Execution):
+            raise TypeError(f"Expected `execution` to be an `Execution`, but got {brief(execution)}.")
+        self.pipe, self.reward = pipe, as_reward(reward)
         self.execution = execution or Execution()
+        check_form_of_images(pipe, self.reward)
         self.steering.check(facts(self.reward))
         if self.steering.looks:
             parametrisation(pipe.scheduler)
@@ -142,25 +152,32 @@ class SteeredPipeline:
             log-weights and trace.
 
         Raises:
+            TypeError: for an argument that the pipeline does not know, or of another kind.
             ValueError: for arguments that do not fit together, a schedule that does not fit the loop, copies of
                 particles that would never part, a denoiser with a cache, or with `particle_parallel` a missing process
                 group or arguments that differ between ranks.
-            RewardError: if the reward returns NaN or the wrong shape.
+            RewardError: if the reward returns NaN or the wrong shape, or from what it raises.
             RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """
+        check_keywords(self.pipe, kwargs, "reward_prompt", "particle_parallel", "on_event", "keep_predictions")
+        check_texts("reward_prompt", reward_prompt)
+        keep_predictions = flag("keep_predictions", keep_predictions)
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"Expected a function that is called after scoring events, but got {brief(on_event)}.")
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
+        arguments = checked_arguments(self.pipe, arguments)
         return_dict = arguments.pop("return_dict", True)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)
         self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
         observers = [] if on_event is None else [on_event]
         side = THUMBNAIL if keep_predictions else None
 
-        def run_of(call: Call) -> Run:
-            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side)
+        def run_of(call: Call, first: bool = False) -> Run:
+            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side, warns=first)
 
         call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
-        run = run_of(call)
+        run = run_of(call, first=True)
         result, trace = run(), run.trace
 
         def again(populations: list[int]) -> tuple[Tensor, int]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
-from .prompts import json_lines
+from llava_reward_guide.texts import TABLES, read_json, read_json_lines, read_table
 
 
 @dataclass(frozen=True)
@@ -55,22 +50,8 @@ def read_items(source: Path) -> list[Item]:
 def prompt_folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """(metadata.jsonl, its images) of each prompt of a folder in GenEval's layout, in order."""
     for subfolder in sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()):
-        images = sorted(path for path in (subfolder / "samples").glob("*") if re.fullmatch(r"\d+\.png", path.name))
+        images = sorted(path for path in (subfolder / "samples").glob("*") if re.fullmatch(r"(?i)\d+\.png", path.name))
         yield subfolder / "metadata.jsonl", images
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image as RGB, the right way up.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    # Pillow's errors for broken files are of several kinds.
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
 
 
 def _in_layout(folder: Path) -> list[Item]:
@@ -78,7 +59,7 @@ def _in_layout(folder: Path) -> list[Item]:
     for record, images in prompt_folders(folder):
         if not images:
             continue
-        metadata = json.loads(record.read_text(encoding="utf-8"))
+        metadata = read_json(record)
         prompt = _text(metadata, "prompt", str(record))
         tag = str(metadata.get("tag") or metadata.get("category") or "")
         items += [Item(path.relative_to(folder).as_posix(), path, prompt, record.parent.name, tag) for path in images]
@@ -86,23 +67,15 @@ def _in_layout(folder: Path) -> list[Item]:
 
 
 def _listed(file: Path) -> list[Item]:
-    text = file.read_text(encoding="utf-8-sig")
-    if file.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    else:
-        rows = []
-        for number, line in json_lines(text):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"Expected line {number} of {file} to be JSON, but it is not: {error}") from error
+    is_table = file.suffix.lower() in TABLES
+    rows = read_table(file) if is_table else [row for _, row in read_json_lines(file)]
     items = []
     for number, row in enumerate(rows, start=1):
         where = f"entry {number} of {file}"
         name = _text(row, "path", where)
         prompt = _text(row, "prompt", where)
         items.append(Item(name, file.parent / name, prompt, prompt, str(row.get("tag") or row.get("category") or "")))
-    if missing := [item.name for item in items if not item.path.is_file()]:
+    if missing := [item.name for item in items if not item.path.exists()]:
         raise FileNotFoundError(f"{len(missing)} of the images listed in {file} do not exist, the first: {missing[0]}.")
     return items
 

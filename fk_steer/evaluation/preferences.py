@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+
+from llava_reward_guide.images import load_image
+from llava_reward_guide.texts import read_json
 
 from ..rewards.base import RewardFunction
 from ..shapes.captions import TASKS
@@ -23,12 +24,12 @@ def accuracies(reward: RewardFunction, file: Path) -> dict[str, Estimate]:
     Args:
         file: a JSON file of `fk_steer.shapes.preferences`.
     """
-    items = json.loads(file.read_text())
+    items = read_json(file)
     wanted = sorted({(item[side], item["prompt"]) for item in items for side in ("chosen_path", "reject_path")})
     scores: dict[tuple[str, str], float] = {}
     for start in range(0, len(wanted), 64):
         chunk = wanted[start : start + 64]
-        pixels = pixels_of([Image.open(file.parent / path).convert("RGB") for path, _ in chunk])
+        pixels = pixels_of([load_image(file.parent / path) for path, _ in chunk])
         with torch.no_grad():
             values = torch.as_tensor(reward(pixels, [prompt for _, prompt in chunk]))
         scores.update(zip(chunk, values.tolist()))

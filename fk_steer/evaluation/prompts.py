@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from llava_reward_guide.texts import TABLES, read_json_lines, read_table, read_text, text_lines
 
 from ..files import write_atomically
 
@@ -106,9 +105,9 @@ def geneval_prompts(path: str | Path | None = None) -> list[dict[str, Any]]:
         ValueError: for a line that is not GenEval's metadata, with its number.
     """
     entries = []
-    for number, line in json_lines(_text(path, GENEVAL)):
+    for number, entry in read_json_lines(_file(path, GENEVAL)):
         try:
-            entries.append(check_metadata(json.loads(line)))
+            entries.append(check_metadata(entry))
         except ValueError as error:
             raise ValueError(f"Line {number} of {path or GENEVAL.url} is not GenEval's metadata: {error}") from error
     return entries
@@ -125,19 +124,19 @@ def drawbench_prompts(path: str | Path | None = None) -> list[DrawBenchPrompt]:
         OSError: if it cannot be had; the message says where to get it.
         ValueError: for an unknown category, or a list without categories that has not 200 lines.
     """
-    text = _text(path, DRAWBENCH)
-    if path is not None and Path(path).suffix.lower() == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    file = _file(path, DRAWBENCH)
+    if file.suffix.lower() in TABLES:
+        rows = read_table(file)
         if rows and not {"Prompts", "Category"} <= rows[0].keys():
             raise ValueError(f"Expected the columns 'Prompts' and 'Category' in {path}, but got {', '.join(rows[0])}.")
         # One circulating copy has a blank after a category.
-        prompts = [DrawBenchPrompt(row["Prompts"], row["Category"].strip()) for row in rows]
+        prompts = [DrawBenchPrompt(row["Prompts"], (row["Category"] or "").strip()) for row in rows]
         if unknown := {entry.category for entry in prompts} - DRAWBENCH_CATEGORIES.keys():
             raise ValueError(
                 f"Unknown category {sorted(unknown)[0]!r} in {path}. Known: {', '.join(DRAWBENCH_CATEGORIES)}."
             )
         return prompts
-    lines = [line for _, line in json_lines(text)]
+    lines = [line for _, line in text_lines(read_text(file))]
     categories = [category for category, number in DRAWBENCH_CATEGORIES.items() for _ in range(number)]
     if len(lines) != len(categories):
         raise ValueError(
@@ -176,12 +175,6 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     return entries
 
 
-def json_lines(text: str) -> list[tuple[int, str]]:
-    """The lines of a text that are not blank and their numbers from 1. Unlike `str.splitlines` this leaves alone what
-    may stand within a JSON text or a prompt, such as U+2028."""
-    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
 def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
     """Numbers of at most `limit` of the entries, ascending: the first of each task (`tag`) or category, as evenly over
     them as can be."""
@@ -201,19 +194,14 @@ def _own_prompts(path: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(
             f"Unknown list of prompts {str(path)!r}. Expected 'geneval', 'drawbench', 'shapes' or a file."
         )
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in TABLES:
         return [asdict(entry) for entry in drawbench_prompts(path)]
-    lines = json_lines(path.read_text(encoding="utf-8"))
     if path.suffix.lower() != ".jsonl":
-        return [{"prompt": line.strip()} for _, line in lines]
+        return [{"prompt": line.strip()} for _, line in text_lines(read_text(path))]
     entries = []
-    for number, line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"Line {number} of {path} is not JSON: {error}") from error
+    for number, entry in read_json_lines(path):
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-            raise ValueError(f"Expected line {number} of {path} to be an object with a `prompt`, but got {line}")
+            raise ValueError(f"Expected line {number} of {path} to be an object with a `prompt`, but got {entry!r}.")
         entries.append(entry)
     return entries
 
@@ -283,9 +271,9 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _text(path: str | Path | None, source: Source) -> str:
+def _file(path: str | Path | None, source: Source) -> Path:
     if path is None:
-        path = fetch(source)
-    elif not Path(path).is_file():
+        return fetch(source)
+    if not Path(path).is_file():
         raise FileNotFoundError(f"Expected {source.what} at {path}, but there is no such file. Get it: {source.url}")
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path)

@@ -32,6 +32,7 @@ from ..search import FKSteering, Strategy
 from ..shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from ..shapes.captions import TASKS, evaluation_prompts
 from ..shapes.oracle import judge, score
+from ..smc import unknown
 from .statistics import Estimate, mean_by, mean_of_means, plus_minus
 
 
@@ -293,7 +294,7 @@ def markdown(lines: list[list[str]]) -> str:
 def setup_of(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
     """What all runs of a benchmark share."""
     if model not in BUNDLED:
-        raise ValueError(f"Unknown bundled model {model!r}. Known: {', '.join(BUNDLED)}.")
+        raise unknown("bundled model", model, BUNDLED)
     return {
         "model": model,
         "reward": reward,

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from ..diffusion.steer import steer
+from ..diffusion.validation import check_generator, check_keywords
 from ..search import DEFAULT_PRESET
 
 
@@ -34,12 +35,14 @@ class SteeringMixin:
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            check_keywords(self, kwargs, *_ARGUMENTS)
             given = {name: kwargs.pop(name) for name in _ARGUMENTS if name in kwargs}
             given = {name: value for name, value in given.items() if value is not None and value is not False}
             reward = given.pop("reward", None)
             if reward is None:
                 if given:
                     raise ValueError(f"`{next(iter(given))}` needs a `reward` to steer by.")
+                check_generator(kwargs.get("generator"))
                 return stock(self, *args, **kwargs)
             steered = steer(self, reward, given.pop("steering", DEFAULT_PRESET), given.pop("execution", None))
             # A name in the manner of `callback_on_step_end`, beside which it stands here.
@@ -77,7 +80,8 @@ _ARGUMENTS = {
 _DOCUMENTATION = """Generate images, steered by a reward if one is given.
 
 Steering arguments (the others are the stock pipeline's, below):
-    reward: a `Reward`, or a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,). None runs the stock pipeline.
+    reward: a `Reward`, a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,) or (images) -> (B,), the name of a
+        reward, loaded anew each time, or a mapping of any of these to weights. None runs the stock pipeline.
     steering: an `FKSteering`, another `Strategy` or the name of a preset; defaults to 'adaptive'.
     execution: an `Execution`: how much to do at a time, which changes no result.
     reward_prompt: what the reward reads in place of `prompt`, one text or one per prompt.

@@ -8,14 +8,18 @@ leaf once per distinct image, shows it all particles of a prompt, and combines.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from .images import to_pil
+from llava_reward_guide.images import check_form, to_pil
+
+from ..smc import brief
+from .signatures import caller
 
 
 Images = Tensor | Sequence[Image]
@@ -58,12 +62,14 @@ class Reward:
         relative: whether it says only how the particles of a prompt compare with one another, so that its values mean
             nothing elsewhere and no normalising constant can be estimated from them.
         standardize: whether steering weighs z-scores of it within each prompt.
+        takes_videos: whether it scores videos (B, F, 3, H, W) in [0, 1] in place of images.
     """
 
     name: str = _ClassName()  # type: ignore[assignment]
     default_lmbda: float | None = None
     relative: bool = False
     standardize: bool = False
+    takes_videos: bool = False
 
     @torch.no_grad()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
@@ -147,28 +153,33 @@ class Reward:
         return self
 
 
-RewardFunction = Reward | Callable[[Any, Sequence[str]], Any]
-"""What `as_reward` takes."""
+RewardFunction = Reward | Callable[..., Any]
+"""What scores images: a reward, or a function of images and prompts or of images alone."""
 
 
 class FunctionReward(Reward):
-    """A function of images and prompts as a reward. Two of one function are equal.
+    """A function of images and prompts, or of images alone, as a reward. Two of one function are equal.
 
     Args:
-        function: (images, prompts) -> B numbers; its `name`, `default_lmbda`, `relative` and `standardize` are the
-            reward's, where it has them.
+        function: (images, prompts) -> B numbers, or (images) -> B numbers; its `name`, `default_lmbda`, `relative`,
+            `standardize` and `takes_videos` are the reward's, where it has them.
     """
 
     def __init__(self, function: Callable[[Any, Sequence[str]], Any]) -> None:
-        self.function = function
+        self.function, self._call = function, caller(function)
         self.name = name_of(function)
         self.default_lmbda = getattr(function, "default_lmbda", None)
         self.relative = bool(getattr(function, "relative", False))
         self.standardize = bool(getattr(function, "standardize", False))
+        self.takes_videos = bool(getattr(function, "takes_videos", False))
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """What the function returns, as a tensor."""
-        return _as_tensor(self, self.function(images, prompts))
+        return _as_tensor(self, self.raw(images, prompts))
+
+    def raw(self, images: Images, prompts: Sequence[str]) -> Any:
+        """What the function returns."""
+        return self._call(images, prompts)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FunctionReward) and self._identity == other._identity
@@ -193,14 +204,14 @@ class PILReward(Reward):
     def __init__(
         self, function: Callable[[list[Image], list[str]], Any], name: str | None, default_lmbda: float | None
     ) -> None:
-        self.function, self.name = function, name or name_of(function)
+        self.function, self._call, self.name = function, caller(function), name or name_of(function)
         self.default_lmbda = default_lmbda
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """See `Reward`."""
         check_one_prompt_per_image(images, prompts)
-        values = _as_tensor(self, self.function(to_pil(images), list(prompts)))
-        return values.detach().to(device_of(images, values.device), torch.float32)
+        values = _one_per_image(self, self._call(to_pil(images), list(prompts)), prompts)
+        return values.to(device_of(images, values.device), torch.float32)
 
 
 def as_pil(
@@ -213,26 +224,41 @@ def as_pil(
     ```
 
     Args:
-        function: (B RGB images, B prompts) -> B numbers. Tensors become the images that would be saved, 8 bits a
-            channel.
+        function: (B RGB images, B prompts) -> B numbers, or of the images alone. Tensors become the images that would
+            be saved, 8 bits a channel.
         name: None for the function's.
         default_lmbda: a lambda that suits its scale; None for none, and then steering has to be given one.
 
     Raises:
-        TypeError: unless it can be called with images and prompts.
+        TypeError: unless it can be called with images and prompts, or with images.
     """
-    _check_callable(function)
     return PILReward(function, name, default_lmbda)
 
 
-def as_reward(value: RewardFunction) -> Reward:
-    """A reward as it is; a function (images, prompts) -> B numbers, or an object with such a call, as a reward.
+def as_reward(value: RewardFunction | str | Mapping[Any, float]) -> Reward:
+    """A reward of what stands for one.
+
+    Args:
+        value: a reward, which is returned as it is; a function (images, prompts) -> B numbers or (images) -> B numbers,
+            or an object with such a call; a name, of which `load_reward` makes a reward, anew each time; or a mapping
+            of any of these to weights, which is their `WeightedSum`.
 
     Raises:
+        ValueError: for a name that is not known or a weight that is not finite.
+        RewardLoadError: if the weights of a named reward cannot be loaded.
         TypeError: for anything else.
     """
+    if isinstance(value, str):
+        from .registry import load_reward
+
+        return as_reward(load_reward(value))
+    if isinstance(value, Mapping):
+        from .composite import WeightedSum
+
+        return WeightedSum(value)
     if not isinstance(value, Reward):
-        _check_callable(value)
+        return FunctionReward(value)
+    if not _is_called_with_both(value):
         return FunctionReward(value)
     if type(value).__hash__ is None:
         raise TypeError(
@@ -242,22 +268,15 @@ def as_reward(value: RewardFunction) -> Reward:
     return value
 
 
-def _check_callable(value: Any) -> None:
-    expected = "Expected a reward, or a function of images and prompts that returns a number per image"
-    if isinstance(value, str):
-        raise TypeError(f"{expected}, but got the text {value!r}. `load_reward` makes rewards by name.")
-    if isinstance(value, type):
-        raise TypeError(f"{expected}, but got the class {value.__name__} itself. Expected an object of it.")
-    if not callable(value):
-        raise TypeError(f"{expected}, but got {value!r}.")
+def _is_called_with_both(reward: Reward) -> bool:
+    """Whether a reward's own call, if it is what counts, takes images and prompts as `Reward`'s does."""
+    if type(reward).__call__ is Reward.__call__ or type(reward).encode is not Reward.encode:
+        return True
     try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):  # Some functions written in C do not tell.
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise TypeError(f"{expected}, but '{name_of(value)}{signature}' takes other arguments.") from error
+        inspect.signature(reward).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def name_of(reward: RewardFunction | Callable[..., Any]) -> str:
@@ -281,8 +300,10 @@ def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
     """For rewards to call on what they are given.
 
     Raises:
-        ValueError: unless there are as many prompts as images, or for a text instead of a list of them.
+        ValueError: unless there are as many prompts as images, for a text instead of a list of them, or if the images
+            are not as rewards take them.
     """
+    check_form(images)
     if isinstance(prompts, str):
         raise ValueError(f"Expected a list of prompts, one per image, but got the text {prompts!r}.")
     if len(images) != len(prompts):
@@ -306,13 +327,16 @@ def encode_images(reward: Reward, images: Images, prompts: Sequence[str], where:
         where: completes "... returned shape (2, 1) ..." in messages, for example 'at step 20'.
 
     Raises:
-        RewardError: unless there is one entry per image.
+        RewardError: unless there is one entry per image, or from what the reward raised.
     """
     encodings: Tensor | Sequence[Any]
-    if type(reward).encode is Reward.encode and type(reward).__call__ is not Reward.__call__:
-        encodings = _as_tensor(reward, reward(images, prompts))
-    else:
-        encodings = reward.encode(images, prompts)
+    with blaming(reward, prompts, where):
+        if isinstance(reward, FunctionReward):
+            encodings = _one_per_image(reward, reward.raw(images, prompts), prompts, where)
+        elif type(reward).encode is Reward.encode and type(reward).__call__ is not Reward.__call__:
+            encodings = _one_per_image(reward, reward(images, prompts), prompts, where)
+        else:
+            encodings = reward.encode(images, prompts)
     if isinstance(encodings, Tensor):
         return _one_per_image(reward, encodings, prompts, where)
     entries = list(encodings)
@@ -356,17 +380,53 @@ def check_combined(reward: Reward, rewards: Tensor, prompts: Sequence[str], wher
     return rewards
 
 
-def _as_tensor(reward: RewardFunction, values: Any) -> Tensor:
+@contextmanager
+def blaming(reward: RewardFunction, prompts: Sequence[str], where: str) -> Iterator[None]:
+    """What a reward raises, as an error that names the reward, the prompts and where it happened.
+
+    Raises:
+        RewardError: from the reward's own error. One that is a `RewardError` already, or says that a device has no more
+            memory, goes through as it is.
+    """
     try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
+        yield
+    except (RewardError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        texts = list(dict.fromkeys(prompts))
+        shown = ", ".join(map(repr, texts[:_SHOWN])) + (", ..." if len(texts) > _SHOWN else "")
         raise RewardError(
-            f"Reward '{name_of(reward)}' returned {values!r}, but one number per image was expected."
+            f"Reward '{name_of(reward)}' raised {type(error).__name__} {where} for the prompt{'s'[: len(texts) > 1]} "
+            f"{shown}: {error}"
         ) from error
 
 
+_SHOWN = 3
+"""Prompts in a message."""
+
+
+def _as_tensor(reward: RewardFunction, values: Any, prompts: Sequence[str] = (), where: str = "") -> Tensor:
+    """What a reward returned for B images as a tensor, (B, 1) as (B,).
+
+    Raises:
+        RewardError: if it cannot be one of real numbers.
+    """
+    returned = f"Reward '{name_of(reward)}' returned {{}}{where and f' {where}'}, but one number per image was expected"
+    ending = f". First prompt: {prompts[0]!r}." if len(prompts) else "."
+    try:
+        numbers = torch.as_tensor(values).detach()
+    # Objects of other libraries bring errors of any kind.
+    except Exception as error:
+        if inspect.iscoroutine(values):
+            values.close()
+        raise RewardError(returned.format(brief(values)) + ending) from error
+    if numbers.is_complex():
+        raise RewardError(returned.format("complex numbers") + ending)
+    return numbers.squeeze(1) if numbers.ndim == 2 and numbers.shape[1] == 1 else numbers
+
+
 def _one_per_image(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str = "") -> Tensor:
-    rewards = _as_tensor(reward, values).detach()
+    rewards = _as_tensor(reward, values, prompts, where)
     if rewards.shape != (len(prompts),):
         raise RewardError(
             f"Reward '{name_of(reward)}' returned shape {tuple(rewards.shape)}{where and f' {where}'}, but one number "

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..smc import standardize
+from ..smc import brief, real, scalar, standardize
 from .base import Reward, RewardFunction, as_reward
 
 
@@ -215,9 +215,8 @@ class Cascade(Reward):
     def __init__(
         self, cheap: RewardFunction, expensive: RewardFunction, switch: float = 0.5, default_lmbda: float = Z_LMBDA
     ) -> None:
-        if not 0.0 <= switch <= 1.0:
-            raise ValueError(f"Expected `switch` to be between 0.0 and 1.0, but got {switch}.")
-        self.cheap, self.expensive, self.switch = as_reward(cheap), as_reward(expensive), switch
+        self.switch = real("switch", switch, 0.0, 1.0)
+        self.cheap, self.expensive = as_reward(cheap), as_reward(expensive)
         self.name = f"{self.cheap.name} -> {self.expensive.name}"
         self.default_lmbda = default_lmbda
         self.relative = self.expensive.relative
@@ -241,9 +240,13 @@ class Cascade(Reward):
 
 
 def _finite(weights: Mapping[RewardFunction, float]) -> tuple[float, ...]:
-    if not weights or not all(math.isfinite(weight) for weight in weights.values()):
-        raise ValueError(f"Expected rewards with finite weights, but got {list(weights.values())}.")
-    return tuple(weights.values())
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"Expected rewards with their weights, {{reward: weight, ...}}, but got {brief(weights)}.")
+    found = tuple(scalar(weight) for weight in weights.values())
+    numbers = all(isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in found)
+    if not found or not numbers or not all(map(math.isfinite, found)):
+        raise ValueError(f"Expected rewards with finite weights, but got {brief(list(weights.values()))}.")
+    return found
 
 
 def _sum_of(weights: Sequence[float], parts: Sequence[Reward]) -> str:

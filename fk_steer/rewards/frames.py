@@ -71,10 +71,10 @@ class FrameReward(Reward):
         reward, rewards = self.reward.at(1.0), []
         for group, prompt in zip(members, prompts):
             distinct, inverse = group.unique(return_inverse=True)
-            videos = [encodings[video] for video in distinct.tolist()]
+            videos: list[Any] = [encodings[video] for video in distinct.tolist()]
             scores = []
             for frame in range(len(next(iter(videos[0].values())))):
-                of_leaves = {}
+                of_leaves: dict[Reward, Tensor] = {}
                 for leaf in reward.leaves:
                     of_frame = [video[leaf][frame] for video in videos]
                     together = torch.stack(of_frame) if isinstance(of_frame[0], Tensor) else of_frame

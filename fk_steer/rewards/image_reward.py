@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ class ImageReward(LocalReward):
             weights_name = SAFETENSORS
         file, med_file = (fetch(source.path, name, self.name, source.revision) for name in (weights_name, med_name))
         vit_file = file.parent / "vit_config.json"
-        vision = vision_config(json.loads(vit_file.read_text()) if vit_file.exists() else {})
+        vision = vision_config(read_json(vit_file) if vit_file.exists() else {})
         text = text_config(read_json(med_file), vision.hidden_size)
         model = empty(lambda: ImageRewardModel(vision, text))
         weights = to_transformers(read_weights(file, self.name))

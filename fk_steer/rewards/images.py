@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image, Resampling, fromarray
+from PIL.Image import Image, Resampling
 from torch import Tensor
+
+from llava_reward_guide.images import as_rgb, check_images
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,33 +36,23 @@ def to_uint8(images: Tensor | Sequence[Image], device: torch.device | str) -> li
         (B, 3, H, W) uint8 on `device`; a list of (3, H, W) for PIL images.
 
     Raises:
-        ValueError: for a tensor that is not of floats, or holds NaN.
+        ImageError: for anything else, see `check_images`, or an image that cannot be RGB, see `as_rgb`.
     """
+    check_images(images)
     if isinstance(images, Tensor):
-        if not images.is_floating_point():
-            raise ValueError(f"Expected a tensor of images to be float in [0, 1], but got {images.dtype}.")
-        if images.isnan().any():
-            raise ValueError(
-                "Expected images without NaN. An autoencoder that gives them may overflow in half precision: decode in "
-                "float32 or bfloat16."
-            )
         return (images.detach().to(device).float().clamp(0, 1) * 255).round().to(torch.uint8)
-    arrays = [np.array(image.convert("RGB")) for image in images]
+    arrays = [np.array(as_rgb(image)) for image in images]
     return [torch.from_numpy(array).permute(2, 0, 1).to(device) for array in arrays]
-
-
-def to_pil(images: Tensor | Sequence[Image]) -> list[Image]:
-    """(B, 3, H, W) float in [0, 1], or PIL images of any mode, as RGB images; tensors are rounded as by `to_uint8`."""
-    if not isinstance(images, Tensor):
-        return [image.convert("RGB") for image in images]
-    return [fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in to_uint8(images, "cpu")]
 
 
 def to_pixels(
     images: Tensor | Sequence[Image], device: torch.device | str, exact: bool = True
 ) -> list[Tensor] | Tensor:
     """Images to prepare for a model: 8-bit as by `to_uint8`, or if not `exact` as the floats in [0, 1] they are."""
-    return images.to(device) if isinstance(images, Tensor) and not exact else to_uint8(images, device)
+    if isinstance(images, Tensor) and not exact:
+        check_images(images)
+        return images.to(device)
+    return to_uint8(images, device)
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -134,6 +126,7 @@ def clip_pixels(
         (B, 3, side, side) of `dtype` on `device`.
     """
     if convert_last and not isinstance(images, Tensor):
+        check_images(images)
         images = [_crop_in_mode(image, side) for image in images]
     pixels = batched(
         to_pixels(images, device, exact), lambda image: center_crop(resize_shortest_side(image, side), side)

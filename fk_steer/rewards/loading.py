@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_reward_guide.texts import read_text
+
 
 class RewardLoadError(OSError):
     """The weights of a reward could not be loaded; the message says from where and what was expected there."""
@@ -123,7 +125,7 @@ def read_json(file: Path) -> dict[str, Any]:
         RewardLoadError: if it is none.
     """
     try:
-        return json.loads(file.read_text())
+        return json.loads(read_text(file))
     except ValueError as error:
         raise RewardLoadError(f"Expected {file} to be a JSON file. ({error})") from error
 
@@ -143,7 +145,7 @@ def read_sharded(path: str, reward: str, revision: str | None = None) -> dict[st
                 continue
             if index_name == name:
                 return read_weights(file, reward)
-            shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+            shards = sorted(set(json.loads(read_text(file))["weight_map"].values()))
             weights: dict[str, Tensor] = {}
             for shard in shards:
                 weights.update(read_weights(fetch(path, shard, reward, revision), reward))

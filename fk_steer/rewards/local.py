@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bundled import resolve_reward
+from ..smc import unknown
 from .base import Images, Reward, check_one_prompt_per_image, device_of
 from .card import RewardCard
 from .loading import default_device
@@ -275,7 +276,7 @@ def check_variant(variant: str, card: RewardCard, name: str) -> None:
         ValueError: for an unknown variant, listing the known ones.
     """
     if variant not in card.variants:
-        raise ValueError(f"Unknown variant {variant!r} of {name}. Known: {', '.join(card.variants)}.")
+        raise unknown("variant", variant, card.variants, of=f" of {name}")
 
 
 def unit(features: Tensor) -> Tensor:

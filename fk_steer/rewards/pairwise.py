@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_reward_guide.images import to_pil
+
+from ..smc import integer, real, unknown
 from .base import Images, MissingScoreError, Reward, RewardError, name_of
 from .images import to_uint8
 
@@ -75,10 +78,9 @@ class PairwiseReward(Reward):
         name: str | None = None,
         default_lmbda: float | None = None,
     ) -> None:
-        if opponents is not None and opponents < 1:
-            raise ValueError(f"Expected `opponents` to be None or at least 1, but got {opponents}.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"Expected `batch_size` to be None or at least 1, but got {batch_size}.")
+        opponents = integer("opponents", opponents, 1, optional=True)
+        batch_size = integer("batch_size", batch_size, 1, optional=True)
+        clip = real("clip", clip)
         if not 0.0 < clip < 0.5:
             raise ValueError(f"Expected `clip` to be between 0.0 and 0.5, but got {clip}.")
         self.comparer, self.opponents, self.both_orders = comparer, opponents, both_orders
@@ -88,7 +90,7 @@ class PairwiseReward(Reward):
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """The images, 8 bits a channel as they would be saved."""
-        return list(to_uint8(images, images.device)) if isinstance(images, Tensor) else images
+        return list(to_uint8(images, images.device)) if isinstance(images, Tensor) else to_pil(images)
 
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
@@ -153,7 +155,7 @@ class PairwiseReward(Reward):
 
 def check_statistic(statistic: str) -> str:
     if statistic not in STATISTICS:
-        raise ValueError(f"Unknown statistic {statistic!r}. Known: {', '.join(STATISTICS)}.")
+        raise unknown("statistic", statistic, STATISTICS)
     return statistic
 
 

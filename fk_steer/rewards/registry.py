@@ -7,6 +7,7 @@ import inspect
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from ..smc import is_named, suggestion, unknown
 from .base import RewardFunction
 from .card import RewardCard
 
@@ -54,8 +55,8 @@ def reward_factory(name: str) -> Any:
         ValueError: for an unknown name, listing the known ones.
     """
     rewards = available_rewards()
-    if name not in rewards:
-        raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(sorted(rewards))}.")
+    if not is_named(name, rewards):
+        raise unknown("reward", name, sorted(rewards))
     return rewards[name].load()
 
 
@@ -74,9 +75,12 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
     factory = reward_factory(name)
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = [option for option in options if option not in parameters]
-    if unknown and not takes_any:
-        raise ValueError(f"Reward '{name}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}.")
+    strange = [option for option in options if option not in parameters]
+    if strange and not takes_any:
+        raise ValueError(
+            f"Reward '{name}' has no option {strange[0]!r}. It takes: {', '.join(parameters)}."
+            f"{suggestion(strange[0], parameters)}"
+        )
     needed = [
         option
         for option, parameter in parameters.items()

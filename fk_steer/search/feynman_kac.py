@@ -15,6 +15,7 @@ from ..smc import (
     TEMPERINGS,
     Difference,
     FeynmanKac,
+    Keywords,
     Potential,
     Resampling,
     Schedule,
@@ -25,12 +26,12 @@ from ..smc import (
 )
 from .base import Look, Outcome, Plan, RewardFacts, Search, Start
 from .rollover import Again, roll_over
-from .strategy import Strategy, coerced, named
+from .strategy import ONE_PARTICLE, Strategy, coerced, named
 from .wrappers import EarlyStop, Elite, Standardized
 
 
 @dataclass(frozen=True)
-class Stop:
+class Stop(Keywords):
     """When a prompt is good enough.
 
     Attributes:
@@ -154,6 +155,12 @@ class FKSteering(Strategy):
         if self.stop is None or not self.stop.rollover:
             return saved
         return roll_over(best, self.stop.target_reward, cost, saved, again)
+
+    def caveats(self, num_steps: int) -> list[str]:
+        if not self.looks or (self.stop is not None and self.stop.rollover):
+            return []
+        few = self.schedule.shortfall(num_steps, self.num_particles)
+        return [ONE_PARTICLE] if self.num_particles == 1 else [few] if few else []
 
     def trajectories(self, num_steps: int) -> float:
         """Cost of the denoiser in full trajectories per image, copies that no noise has parted yet counted too."""

@@ -10,7 +10,7 @@ import torch
 
 from ..smc import Current, FeynmanKac, Resampling, Schedule, TargetESS, integer
 from .base import Look, Plan, Search, Start
-from .strategy import Strategy, coerced, named
+from .strategy import ONE_PARTICLE, Strategy, coerced, named
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Lookahead(Strategy):
 
     def start(self, start: Start) -> Search:
         return _Lookahead(self, start)
+
+    def caveats(self, num_steps: int) -> list[str]:
+        few = self.schedule.shortfall(num_steps, self.num_particles)
+        return [ONE_PARTICLE] if self.num_particles == 1 else [few] if few else []
 
     def copying(self, num_steps: int) -> list[int]:
         return sorted(self.schedule.events(num_steps, self.num_particles))

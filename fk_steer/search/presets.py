@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedule
+from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedule, is_named, unknown
 from .depth_first import DepthFirst
 from .evolution import Evolution
 from .feynman_kac import FKSteering
@@ -120,6 +120,6 @@ def preset(name: str, **overrides: Any) -> Strategy:
     Raises:
         ValueError: for an unknown name or setting, listing the known ones.
     """
-    if name not in PRESETS:
-        raise ValueError(f"Unknown preset {name!r}. Known: {', '.join(PRESETS)}.")
+    if not is_named(name, PRESETS):
+        raise unknown("preset", name, PRESETS)
     return PRESETS[name].settings.replace(**overrides)

@@ -6,20 +6,23 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from os import PathLike, fspath
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from ..smc import integer, real
+from ..smc import Keywords, brief, integer, is_named, numbers, real, suggestion, unknown
 from .base import Look, Plan, RewardFacts, Search, Start, describe
 
 
 Kind = TypeVar("Kind")
 Self = TypeVar("Self", bound="Strategy")
 
+ONE_PARTICLE = "With one particle there is nothing to choose from, so nothing is steered. Set `num_particles` above 1."
+
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Keywords):
     """The noise of samplers whose noise can be switched.
 
     Attributes:
@@ -37,7 +40,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", real("eta", self.eta, 0.0, 1.0))
-        window = tuple(real("window", entry, 0.0, 1.0) for entry in self.window)
+        window = tuple(real("window", entry, 0.0, 1.0) for entry in numbers("window", self.window))
         object.__setattr__(self, "window", window)
         if len(window) != 2 or window[0] > window[1]:
             raise ValueError(f"Expected `window` as (start, stop) with 0 <= start <= stop <= 1, but got {window}.")
@@ -49,7 +52,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(Keywords):
     """A small decoder for x0 predictions, in place of the pipeline's VAE.
 
     Attributes:
@@ -58,13 +61,24 @@ class Preview:
         until: progress in [0, 1] of the loop up to which it is used.
 
     Raises:
-        ValueError: for `until` out of range.
+        ValueError: for `until` out of range, or a decoder that can be none.
     """
 
     decoder: Any
     until: float = 1.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.decoder, PathLike):
+            object.__setattr__(self, "decoder", fspath(self.decoder))
+        if (
+            self.decoder is None
+            or self.decoder == ""
+            or isinstance(self.decoder, (type, bool, int, float, list, tuple, dict, set))
+        ):
+            raise ValueError(
+                "Expected `decoder` of the preview to be an `AutoencoderTiny`, or the hub id or path of one, but got "
+                f"{brief(self.decoder)}."
+            )
         object.__setattr__(self, "until", real("until", self.until, 0.0, 1.0))
 
 
@@ -89,8 +103,8 @@ def named(setting: str, known: Mapping[str, type[Kind]], kind: Any, value: Any) 
         return value  # type: ignore[no-any-return]
     options = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = options.pop("name", None)
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"Unknown {setting} {name!r}. Known: {', '.join(known)}.")
+    if not is_named(name, known):
+        raise unknown(setting, name, known)
     return made(known[name], options)
 
 
@@ -98,17 +112,21 @@ def made(kind: type[Kind], settings: Mapping[str, Any]) -> Kind:
     """A settings object.
 
     Raises:
-        ValueError: for a setting that it does not have, listing those it has.
+        ValueError: for a setting that it does not have, listing those it has, or without one that it needs.
     """
-    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if unknown := [name for name in settings if name not in known]:
-        has = f"Known: {', '.join(known)}" if known else "It has none"
-        raise ValueError(f"Unknown setting {unknown[0]!r} of {kind.__name__}. {has}.")
+    entries = dataclasses.fields(kind)  # type: ignore[arg-type]
+    known = [entry.name for entry in entries]
+    if strange := [name for name in settings if name not in known]:
+        raise unknown("setting", strange[0], known, of=f" of {kind.__name__}")
+    missing = dataclasses.MISSING
+    needed = [entry.name for entry in entries if entry.default is missing and entry.default_factory is missing]
+    if absent := [name for name in needed if name not in settings]:
+        raise ValueError(f"{kind.__name__} needs the setting {absent[0]!r}. Known: {', '.join(known)}.")
     return kind(**settings)
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(Keywords):
     """Settings of a search. A subclass that needs no memory gives `events` and `step`; one that does gives `start`.
 
     ```py
@@ -193,6 +211,10 @@ class Strategy:
         """
         return saved
 
+    def caveats(self, num_steps: int) -> list[str]:
+        """Why a run of so many steps steers little or nothing, in sentences for warnings; empty if it does not."""
+        return []
+
     # Settings as data.
 
     @property
@@ -223,9 +245,16 @@ class Strategy:
         """Inverse of `to_dict`; what is left out takes its default.
 
         Raises:
-            ValueError: for an unknown strategy or setting, listing the known ones.
+            ValueError: for an unknown strategy or setting, listing the known ones, or for anything but a mapping.
         """
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"Expected settings as the mapping that `to_dict` makes, but got {brief(settings)}.")
         settings = dict(settings)
+        if cls is Strategy and "strategy" not in settings:
+            from .registry import STRATEGIES
+
+            near = next((hint for key in settings if (hint := suggestion(key, ["strategy"]))), "")
+            raise ValueError(f"Expected settings with an entry 'strategy', one of: {', '.join(STRATEGIES)}.{near}")
         name = settings.pop("strategy", _name_of(cls))
         return made(cls if name == _name_of(cls) else strategy_class(name), settings)
 
@@ -259,8 +288,8 @@ def strategy_class(name: str) -> type[Strategy]:
     """
     from .registry import STRATEGIES
 
-    if not isinstance(name, str) or name not in STRATEGIES:
-        raise ValueError(f"Unknown strategy {name!r}. Known: {', '.join(STRATEGIES)}.")
+    if not is_named(name, STRATEGIES):
+        raise unknown("strategy", name, STRATEGIES)
     module, _, attribute = STRATEGIES[name].partition(":")
     kind: type[Strategy] = getattr(import_module(module), attribute)
     return kind

@@ -60,7 +60,9 @@ def load_pipeline(name: str = "shapes", **options: Any) -> FKStableDiffusionPipe
     from ..pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
     if name not in BUNDLED:
-        raise ValueError(f"Unknown bundled model {name!r}. Known: {', '.join(BUNDLED)}.")
+        from ..smc import unknown
+
+        raise unknown("bundled model", name, BUNDLED)
     kind = FKStableDiffusionXLPipeline if name == "shapes-xl" else FKStableDiffusionPipeline
     return kind.from_pretrained(resolve(name), **{**shared_components(name, options.get("dtype")), **options})
 

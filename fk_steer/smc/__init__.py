@@ -1,8 +1,9 @@
 """Sequential Monte Carlo on tensors: resampling, potentials, tempering, weights. Imports torch only and knows nothing
 of diffusion."""
 
-from .checks import flag, integer, real, scalar
+from .checks import flag, integer, numbers, real, scalar
 from .feynman_kac import Event, FeynmanKac, State
+from .names import Keywords, brief, is_named, suggestion, unknown
 from .potentials import POTENTIALS, Current, Difference, Max, Potential, Sum
 from .resampling import (
     BIASED,
@@ -35,6 +36,7 @@ __all__ = [
     "FeynmanKac",
     "Generators",
     "Geometric",
+    "Keywords",
     "Max",
     "Potential",
     "Resampling",
@@ -46,11 +48,14 @@ __all__ = [
     "Tempering",
     "Weights",
     "argmax",
+    "brief",
     "effective_sample_size",
     "flag",
     "integer",
+    "is_named",
     "multinomial",
     "normalize",
+    "numbers",
     "real",
     "residual",
     "scalar",
@@ -58,6 +63,8 @@ __all__ = [
     "standardize",
     "step_of",
     "stratified",
+    "suggestion",
     "systematic",
     "top_k",
+    "unknown",
 ]

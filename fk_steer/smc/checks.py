@@ -1,9 +1,14 @@
-"""Numbers as users give them: Python's, NumPy's and torch's scalars alike."""
+"""Numbers as users give them: Python's, NumPy's, torch's, fractions and decimals alike."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Set
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
+
+from .names import brief
 
 
 _DIGITS = {2: 3, 4: 7}
@@ -11,7 +16,10 @@ _DIGITS = {2: 3, 4: 7}
 
 
 def scalar(value: Any) -> Any:
-    """The Python number in a NumPy or torch scalar, 0.7 if it is a single-precision 0.7; anything else as it is."""
+    """The Python number in a NumPy or torch scalar, 0.7 if it is a single-precision 0.7, or that of a `Fraction` or
+    `Decimal`; anything else as it is."""
+    if isinstance(value, (Fraction, Decimal)):
+        return float(value)
     if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
         return value
     number = value.item()
@@ -35,7 +43,7 @@ def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, 
         return None
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not _within(number, low, high):
         raise ValueError(
-            f"Expected `{name}` to be {'None or ' if optional else ''}{_range(low, high)}, but got {value!r}."
+            f"Expected `{name}` to be {'None or ' if optional else ''}{_range(low, high)}, but got {brief(value)}."
         )
     return number
 
@@ -51,7 +59,7 @@ def integer(name: str, value: Any, low: int, optional: bool = False) -> Any:
         return None
     if isinstance(number, bool) or not isinstance(number, int) or number < low:
         kind = f"{'None or ' if optional else ''}an integer of at least {low}"
-        raise ValueError(f"Expected `{name}` to be {kind}, but got {value!r}.")
+        raise ValueError(f"Expected `{name}` to be {kind}, but got {brief(value)}.")
     return number
 
 
@@ -63,8 +71,23 @@ def flag(name: str, value: Any) -> Any:
     """
     truth = scalar(value)
     if not isinstance(truth, bool):
-        raise ValueError(f"Expected `{name}` to be True or False, but got {value!r}.")
+        raise ValueError(f"Expected `{name}` to be True or False, but got {brief(value)}.")
     return truth
+
+
+def numbers(name: str, values: Any) -> tuple[float | int, ...]:
+    """The Python numbers in a sequence of any library, in its order.
+
+    Raises:
+        ValueError: for anything else, a set or a mapping too, which have no order.
+    """
+    unordered = isinstance(values, (str, bytes, Set, Mapping)) or scalar(values) is not values
+    if unordered or not isinstance(values, Iterable):
+        raise ValueError(f"Expected `{name}` to be a sequence of numbers, but got {brief(values)}.")
+    found = tuple(scalar(value) for value in values)
+    if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in found):
+        raise ValueError(f"Expected `{name}` to hold numbers, but got {brief(values)}.")
+    return found
 
 
 def _within(number: float, low: float, high: float) -> bool:

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from .checks import flag, real
+from .names import Keywords
 
 
 @dataclass(frozen=True)
-class Potential(ABC):
+class Potential(Keywords, ABC):
     """A running statistic of the rewards on a path, times lambda.
 
     Attributes:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .checks import flag, real
+from .names import Keywords, is_named, unknown
 from .weights import Weights, checked, normalize
 
 
@@ -145,7 +146,7 @@ BIASED = (top_k, argmax)
 
 
 @dataclass(frozen=True)
-class Resampling:
+class Resampling(Keywords):
     """How and when particles are resampled.
 
     Attributes:
@@ -164,8 +165,8 @@ class Resampling:
     after_noise: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scheme, str) or self.scheme not in RESAMPLERS:
-            raise ValueError(f"Unknown resampler {self.scheme!r}. Known: {', '.join(RESAMPLERS)}.")
+        if not is_named(self.scheme, RESAMPLERS):
+            raise unknown("resampler", self.scheme, RESAMPLERS)
         object.__setattr__(self, "after_noise", flag("after_noise", self.after_noise))
         object.__setattr__(self, "ess_threshold", real("ess_threshold", self.ess_threshold, 0.0, 1.0))
 

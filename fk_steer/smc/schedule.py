@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from .checks import scalar
+from .checks import numbers
+from .names import Keywords
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Keywords):
     """The plan of a run, independent of the number of steps and particles.
 
     Throughout, a float is a fraction and an int a count: `0.25` is a quarter of the loop (or of the particles), `25`
@@ -33,7 +32,7 @@ class Schedule:
     alive: tuple[float | int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", _entries("at", self.at))
+        object.__setattr__(self, "at", numbers("at", self.at))
         for entry in self.at:
             if isinstance(entry, float) and not 0.0 <= entry < 1.0:
                 raise ValueError(f"Expected fractions in `at` from 0.0 up to but not 1.0, but got {entry}.")
@@ -44,7 +43,7 @@ class Schedule:
             if any(b <= a for a, b in zip(entries, entries[1:])):
                 raise ValueError(f"Expected `at` in ascending order, but got {self.at}.")
         if self.alive is not None:
-            object.__setattr__(self, "alive", _entries("alive", self.alive))
+            object.__setattr__(self, "alive", numbers("alive", self.alive))
             if len(self.alive) != len(self.at):
                 raise ValueError(
                     f"Expected one entry of `alive` for each of `at` ({len(self.at)}), but got {len(self.alive)}."
@@ -78,17 +77,20 @@ class Schedule:
                 events[step] = alive
         return events
 
+    def shortfall(self, num_steps: int, num_particles: int) -> str | None:
+        """What a loop of `num_steps` steps leaves of the entries, as a sentence; None if there is a step for each."""
+        if not self.at or (len(self.at) < num_steps and self.events(num_steps, num_particles)):
+            return None
+        left = len(self.events(num_steps, num_particles))
+        steered = "so nothing is steered" if not left else f"so {left} of them {'is' if left == 1 else 'are'} left"
+        return (
+            f"The schedule has {len(self.at)} scoring event{'s' if len(self.at) > 1 else ''}, but the loop only "
+            f"{num_steps} step{'s' if num_steps > 1 else ''}, the last of which is the final image's, {steered}. Take "
+            "more steps, or score less often."
+        )
+
 
 def step_of(entry: float | int, num_steps: int) -> int:
     """The step, counted from zero, after which the share `entry` of a loop's denoiser calls is made; an int is a step
     already."""
     return max(0, math.floor(entry * num_steps + 1e-9) - 1) if isinstance(entry, float) else entry
-
-
-def _entries(name: str, values: Any) -> tuple[float | int, ...]:
-    if isinstance(values, str) or scalar(values) is not values or not isinstance(values, Iterable):
-        raise ValueError(f"Expected `{name}` to be a sequence of numbers, but got {values!r}.")
-    numbers = tuple(scalar(value) for value in values)
-    if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
-        raise ValueError(f"Expected `{name}` to hold numbers, but got {values!r}.")
-    return numbers

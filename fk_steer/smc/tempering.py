@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import real
+from .names import Keywords
 from .weights import effective_sample_size
 
 
@@ -46,7 +47,7 @@ class Situation:
         return torch.full((len(self.statistic),), lmbda, dtype=torch.float64)
 
 
-class Tempering(ABC):
+class Tempering(Keywords, ABC):
     """The lambda in force at each scoring event."""
 
     name: ClassVar[str]

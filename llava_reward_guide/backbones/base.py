@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..files import CheckpointError
+from ..files import CheckpointError, refuse_empty
 from ..images import ImageError
 from .text import TextTokenizer
 
@@ -92,9 +92,10 @@ class Backbone(nn.Module, ABC):
     Attributes:
         model_type: in the config.json of the model.
         projector_name: path of the projector in `model`.
-        projector_prefixes: prefixes that the projector's names have in the files of checkpoints.
+        projector_prefixes: prefixes that the projector's names have in the files of checkpoints, wrappers aside.
         adapter_prefixes: prefix in a LoRA file -> prefix in `model`.
         supports_skip_ca: whether the released code has SkipCA for it.
+        files: that a folder with the model has beside config.json and its weights.
         model: the `transformers` model.
         tokenizer: of its text.
         pad_token_id: fills `input_ids` on the left.
@@ -107,6 +108,7 @@ class Backbone(nn.Module, ABC):
     projector_prefixes: ClassVar[tuple[str, ...]]
     adapter_prefixes: ClassVar[dict[str, str]]
     supports_skip_ca: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
     num_crops: int | None = None
     tokenizer: TextTokenizer
 
@@ -254,6 +256,7 @@ def load_weights(kind: Any, path: str, **options: Any) -> Any:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"Could not read the weights of {kind.__name__} in '{path}': {reason}.") from error
+    refuse_empty({name: tuple(got) for name, got, _ in found["mismatched_keys"] if 0 in got}, path)
     wrong = [f"{name} is {tuple(got)} instead of {tuple(own)}" for name, got, own in sorted(found["mismatched_keys"])]
     wrong += [f"{name} is missing" for name in sorted(found["missing_keys"])]
     if wrong:

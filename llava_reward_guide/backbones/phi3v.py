@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3Model
 
-from ..images import hd_crops, hd_layout, hd_transform
+from ..hd import hd_crops, hd_layout, hd_transform
 from .base import Backbone, BackboneInputs, BackboneOutput, Row, load_weights
 from .cost import clip_flops
 from .text import TextTokenizer

@@ -77,7 +77,10 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
 
     Raises:
         OSError: if there is none.
-        ValueError: if it is no JSON.
+        ValueError: if it is no JSON object.
     """
     with open(cached_file(path, "config.json", revision=revision), encoding="utf-8") as file:
-        return json.load(file)
+        found = json.load(file)
+    if not isinstance(found, dict):
+        raise ValueError(f"Expected an object in config.json, but it holds a {type(found).__name__}.")
+    return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from ..cli import one_line_errors
 from .convert import best_images, labels_from_annotations, pairs_from_ratings
 from .items import Items, check_images, read_rows, standard
 from .overlap import remove_overlap
+from .places import find_images
 
 
 app = typer.Typer(
@@ -48,8 +51,12 @@ def pairs(
     sources: Sources,
     out: Out,
     rating: Annotated[
-        str, typer.Option(help="Column to compare by; for ImageReward 'alignment', 'fidelity' or 'overall'.")
-    ] = "rating",
+        str | None,
+        typer.Option(
+            help="Column to compare by; for ImageReward 'alignment', 'fidelity' or 'overall'. [default: rating, or "
+            "else a rank or preference]"
+        ),
+    ] = None,
     min_gap: Annotated[float, typer.Option(help="Ratings that differ by no more are ties.")] = 0.0,
     evaluation: Evaluation = [],  # noqa: B006
     threshold: Threshold = 0.85,
@@ -58,16 +65,22 @@ def pairs(
         str | None, typer.Option(help="Add hard negatives, found with this CLIP (folder or hub id).")
     ] = None,
     image_folder: Annotated[
-        Path | None, typer.Option(help="What paths are relative to. [default: the folder of the first file]")
+        Path | None,
+        typer.Option(
+            help="That holds the images, under their paths or the ends of these. [default: the folder of the first "
+            "file, which paths are relative to]"
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Of that CLIP. [default: cuda if there is one]")] = None,
     validation: Validation = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Pairs from rated or ranked images: one row per image {prompt, path, RATING}, or ImageReward's files."""
+    """Pairs from rated or ranked images: a row per image {prompt, path, RATING}, per prompt with lists of images and
+    ranks (ImageReward, HPDv2), or per comparison (Pick-a-Pic, HPDv3, GenAI-Bench).
+    """
     with one_line_errors():
-        rows = [row for source in sources for row in read_rows(source)]
-        items, statistics = pairs_from_ratings(rows, rating, min_gap)
+        rows, where = _read(sources)
+        items, statistics = pairs_from_ratings(rows, rating, min_gap, where=where)
         typer.echo(str(statistics))
         items = _without_overlap(items, evaluation, threshold, distance)
         if negatives is not None:
@@ -76,12 +89,16 @@ def pairs(
             from .negatives import CLIPEmbedding, hard_negative_images, hard_negative_prompts
 
             folder = sources[0].parent if image_folder is None else image_folder
-            good, bad = check_images(Items(items, folder))
+            listed = Items(items, folder)
+            if image_folder is not None:
+                listed = replace(listed, places=find_images(listed.paths(), folder))
+                typer.echo(str(listed.places))
+            good, bad = check_images(listed)
             for index, problem in bad.items():
                 typer.echo(f"Skipped: pair {index}: {problem}", err=True)
             items = [items[index] for index in good]
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            embedding = CLIPEmbedding(negatives, folder, device)
+            embedding = CLIPEmbedding(negatives, listed.open, device)
             best = best_images(items)
             images = [(pair[side], pair["prompt"]) for pair in items for side in ("chosen_path", "reject_path")]
             found = hard_negative_prompts(best, embedding.text) + hard_negative_images(best, images, embedding.image)
@@ -102,10 +119,21 @@ def labels(
 ) -> None:
     """Labelled images from annotations: {path, label or safety_label (Safe, Unsafe, 1, 0), prompt or text}."""
     with one_line_errors():
-        items = labels_from_annotations(row for source in sources for row in read_rows(source))
+        items = labels_from_annotations(*_read(sources))
         good = sum(item["label"] for item in items)
         typer.echo(f"{len(items)} images, {good} labelled 1 (good, safe) and {len(items) - good} labelled 0")
         _write(_without_overlap(items, evaluation, threshold, distance), out, validation, seed)
+
+
+def _read(sources: list[Path]) -> tuple[list[dict[str, Any]], Callable[[int], str]]:
+    """Rows of all files, and what tells where a row is from."""
+    rows: list[dict[str, Any]] = []
+    places: list[tuple[Path, int]] = []
+    for source in sources:
+        found = read_rows(source)
+        rows += found
+        places += [(source, index) for index in range(len(found))]
+    return rows, lambda index: f"item {places[index][1]} of '{places[index][0]}'"
 
 
 def _without_overlap(items: list[Any], evaluation: list[Path], threshold: float, distance: str) -> list[Any]:
@@ -125,7 +153,8 @@ def _without_overlap(items: list[Any], evaluation: list[Path], threshold: float,
 def _texts(row: dict[str, Any]) -> list[str]:
     """Its prompts that are not empty."""
     prompt = standard(row).get("prompt") or []
-    return [text for text in ([prompt] if isinstance(prompt, str) else prompt) if text]
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    return [text for text in texts if isinstance(text, str) and text]
 
 
 def _write(items: list[dict[str, Any]], out: Path, validation: float, seed: int) -> None:

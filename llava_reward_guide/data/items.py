@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from io import BytesIO, StringIO
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..images import ImageError, load_image
+from ..images import ImageError, as_rgb, decode_image, load_image
+from ..texts import TABLES, read_json, read_json_lines, read_table
+from .places import Places, find_images
 
 
 if TYPE_CHECKING:
@@ -52,11 +51,13 @@ class Items:
         rows: the items; any sequence, so that a dataset on disk is not read at once.
         folder: what relative paths are relative to.
         source: for messages.
+        places: where the images are, if that was looked up; None to take their paths as they are.
     """
 
     rows: Sequence[Item]
     folder: Path = Path(".")
     source: str = "the data"
+    places: Places | None = None
 
     @property
     def labelled(self) -> bool:
@@ -87,7 +88,17 @@ class Items:
         Raises:
             ImageError: if one is missing or cannot be read.
         """
-        return tuple(open_image(self[index][side], self.folder) for side in self.sides)
+        return tuple(self.open(self[index][side]) for side in self.sides)
+
+    def open(self, value: Any) -> Image.Image:
+        """An image as an item names it; see `open_image`."""
+        if self.places is not None and isinstance(value, (str, Path)) and str(value) in self.places.found:
+            return load_image(self.places.found[str(value)])
+        return open_image(value, self.folder)
+
+    def paths(self) -> list[str]:
+        """Of all images that are named by one."""
+        return [str(item[side]) for item in self for side in self.sides if isinstance(item[side], (str, Path))]
 
     def describe(self, index: int) -> dict[str, Any]:
         """An item as JSON can hold it."""
@@ -99,11 +110,13 @@ def read_items(source: str | Path, folder: str | Path | None = None) -> Items:
 
     Args:
         source: a JSON, JSONL or CSV file, or 'hf:NAME[:SPLIT]' for a Hugging Face dataset on the hub or on disk.
-        folder: what relative paths are relative to; None for the folder of the file.
+        folder: that holds the images, under their paths or the ends of these (see `find_images`); None for the folder
+            of the file, which the paths are relative to.
 
     Raises:
         ImportError: for a Hugging Face dataset without the package `datasets`.
-        ValueError: for a file that is missing or holds something else, naming the first item that does not fit.
+        ValueError: for a file that is missing or holds something else, naming the first item that does not fit; or if
+            the folder holds none of the images.
     """
     name = str(source)
     if name.startswith(HUB_PREFIX):
@@ -119,13 +132,23 @@ def read_items(source: str | Path, folder: str | Path | None = None) -> Items:
     for index in checked:
         item = items[index]
         prompt = item.get("prompt")
-        pair = isinstance(prompt, (list, tuple)) and len(prompt) == 2 and not items.labelled
-        fits = item.keys() >= set(wanted) and (isinstance(prompt, str) or pair)
+        pair = not items.labelled and isinstance(prompt, (list, tuple)) and len(prompt) == 2
+        texts = prompt if isinstance(prompt, (list, tuple)) and pair else [prompt]
+        fits = item.keys() >= set(wanted) and all(isinstance(text, str) for text in texts)
         if not fits or (items.labelled and item["label"] not in (0, 1)):
             raise ValueError(
                 f"Expected {', '.join(wanted)} in every item of '{name}' (labels 0 or 1), but item {index} is "
-                f"{items.describe(index)}."
+                f"{items.describe(index)}. Ratings, rankings and votes are made pairs by "
+                f"`python -m llava_reward_guide.data pairs`."
             )
+        for side in items.sides:
+            if not isinstance(item[side], (str, Path, Mapping, Image.Image)) or item[side] == "":
+                raise ValueError(
+                    f"Expected the path of an image for `{side}` in every item of '{name}', but item {index} has "
+                    f"{item[side]!r}."
+                )
+    if folder is not None and not name.startswith(HUB_PREFIX):
+        items = replace(items, places=find_images(items.paths(), Path(folder)))
     return items
 
 
@@ -137,18 +160,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            rows: Any = list(csv.DictReader(StringIO(text, newline="")))
-        elif path.suffix == ".jsonl":
-            # Not `splitlines`, which also splits at what may stand within a text, such as U+2028.
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if path.suffix.lower() in TABLES:
+            rows: Any = read_table(path)
+        elif path.suffix.lower() == ".jsonl":
+            rows = [row for _, row in read_json_lines(path)]
         else:
-            rows = json.loads(text)
+            rows = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"Expected JSON, JSONL or CSV at '{path}', but there is no such file.") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"Expected JSON, JSONL or CSV in '{path}', but could not parse it: {error}.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"Expected a list of objects in '{path}', but got {type(rows).__name__}.")
     return rows
@@ -162,7 +181,7 @@ def standard(row: Item) -> dict[str, Any]:
             item[name] = item.pop(alias)
     if "label" in item:
         label = item["label"]
-        words = {"safe": 1, "unsafe": 0, "1": 1, "0": 0, "true": 1, "false": 0}
+        words = {"safe": 1, "unsafe": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
         item["label"] = words.get(label.strip().lower(), label) if isinstance(label, str) else label
         item["prompt"] = item.get("prompt") or ""
     return item
@@ -175,14 +194,11 @@ def open_image(value: Any, folder: Path) -> Image.Image:
         ImageError: if it is missing or cannot be read.
     """
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return as_rgb(value)
     if isinstance(value, Mapping):
         if value.get("bytes") is None:
             return open_image(value["path"], folder)
-        try:
-            return ImageOps.exif_transpose(Image.open(BytesIO(value["bytes"]))).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError(f"Expected a readable image in the dataset, but it is corrupt: {error}.") from None
+        return decode_image(value["bytes"], "the dataset")
     return load_image(folder / str(value))
 
 
@@ -210,7 +226,7 @@ def check_images(
             key = str(item[side]) if isinstance(item[side], (str, Path)) else None
             if key is None or key not in known:
                 try:
-                    image = open_image(item[side], items.folder)
+                    image = items.open(item[side])
                     if backbone is not None:
                         backbone.check_size(image, key or "a row of the dataset")
                     problem = None
@@ -253,4 +269,6 @@ def _hub_rows(name: str) -> Sequence[Item]:
 
 
 def _plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
     return isinstance(value, (str, int, float, bool, list, tuple, type(None)))

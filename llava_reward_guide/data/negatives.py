@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor
 
 from ..backbones import load_weights
@@ -90,14 +91,18 @@ class CLIPEmbedding:
 
     Args:
         name: folder or hub id of a CLIP with its tokenizer.
-        folder: what relative paths are relative to.
+        images: what relative paths are relative to, or what makes an image of a path, such as `Items.open`.
 
     Raises:
         CheckpointError: if its weights are not whole.
     """
 
     def __init__(
-        self, name: str, folder: str | Path = ".", device: torch.device | str = "cpu", batch_size: int = 64
+        self,
+        name: str,
+        images: str | Path | Callable[[str], Image] = ".",
+        device: torch.device | str = "cpu",
+        batch_size: int = 64,
     ) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
@@ -105,7 +110,8 @@ class CLIPEmbedding:
         self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         side = self.model.config.vision_config.image_size
         self.processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-        self.folder, self.batch_size = Path(folder), batch_size
+        self.read = images if callable(images) else lambda path: load_image(Path(images) / path)
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
@@ -120,7 +126,7 @@ class CLIPEmbedding:
     def image(self, paths: Sequence[str]) -> Tensor:
         parts = []
         for start in range(0, len(paths), self.batch_size):
-            chunk = [load_image(self.folder / path) for path in paths[start : start + self.batch_size]]
+            chunk = [self.read(path) for path in paths[start : start + self.batch_size]]
             pixels = self.processor(chunk, return_tensors="pt")["pixel_values"]
             parts.append(self.model.get_image_features(pixels.to(self.model.device)).pooler_output)
         return torch.cat(parts)

@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
+from ..attention import check_attention_name
 from ..config import RewardConfig
+from ..texts import read_yaml
 
 
 SCOPES = ("all", "lora_only")
@@ -113,6 +113,7 @@ class TrainingConfig:
                 f"Expected `dtype` 'float32' with `mixed_precision` 'no' and `optimizer_scope` 'all', but got "
                 f"{self.dtype!r}."
             )
+        check_attention_name(self.attn_implementation)
         self.reward_config()
 
     def reward_config(self) -> RewardConfig:
@@ -154,7 +155,7 @@ def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None =
             path = files("llava_reward_guide") / "configs" / f"{source}.yaml"
             if not path.is_file():
                 raise ValueError(f"Expected a YAML file or one of {', '.join(shipped_configs())}, but got '{source}'.")
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        loaded = read_yaml(path) or {}
         if not isinstance(loaded, dict):
             raise ValueError(f"Expected `name: value` in '{source}', but got {type(loaded).__name__}.")
         values.update(loaded)

@@ -363,12 +363,15 @@ def _same_run(config: TrainingConfig, folder: Path) -> None:
             f"Expected the settings of the run to go on with in '{folder / 'config.yaml'}', but could not read them: "
             f"{error}. Choose another `output`, or put the file back."
         ) from None
-    other = [name for name, value in config.to_dict().items() if name not in FREE and before.get(name) != value]
-    if other:
-        was = ", ".join(f"{name} {before.get(name)!r}" for name in other)
+    changes = [
+        f"{name}: {before.get(name)!r} -> {value!r}"
+        for name, value in config.to_dict().items()
+        if name not in FREE and before.get(name) != value
+    ]
+    if changes:
         raise ValueError(
-            f"Expected the settings of the run that '{folder}' holds ({was}) to go on with it, but got others. Choose "
-            f"another `output`, or remove it."
+            f"Expected the settings of the run that '{folder}' holds to go on with it, but got others "
+            f"({', '.join(changes)}). Choose another `output`, or remove it."
         )
 
 

@@ -445,7 +445,7 @@ class TestStockFeatures:
         def broken(images, prompts):
             raise KeyError("boom")
 
-        with pytest.raises(KeyError):
+        with pytest.raises(RewardError):
             steer(pipe, broken, RESAMPLE)(PROMPTS, **self.CALL)
         for owner, name in ((pipe.scheduler, "step"), (pipe.unet, "forward"), (pipe.vae, "decode")):
             assert name not in vars(owner)
@@ -578,7 +578,9 @@ class TestBadInput:
 
     def test_copies_of_the_last_resampling_that_never_part_are_warned_of(self):
         closed = FKSteering(schedule=(0.4, 0.8), noise=Noise(window=(0.0, 0.5)))
-        with pytest.warns(UserWarning, match="No noise is added after the last resampling"):
+        with pytest.warns(
+            UserWarning, match="adds no noise after step .* that the last resampling makes stay identical"
+        ):
             steer(sd(), redness, closed)(PROMPTS, **self.CALL)
 
     def test_one_particle_needs_no_noise(self):

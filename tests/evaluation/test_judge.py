@@ -351,7 +351,7 @@ def test_command(pairs, tmp_path):
     assert [(row["reward"], row["judgements"]) for row in rows] == [("clip-score", "9"), ("hessel", "9")]
     refused = run(*arguments[:-4], "--batch-size", 5)
     assert refused.exit_code == 1
-    assert "another `batch_size` (4 instead of 5)" in refused.stderr
+    assert "another `batch_size` (batch_size: 4 -> 5)" in refused.stderr
 
 
 def test_counts_are_whole_numbers(tmp_path):

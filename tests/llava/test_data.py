@@ -233,7 +233,7 @@ def test_formats(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "could not parse"),
+        ("[", "to be JSON"),
         ("{}", "list of objects"),
         ("[]", "empty"),
         ('[{"prompt": "a", "chosen_path": "b"}]', "item 0"),

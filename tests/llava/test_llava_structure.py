@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava_reward_guide import RewardConfig, random_reward
 from llava_reward_guide.backbones.qwen2_5_vl import LOADING_PIXELS, PROCESSOR_PIXELS, resize_twice, smart_size
-from llava_reward_guide.images import hd_crops, hd_layout, hd_transform
+from llava_reward_guide.hd import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.untrained import random_backbone
 
 

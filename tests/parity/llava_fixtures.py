@@ -59,7 +59,11 @@ class Golden:
         (base,) = self.folder.glob("*_base")
         if (self.folder / "clip_vision_config.json").exists():
             vision = json.loads((self.folder / "clip_vision_config.json").read_text())
-            options = {"num_crops": 4, "backbone_options": {"vision_config": vision}, **options}
+            options = {
+                "num_crops": self.expected["num_crops"],
+                "backbone_options": {"vision_config": vision},
+                **options,
+            }
         if not (base / "tokenizer.json").exists():
             base = _with_tokenizer(base)
         return LlavaReward.from_pretrained(self.folder / "adapter", backbone=base, device="cpu", **options)

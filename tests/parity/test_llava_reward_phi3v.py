@@ -10,8 +10,8 @@ import pytest
 import torch
 from llava_fixtures import HIDDEN_TOLERANCE, REWARD_TOLERANCE, folders, golden, loaded
 
+from llava_reward_guide.hd import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.head import last_position
-from llava_reward_guide.images import hd_crops, hd_layout, hd_transform
 from llava_reward_guide.preference import preference_probability
 
 
@@ -23,14 +23,16 @@ def rewards_of(cases):
 
 
 @pytest.mark.parametrize("place", FOLDERS)
-@pytest.mark.parametrize("num_crops", [4, 16])
-def test_hd_transform(place, num_crops):
+@pytest.mark.parametrize("own", [True, False], ids=["own crops", "16 crops"])
+def test_hd_transform(place, own):
+    """With as many crops as the fixture's rewards have, and the default."""
     fixture = golden(place)
+    num_crops = fixture.expected["num_crops"] if own else 16
     if not (fixture.folder / "hd_expected.npz").exists():
         pytest.skip("this fixture has no HD transforms")
     arrays = np.load(fixture.folder / "hd_expected.npz")
     facts = json.loads((fixture.folder / "hd_expected.json").read_text())
-    facts = facts["images"] if num_crops == 4 else facts["default_16"]
+    facts = facts["images"] if own else facts["default_16"]
     for name, fact in facts.items():
         image = fixture.image(name)
         views = hd_crops(hd_transform(image, num_crops))
@@ -40,15 +42,15 @@ def test_hd_transform(place, num_crops):
         # The rest of the slots are zero in the original, and discarded there.
         total = views.double().sum((1, 2, 3))
         np.testing.assert_allclose(total, fact["crop_sums_f64"][: len(views)], atol=0.05)
-        key, stride = (f"{name}/pixel_values_stride8", 8) if num_crops == 4 else (f"{name}/pixel_values16_stride24", 24)
+        key, stride = (f"{name}/pixel_values_stride8", 8) if own else (f"{name}/pixel_values16_stride24", 24)
         if key in arrays:
             expected = torch.from_numpy(arrays[key])[: len(views)]
             torch.testing.assert_close(views[:, :, ::stride, ::stride], expected, atol=1e-6, rtol=0)
-        if num_crops == 4 and f"{name}/global_full" in arrays:
+        if own and f"{name}/global_full" in arrays:
             torch.testing.assert_close(views[0], torch.from_numpy(arrays[f"{name}/global_full"]), atol=1e-6, rtol=0)
-        if num_crops == 4 and (fixture.folder / "hd" / f"{name}_hd4.png").exists():
-            expected = np.asarray(fixture.image(f"hd/{name}_hd4.png"))
-            assert (hd_transform(image, 4).permute(1, 2, 0).numpy() == expected).all()
+        if own and (fixture.folder / "hd" / f"{name}_hd{num_crops}.png").exists():
+            expected = np.asarray(fixture.image(f"hd/{name}_hd{num_crops}.png"))
+            assert (hd_transform(image, num_crops).permute(1, 2, 0).numpy() == expected).all()
 
 
 @pytest.mark.parametrize("place", FOLDERS)

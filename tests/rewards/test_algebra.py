@@ -267,7 +267,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            (torch.zeros(7, 1), r"'bad' returned shape \(7, 1\), but one number per image was expected, \(7,\)"),
+            (torch.zeros(7, 2), r"'bad' returned shape \(7, 2\), but one number per image was expected, \(7,\)"),
+            (torch.zeros(1, 7), r"'bad' returned shape \(1, 7\), but one"),
             (0.5, r"'bad' returned shape \(\), but one"),
             ([1.0], r"'bad' returned shape \(1,\), but one"),
             (None, "'bad' returned None, but one number per image was expected"),
@@ -362,13 +363,13 @@ class TestAsReward:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            ("clip-score", "but got the text 'clip-score'. `load_reward` makes rewards by name"),
             (Duck, "but got the class Duck itself. Expected an object of it"),
             (3.0, "but got 3.0"),
             (None, "but got None"),
-            (lambda images: images, r"but '<lambda>\(images\)' takes other arguments"),
+            (lambda: 1.0, r"but '<lambda>\(\)' takes other arguments"),
+            (lambda a, b, c: a, r"but '<lambda>\(a, b, c\)' takes other arguments"),
         ],
-        ids=["text", "class", "number", "nothing", "too few arguments"],
+        ids=["class", "number", "nothing", "too few arguments", "too many arguments"],
     )
     def test_anything_else(self, value, message):
         for make in (as_reward, lambda reward: WeightedSum({reward: 1.0}), lambda reward: Cascade(light, reward)):
@@ -409,7 +410,7 @@ class TestAsPIL:
         with pytest.raises(RewardError, match=r"'<lambda>' returned shape \(1,\), but"):
             WeightedSum({as_pil(lambda pictures, prompts: [1.0]): 1.0})(BATCH, PROMPTS)
         with pytest.raises(TypeError, match="takes other arguments"):
-            as_pil(lambda pictures: pictures)
+            as_pil(lambda: 1.0)
         with pytest.raises(ValueError, match="one prompt per image"):
             as_pil(lambda pictures, prompts: pictures)(BATCH, PROMPTS[:1])
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fk_steer.rewards import Clipped, RewardError, load_reward
 from fk_steer.rewards.chat.client import ChatClient, Question, check_recordable, data_url
-from fk_steer.rewards.images import to_pil
+from llava_reward_guide.images import to_pil
 
 
 KEY = "sk-very-secret-0123456789"

@@ -149,7 +149,7 @@ class TestPairwiseReward:
         torch.testing.assert_close(scores, PairwiseReward(bradley_terry())(BATCH, ["a"] * 5))
 
     def test_pil_images_of_any_size(self):
-        from fk_steer.rewards.images import to_pil
+        from llava_reward_guide.images import to_pil
 
         def compare(first, second, prompts):
             return [float(one.width > other.width) for one, other in zip(first, second)]

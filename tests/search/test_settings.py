@@ -205,7 +205,7 @@ def test_frozen_and_hashable(settings):
         ({"resampling": {"shceme": "ssp"}}, "Unknown setting 'shceme' of Resampling. Known: scheme, ess_threshold"),
         ({"resampling": None}, "Unknown resampler None"),
         ({"potential": "min"}, "Unknown potential 'min'. Known: difference, max, sum, current"),
-        ({"potential": Max}, "Unknown potential <class"),
+        ({"potential": Max}, "Unknown potential the class Max. Known: difference"),
         ({"potential": {"floor": 1.0}}, "Unknown potential None"),
         ({"potential": {"name": "max", "flor": 1.0}}, "Unknown setting 'flor' of Max. Known: exact_terminal, floor"),
         ({"potential": {"name": "max", "floor": "low"}}, "`floor` to be None or a finite number, but got 'low'"),

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import golden_root
+from conftest import golden_root, shipped_golden
 
 from fk_steer.smc import Current, Difference, Event, FeynmanKac, Max, Potential, Resampling, State, Sum
 
 
-FOLDER = golden_root() / "fkd_reference"
+FOLDER = next(
+    (folder for root in (golden_root(), shipped_golden()) for folder in sorted(root.glob("fkd*")) if folder.is_dir()),
+    golden_root() / "fkd*",
+)
 RUNS: dict[str, dict[str, Any]] = (
     {run["name"]: run for run in json.loads((FOLDER / "expected.json").read_text())["runs"]} if FOLDER.exists() else {}
 )

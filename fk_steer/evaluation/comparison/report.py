@@ -15,9 +15,10 @@ from typing import Any
 
 from PIL import Image
 
+from llava_reward_guide.images import load_image
+
 from ...report.figures import figure_png
 from ...report.trace import Trace
-from ..folders import open_image
 from .figures import accuracy_by_cost, interval, marker_key, reach
 from .results import CellResults, Picture
 from .tables import Table, clear, number, tables
@@ -163,7 +164,7 @@ def _plain_picture(picture: Picture, file: str) -> dict[str, Any]:
 
 def _thumbnail(path: Path, side: int = 224) -> str:
     """A data URL: small images as they are, others scaled down."""
-    image = open_image(path)
+    image = load_image(path)
     buffer = io.BytesIO()
     if max(image.size) <= side:
         image.save(buffer, "WEBP", lossless=True)

@@ -20,6 +20,7 @@ from ...console import progress_bar, report_failure
 from ...files import is_file_name
 from ...rewards.registry import reward_factory
 from ...shapes import BUNDLED
+from ...smc import unknown
 from ..folders import Item, prompt_folders, read_items
 from ..generation.run import GenerationSettings, generate, is_first_process
 from ..geneval.accuracy import detector_settings, evaluate_folders
@@ -149,8 +150,8 @@ def read_study(config: Mapping[str, Any]) -> Study:
         ValueError: for an unknown key or name, saying which are known, or labels that are no names of folders or share
             one.
     """
-    if unknown := [key for key in config if key not in KEYS]:
-        raise ValueError(f"Unknown entry {unknown[0]!r} of a study. Known: {', '.join(KEYS)}.")
+    if strange := [key for key in config if key not in KEYS]:
+        raise unknown("entry", strange[0], KEYS, of=" of a study")
     models = {
         label: {"model": MODELS.get(label, label), **options} for label, options in _entries(config, "models").items()
     }
@@ -159,7 +160,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
     known = {one.name for one in dataclasses.fields(GenerationSettings)}
     for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
         if strange := [name for name in given if name not in known]:
-            raise ValueError(f"Unknown setting {strange[0]!r} of {where!r}. Known: {', '.join(sorted(known))}.")
+            raise unknown("setting", strange[0], sorted(known), of=f" of {where!r}")
     guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
     unsteered = next((guide.label for guide in guides if guide.reward is None), None)
     baseline = config.get("baseline") or unsteered

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...rewards.loading import default_device
+from ...smc import unknown
 from .folder import Progress, RunFolder
 from .plan import GenerationSettings, Plan, SampleRecord
 
@@ -65,7 +66,7 @@ def generate(
     if processes < 1:
         raise ValueError(f"Expected `processes` to be at least 1, but got {processes}.")
     if engine not in ENGINES:
-        raise ValueError(f"Unknown engine {engine!r}. Known: {', '.join(ENGINES)}.")
+        raise unknown("engine", engine, ENGINES)
     launched = launched_processes() > 1
     if launched and (processes > 1 or engine == "ray"):
         raise ValueError("Expected one process and the engine 'local' where a launcher has started several already.")

@@ -17,8 +17,11 @@ from typing import Any
 
 from PIL import Image
 
+from llava_reward_guide.images import ImageError, load_image
+from llava_reward_guide.texts import read_json
+
 from ...files import write_atomically
-from ..folders import open_image, prompt_folders
+from ..folders import prompt_folders
 from ..prompts import check_metadata
 from ..statistics import Estimate, clustered_mean, mean_of_means, plus_minus
 from .detector import Detector
@@ -66,7 +69,7 @@ def samples(folder: Path) -> list[Sample]:
     found = []
     for record, images in prompt_folders(folder):
         try:
-            metadata = check_metadata(json.loads(record.read_text(encoding="utf-8")))
+            metadata = check_metadata(read_json(record))
         except ValueError as error:
             raise ValueError(f"{record} is not GenEval's metadata: {error}") from error
         found += [Sample(path, metadata) for path in images]
@@ -123,8 +126,8 @@ def evaluate_folder(
         for number, sample in enumerate(missing, start=1):
             name = str(sample.path)
             try:
-                image = open_image(sample.path)
-            except OSError as error:
+                image = load_image(sample.path)
+            except ImageError as error:
                 unreadable[name] = str(error)
             else:
                 assert eye is not None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..prompts import json_lines
+from llava_reward_guide.texts import read_json, read_json_lines, read_table
 
 
 class Kind(str, Enum):
@@ -70,11 +68,10 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
         OSError: if there is no such file.
         ValueError: for another format, listing the known ones, or an entry that is not as its format has it.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix == ".jsonl":
-        content: Any = [_parsed(line, f"line {n} of {path}") for n, line in json_lines(text)]
+    if Path(path).suffix.lower() == ".jsonl":
+        content: Any = [entry for _, entry in read_json_lines(path)]
     else:
-        content = _parsed(text, str(path))
+        content = read_json(path)
     entries = list(content.values()) if isinstance(content, dict) else content
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"Expected a list of objects in {path}, but got none.")
@@ -92,13 +89,6 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
         f"Unknown format of {path}, whose first entry has the fields {', '.join(entries[0])}. Known: {known}; tifa160: "
         "image_path, text, text_id."
     )
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"Expected {where} to be JSON, but it is not: {error}") from error
 
 
 def _converted(convert: Callable[[dict[str, Any]], Judgement], entry: dict[str, Any], number: int) -> Judgement:
@@ -174,12 +164,11 @@ def _tifa160(content: Any, human: Path) -> list[Judgement]:
     if not isinstance(content, dict):
         raise ValueError("Expected TIFA160 as an object with an entry per image, but got a list.")
     answers: dict[str, list[float]] = {}
-    with human.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if not {"source_id", "model_type", "answer"} <= row.keys():
-                raise ValueError(f"Expected the columns source_id, model_type and answer in {human}.")
-            model = TIFA_MODELS.get(row["model_type"], row["model_type"])
-            answers.setdefault(f"{row['source_id']}_{model}", []).append(float(row["answer"]))
+    for row in read_table(human):
+        if not {"source_id", "model_type", "answer"} <= row.keys():
+            raise ValueError(f"Expected the columns source_id, model_type and answer in {human}.")
+        model = TIFA_MODELS.get(row["model_type"], row["model_type"])
+        answers.setdefault(f"{row['source_id']}_{model}", []).append(float(row["answer"]))
     unrated = [name for name in content if name not in answers]
     if unrated:
         raise ValueError(f"{human} has no answers for {len(unrated)} of {len(content)} images, such as {unrated[0]}.")

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from llava_reward_guide.images import ImageError, load_image
+
 from ...files import write_json
 from ...rewards.base import MissingScoreError, RewardError, RewardFunction, name_of
 from ...rewards.judge import JudgeCounts, scores_or_none
-from ..folders import open_image
 from .data import JudgeData, Judgement
 
 
@@ -131,9 +132,9 @@ def _score(reward: RewardFunction, judgements: Sequence[Judgement], start: int, 
     problems: dict[str, str] = {}
     for path in dict.fromkeys(path for one in judgements for path in one.images):
         try:
-            images[path] = open_image(root / path)
-        except OSError as error:
-            problems[path] = f"{type(error).__name__}: {error}"
+            images[path] = load_image(root / path, keep_mode=True)
+        except ImageError as error:
+            problems[path] = str(error)
     scores: list[list[float | None]] = [[None] * len(one.images) for one in judgements]
     relative = bool(getattr(reward, "relative", False))
     calls = _together if relative else _all

@@ -12,6 +12,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from llava_reward_guide.texts import read_yaml
+
 from ...console import console, progress_bar, report_failure
 from ...files import write_atomically, write_json
 from ...rewards.loading import default_device
@@ -73,9 +75,7 @@ def chosen(names: list[str] | None, options: list[str] | None, file: Path | None
     if file is not None and (names or options):
         raise ValueError("Expected metrics by --metric and --metric-option, or from a file by --metrics, but got both.")
     if file is not None:
-        import yaml
-
-        metrics = read_metrics(yaml.safe_load(file.read_text(encoding="utf-8")))
+        metrics = read_metrics(read_yaml(file))
     elif names is None and world:
         metrics = read_metrics(WORLD_PANEL)
     else:

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_reward_guide.images import ImageError, load_image
+
 from ...files import write_json
-from ..folders import Item, open_image
+from ..folders import Item
 from ..statistics import Estimate, clustered_mean
 from .metrics import LazyScorer, Metric
 
@@ -113,8 +115,8 @@ def score_images(
             images = []
             for item in batch:
                 try:
-                    images.append((item, open_image(item.path)))
-                except OSError as error:
+                    images.append((item, load_image(item.path, keep_mode=True)))
+                except ImageError as error:
                     unreadable[item.name] = str(error)
             if images:
                 texts = [item.group if metric.of_groups else item.prompt for item, _ in images]

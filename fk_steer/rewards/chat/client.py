@@ -16,6 +16,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from PIL import Image
 
+from llava_reward_guide.images import as_rgb
+
+from ...smc import unknown
 from ..base import RewardError
 
 
@@ -114,7 +117,7 @@ class ChatClient:
                 f"{concurrency}, {max_retries} and {timeout}."
             )
         if image_format not in ("png", "jpeg"):
-            raise ValueError(f"Unknown image format {image_format!r}. Known: png, jpeg.")
+            raise unknown("image format", image_format, ("png", "jpeg"))
         self.model, self.concurrency, self.image_format = model, concurrency, image_format
         self.base_url, credentials = _without_credentials(
             base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"
@@ -241,7 +244,7 @@ def check_recordable(options: Mapping[str, Any]) -> None:
 
 def data_url(image: Image.Image, image_format: str = "png") -> str:
     """An image as 'data:image/...;base64,...', RGB, no side shorter than `MIN_SIDE` pixels."""
-    image = image.convert("RGB")
+    image = as_rgb(image)
     if min(image.size) < MIN_SIDE:
         image = image.resize([max(side, MIN_SIDE) for side in image.size], Image.Resampling.NEAREST)
     buffer = io.BytesIO()

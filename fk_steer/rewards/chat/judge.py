@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_reward_guide.images import to_pil
+from llava_reward_guide.texts import read_text
+
+from ...smc import unknown
 from ..base import Images, MissingScoreError, Reward
-from ..images import to_pil
 from ..judge import JudgeCounts
 from .client import Answer, Chat, ChatClient, Question
 
@@ -155,7 +158,7 @@ def read_template(path: str | Path) -> str:
     Raises:
         ValueError: if it has no placeholder {prompt}.
     """
-    text = Path(path).read_text(encoding="utf-8").strip()
+    text = read_text(path).strip()
     if "{prompt}" not in text:
         raise ValueError(f"Expected the template {str(path)!r} to contain {{prompt}}, but it does not.")
     return text
@@ -168,9 +171,8 @@ def server(options: dict[str, Any]) -> ChatClient:
         ValueError: for an option that it does not have.
     """
     parameters = inspect.signature(ChatClient).parameters
-    unknown = [name for name in options if name not in parameters]
-    if unknown:
-        raise ValueError(f"Unknown option {unknown[0]!r} of the server. Known: {', '.join(parameters)}.")
+    if strange := [name for name in options if name not in parameters]:
+        raise unknown("option", strange[0], parameters, of=" of the server")
     return ChatClient(**options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...smc import unknown
 from ..card import RewardCard
 from .client import Answer
 from .judge import TEMPLATES, Asker, ChatJudge, Task, read_template, server
@@ -75,7 +76,7 @@ class LLMGrader(ChatJudge):
         **options: Any,
     ) -> None:
         if axis not in (*GRADER_AXES, OVERALL):
-            raise ValueError(f"Unknown axis {axis!r} of {self.name}. Known: {', '.join((*GRADER_AXES, OVERALL))}.")
+            raise unknown("axis", axis, (*GRADER_AXES, OVERALL), of=f" of {self.name}")
 
         def parse(answer: Answer) -> float | None:
             return (grades(answer.text or "") or {}).get(axis)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_reward_guide.images import to_pil
+
+from ...smc import unknown
 from ..base import Images, Reward
 from ..card import RewardCard
-from ..images import to_pil
 from ..judge import JudgeCounts
 from ..local import check_variant
 from ..pairwise import WIN_LMBDA, PairwiseReward
@@ -110,7 +112,7 @@ class UnifiedReward(Reward):
         check_variant(variant, self.card, self.name)
         for kind, value, known in (("backend", backend, BACKENDS), ("axis", axis, (*AXES, None))):
             if value not in known:
-                raise ValueError(f"Unknown {kind} {value!r} of {self.name}. Known: {', '.join(map(str, known))}.")
+                raise unknown(kind, value, known, of=f" of {self.name}")
         if axis is not None and variant != "axes":
             raise ValueError(f"`axis` is only used by the variant 'axes', but the variant is {variant!r}.")
         if (backend == "transformers") != (path is not None):
@@ -172,11 +174,8 @@ def _chat(backend: str, path: str | None, model: str | None, device: Any, option
 
     assert path is not None
     known = [name for name in inspect.signature(QwenChat).parameters if name not in ("path", "reward", "device")]
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(
-            f"Unknown option {unknown[0]!r} of the backend 'transformers' of {UnifiedReward.name}. Known: "
-            f"{', '.join(known)}."
-        )
+    if strange := [name for name in options if name not in known]:
+        raise unknown("option", strange[0], known, of=f" of the backend 'transformers' of {UnifiedReward.name}")
     return QwenChat(path, UnifiedReward.name, device=device, **options)
 
 

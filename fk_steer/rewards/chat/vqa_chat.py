@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_reward_guide.images import to_pil
+
 from ..base import Images
 from ..card import RewardCard
-from ..images import to_pil
 from .client import Answer
 from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
 from .verdicts import percentage, probability_of_yes
