@@ -10,8 +10,6 @@ import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 
-from .watch import NotFiniteError, advice
-
 
 class Decoder(Protocol):
     """Makes images of the x0 (M, ...) of rows (M,) of the batch: (M, 3, H, W), or videos (M, F, 3, H, W), in [0, 1]."""
@@ -59,21 +57,13 @@ class LatentDecoder:
         self._decode: Callable[..., Any] = self.vae.decode
 
     def __call__(self, latents: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        """(B, ...) latents of the denoising loop -> (B, 3, H, W) images in [0, 1], float32.
-
-        Raises:
-            NotFiniteError: if it makes NaN of finite latents.
-        """
+        """(B, ...) latents of the denoising loop -> (B, 3, H, W) images in [0, 1], float32."""
         if latents.ndim == 3 and hasattr(self.pipe, "_unpack_latents"):
             assert self.size is not None
             latents = self.pipe._unpack_latents(latents, *self.size, self.pipe.vae_scale_factor)
-        given = latents
         with _upcast(self.vae):
             latents = latents.to(get_module_execution_device(self.vae), self.vae.dtype)
             image = self._decode(self._unscale(latents), return_dict=False)[0]
-            dtype = self.vae.dtype
-        if image.isnan().any() and given.isfinite().all():
-            raise NotFiniteError(f"The decoder ({type(self.vae).__name__}) made NaN of finite latents. {advice(dtype)}")
         images: Tensor = self.pipe.image_processor.postprocess(image, output_type="pt")
         return images.float()
 

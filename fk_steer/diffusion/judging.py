@@ -12,6 +12,7 @@ from ..rewards.base import Reward, blaming, check_combined, check_scores, names_
 from .decode import Decoder
 from .rows import Rows
 from .scoring import Scorer
+from .watch import check_decoder
 
 
 class Judgement(NamedTuple):
@@ -83,7 +84,12 @@ class Judge:
         particles = self.rows.particles
         distinct = latents[position.to(latents.device)] if len(position) < len(latents) else latents
         rows = self.rows.live
-        scores = self.scorer.of_latents(reward, distinct, rows[position], decoder, self._prompts(position), where)
+        theirs = rows[position]
+        try:
+            scores = self.scorer.of_latents(reward, distinct, theirs, decoder, self._prompts(position), where)
+        except ValueError:
+            check_decoder(getattr(decoder, "vae", None), decoder(distinct, theirs), distinct)
+            raise
 
         def images() -> Tensor:
             size = self.scorer.execution.decode_batch_size or len(latents)

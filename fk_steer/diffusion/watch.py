@@ -57,7 +57,7 @@ class Watch:
         Raises:
             NotFiniteError: unless all are finite.
         """
-        made = f"The decoder ({type(self.vae).__name__}) made NaN of finite latents"
+        made = _decoder_made(self.vae)
         self._check(images, made, None if self.vae is None else self.vae.dtype)
 
     def _check(self, values: Tensor, otherwise: str, dtype: torch.dtype | None = None) -> None:
@@ -68,6 +68,23 @@ class Watch:
         first = next((entry for entry, fine in zip(self._seen, finite) if not fine), None)
         made, dtype = (otherwise, dtype or values.dtype) if first is None else first[:2]
         raise NotFiniteError(f"{made}. {advice(dtype)}")
+
+
+def check_decoder(vae: Any, images: Tensor, latents: Tensor) -> None:
+    """
+    Args:
+        vae: that made `images` of `latents`; None if that was more than an autoencoder.
+
+    Raises:
+        NotFiniteError: if it made NaN of finite latents.
+    """
+    if images.isnan().any() and latents.isfinite().all():
+        made = "The decoder made NaN of finite latents" if vae is None else _decoder_made(vae)
+        raise NotFiniteError(f"{made}. {advice(latents.dtype if vae is None else vae.dtype)}")
+
+
+def _decoder_made(vae: Any) -> str:
+    return f"The decoder ({type(vae).__name__}) made NaN of finite latents"
 
 
 def advice(dtype: torch.dtype) -> str:
