@@ -10,15 +10,16 @@ import sys
 import time
 import types
 import unittest
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from diffusers import modular_pipelines
 from torch import Tensor
 
 from fk_steer.testing.pipelines import quiet
@@ -43,26 +44,29 @@ class Case:
         pipe: the pipeline.
         arguments: of its call, without generator and output type.
         num_steps: denoising steps that the stock call takes.
-        parameters: names of the arguments that the call takes.
+        parameters: names of the arguments that the call takes, and their defaults.
         shape: of its images.
+        output: what to ask a modular pipeline for; None for a plain one.
     """
 
     pipe: Any
     arguments: dict[str, Any]
     num_steps: int = 0
-    parameters: frozenset[str] = frozenset()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    output: str | None = None
 
     def stock(self, generator: Any, **overrides: Any) -> Tensor:
         """(B, ...) images of the pipeline's own call."""
         torch.manual_seed(0)
         call = {**self.arguments, "generator": generator, **self.options(), **overrides}
         with torch.no_grad():
-            return as_tensor(self.pipe(**call)[0])
+            result = self.pipe(**call)
+        return as_tensor(result[0] if self.output is None else result)
 
     def options(self) -> dict[str, Any]:
         """The arguments, of those that the pipeline takes, by which its call gives tensors."""
-        wanted = {"output_type": "pt", "return_dict": False}
+        wanted = {"output_type": "pt", "return_dict": False, "output": self.output}
         return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @property
@@ -130,11 +134,33 @@ def case_of(test: Test, checkout: Path) -> Case:
             pipe.resolutions = [(64, 64)]
         parameters = inspect.signature(instance.get_dummy_inputs).parameters
         inputs = instance.get_dummy_inputs(*(["cpu"] if "device" in parameters else []))
-    case = Case(pipe, inputs, parameters=frozenset(inspect.signature(type(pipe).__call__).parameters))
     for name in ("generator", "output_type", "return_dict"):
         inputs.pop(name, None)
+    case = plain_case(pipe, inputs) if test.blocks is None else _modular(pipe, inputs, test.blocks)
     _set_steps(case)
     return case
+
+
+def plain_case(pipe: Any, arguments: dict[str, Any]) -> Case:
+    """Of a pipeline and arguments of its call."""
+    signature = inspect.signature(type(pipe).__call__).parameters
+    return Case(pipe, arguments, parameters={name: entry.default for name, entry in signature.items()})
+
+
+def _modular(plain: Any, arguments: dict[str, Any], name: str) -> Case:
+    blocks = getattr(modular_pipelines, name)()
+    pipe = blocks.init_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    made_here = {"feature_extractor", "image_processor"}  # by the modular pipeline itself
+    for component, value in plain.components.items():
+        if value is not None and component in pipe._component_specs and component not in made_here:
+            pipe.update_components(**{component: value})
+    if hasattr(pipe, "image_processor") and hasattr(plain, "image_processor"):
+        pipe.image_processor = plain.image_processor  # whose scale is that of the tiny autoencoder
+    parameters = {entry.name: entry.default for entry in blocks.inputs if entry.name} | {"output": None}
+    known = {name: value for name, value in arguments.items() if name in parameters}
+    outputs = {entry.name for entry in blocks.outputs}
+    return Case(pipe, known, parameters=parameters, output="videos" if "videos" in outputs else "images")
 
 
 def reach(checkout: Path) -> None:
@@ -181,8 +207,8 @@ def _set_steps(case: Case) -> None:
 def _steps(case: Case, wanted: int) -> int:
     """How many to ask for, of which a pipeline that starts from a noisy image takes its share."""
     strength = case.arguments.get("strength")
-    if strength is None and "strength" in case.parameters:
-        strength = inspect.signature(type(case.pipe).__call__).parameters["strength"].default
+    if strength is None:
+        strength = case.parameters.get("strength")
     return math.ceil(wanted / strength) if isinstance(strength, (int, float)) and strength else wanted
 
 

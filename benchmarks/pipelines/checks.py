@@ -208,6 +208,8 @@ def steered(
         call["generator"] = rows[:1]
     if tensors:
         call |= {name: value for name, value in case.options().items() if name != "return_dict"}
+    elif case.output is not None:
+        call["output"] = case.output
     if not isinstance(call.get("prompt"), (str, list)):
         call["reward_prompt"] = "a picture"
     return steer(case.pipe, reward, strategy, execution)(**call, on_event=on_event)

@@ -56,11 +56,11 @@ def run(
         row["key"] = key
         kept[row["test"]] = row
         _file(cache, row["test"]).write_text(json.dumps(row))
-        console.print(f"{position}/{len(todo)} {row['outcome']:8} {row['seconds']:5.1f} s {row['test']} {_why(row)[:90]}")
+        console.print(f"{position}/{len(todo)} {row['outcome']:8} {row['seconds']:5.1f} s {row['test']} {_why(row)[:90]}", soft_wrap=True)
     rows = [kept[test.id] for test in wanted if test.id in kept]
     (out / "pipelines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     console.print(f"\n{len(todo)} of {len(wanted)} tests run in {time.perf_counter() - started:.0f} s.")
-    console.print(summary(rows))
+    console.print(summary(rows), soft_wrap=True, markup=False)
     if docs is not None:
         docs.write_text(page(rows, found))
 
@@ -177,7 +177,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             if status in ("ok", "n/a"):
                 continue
             label = f"{name}: {finding['detail']}" if status == "wrong" else f"{finding['detail']} [{finding['place']}]"
-            label = re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", label)[:260]
+            label = re.sub(r"\b\d+(\.\d+)?(e-?\d+)?\b", "#", label)[:260]
             if (status, label) not in seen:
                 seen.add((status, label))
                 causes[status, label].append(row["test"])

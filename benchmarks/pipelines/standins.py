@@ -138,10 +138,11 @@ def glm_tokenizer(**options: Any) -> Any:
 
 
 def glm_image_processor(**options: Any) -> Any:
-    numbers = {"<|endoftext|>": 151329, "<|image|>": 167855, "<|dit_token_16384|>": 16384, "<|dit_token_16385|>": 16385}
+    marks = {"<|image|>": 167855, "<|dit_token_16384|>": 16384, "<|dit_token_16385|>": 16385}
+    numbers = {"<|endoftext|>": 151329, "<sop>": 151330, "<eop>": 151331, **marks}
     tokenizer = qwen_tokenizer(transformers.Qwen2Tokenizer, numbers, bos_token="<|dit_token_16384|>")
     tokenizer.image_token = "<|image|>"
-    tokenizer.grid_bos_token, tokenizer.grid_eos_token = "<|dit_token_16384|>", "<|dit_token_16385|>"
+    tokenizer.grid_bos_token, tokenizer.grid_eos_token = "<sop>", "<eop>"
     template = (
         "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
         "{{ part['text'] }}{% else %}<|image|>{% endif %}{% endfor %}{% endfor %}"
