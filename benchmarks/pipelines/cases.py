@@ -104,7 +104,7 @@ class Case:
         return None
 
     def two_prompts(self, images_too: bool) -> dict[str, Any] | None:
-        """The arguments with a second prompt in the batch; `images_too` repeats images. None for a call without text."""
+        """The arguments with a second prompt in the batch; `images_too` repeats images. None without text."""
         prompt = self.arguments.get("prompt")
         if not isinstance(prompt, (str, list)):
             return None
@@ -155,6 +155,8 @@ def _modular(plain: Any, arguments: dict[str, Any], name: str) -> Case:
     for component, value in plain.components.items():
         if value is not None and component in pipe._component_specs and component not in made_here:
             pipe.update_components(**{component: value})
+    options = {"requires_aesthetics_score", "force_zeros_for_empty_prompt"} & set(plain.config) & set(pipe.config)
+    pipe.register_to_config(**{option: plain.config[option] for option in options})
     if hasattr(pipe, "image_processor") and hasattr(plain, "image_processor"):
         pipe.image_processor = plain.image_processor  # whose scale is that of the tiny autoencoder
     parameters = {entry.name: entry.default for entry in blocks.inputs if entry.name} | {"output": None}

@@ -29,7 +29,10 @@ MODULAR = (
     ("FluxKontextAutoBlocks", "flux/test_pipeline_flux_kontext.py::FluxKontextPipelineFastTests"),
     ("Flux2AutoBlocks", "flux2/test_pipeline_flux2.py::Flux2PipelineTesterConfig"),
     ("Flux2KleinAutoBlocks", "flux2/test_pipeline_flux2_klein.py::Flux2KleinPipelineTesterConfig"),
-    ("StableDiffusionXLAutoBlocks", "stable_diffusion_xl/test_stable_diffusion_xl.py::StableDiffusionXLPipelineFastTests"),
+    (
+        "StableDiffusionXLAutoBlocks",
+        "stable_diffusion_xl/test_stable_diffusion_xl.py::StableDiffusionXLPipelineFastTests",
+    ),
     (
         "StableDiffusionXLAutoBlocks",
         "stable_diffusion_xl/test_stable_diffusion_xl_img2img.py::StableDiffusionXLImg2ImgPipelineFastTests",
