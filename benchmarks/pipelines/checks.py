@@ -158,7 +158,8 @@ def check(case: Case) -> dict[str, Finding]:
         report.say("no-op", "n/a", "the stock images are not finite")
         return report.findings
 
-    one = report.attempt(["no-op"], lambda: steered(case, fk_steer.preset("best-of-n", num_particles=1), generators(0)))
+    plain = fk_steer.preset("best-of-n", num_particles=1, noise=Noise(case.natural_eta))
+    one = report.attempt(["no-op"], lambda: steered(case, plain, generators(0)))
     if one is not None:
         _check_noop(report, alone, in_slots(one)[0, :1])
     pictures: list[Tensor] = []
