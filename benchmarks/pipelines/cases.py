@@ -231,12 +231,14 @@ class Step:
         predicted: x0 by `fk_steer.diffusion.predict_x0`, or the message why not.
         own: x0 by the scheduler itself, None where it does not say.
         previous: the sample it returned.
+        ends_clean: whether its noise levels end where there is no noise.
     """
 
     scheduler: str
     predicted: Tensor | str
     own: Tensor | None
     previous: Tensor
+    ends_clean: bool = False
 
 
 @contextmanager
@@ -272,7 +274,9 @@ def recorded_steps(case: Case, predict: bool = False, last_is_x0: int | None = N
             if last_is_x0 is not None and len(steps) >= last_is_x0 and isinstance(predicted, Tensor):
                 previous = predicted.to(previous.dtype)
                 output = (previous, *output[1:]) if isinstance(output, tuple) else type(output)(previous)
-            steps.append(Step(type(self).__name__, predicted, own, previous))
+            sigmas = getattr(self, "sigmas", None)
+            ends_clean = sigmas is not None and float(sigmas[-1]) in (0.0, 1.0)
+            steps.append(Step(type(self).__name__, predicted, own, previous, ends_clean))
             return output
 
         step.__wrapped__ = stock  # type: ignore[attr-defined]

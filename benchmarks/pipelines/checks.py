@@ -240,8 +240,12 @@ def _check_x0(report: Report, steps: list[Any]) -> None:
             difference = _difference(step.own.float(), step.predicted) / max(1.0, float(step.own.abs().max()))
             report.hold("x0", difference, 1e-3, f"not what {step.scheduler} says x0 is")
     last = steps[-1]
-    if last.scheduler.startswith(ENDS_IN_X0) and last.previous.shape == last.predicted.shape:
+    if _ends_in_x0(last) and last.previous.shape == last.predicted.shape:
         report.hold("x0", _away(last), 1e-3, f"{RETURNED} {last.scheduler}")
+
+
+def _ends_in_x0(last: Any) -> bool:
+    return bool(last.ends_clean and last.scheduler.startswith(ENDS_IN_X0))
 
 
 def _is_known(last: Any) -> bool:
@@ -324,7 +328,7 @@ def _check_decode(report: Report, watched: Any, pictures: list[Tensor], steps: l
         if RETURNED in report.findings.get("x0", Finding("")).detail:  # which this is the better test of
             del report.findings["x0"]
         return
-    if last is not None and _is_known(last) and _away(last) > 1e-3 and not last.scheduler.startswith(ENDS_IN_X0):
+    if last is not None and _is_known(last) and _away(last) > 1e-3 and not _ends_in_x0(last):
         # A sampler that ends elsewhere is made to end in x0, which tries the decoding alone.
         pictures.clear()
         strategy = Watching(PARTICLES, noise=Noise(case.natural_eta))

@@ -179,6 +179,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             if status in ("ok", "n/a"):
                 continue
             label = f"{name}: {finding['detail']}" if status == "wrong" else f"{finding['detail']} [{finding['place']}]"
+            label = re.sub(r"\w+(Pipeline|Wrapper)\b", "…", label)
             label = re.sub(r"\b\d+(\.\d+)?(e-?\d+)?\b", "#", label)[:260]
             if (status, label) not in seen:
                 seen.add((status, label))
