@@ -10,15 +10,16 @@ import sys
 import time
 import types
 import unittest
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from diffusers import modular_pipelines
 from torch import Tensor
 
 from fk_steer.testing.pipelines import quiet
@@ -43,26 +44,29 @@ class Case:
         pipe: the pipeline.
         arguments: of its call, without generator and output type.
         num_steps: denoising steps that the stock call takes.
-        parameters: names of the arguments that the call takes.
+        parameters: names of the arguments that the call takes, and their defaults.
         shape: of its images.
+        output: what to ask a modular pipeline for; None for a plain one.
     """
 
     pipe: Any
     arguments: dict[str, Any]
     num_steps: int = 0
-    parameters: frozenset[str] = frozenset()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    output: str | None = None
 
     def stock(self, generator: Any, **overrides: Any) -> Tensor:
         """(B, ...) images of the pipeline's own call."""
         torch.manual_seed(0)
         call = {**self.arguments, "generator": generator, **self.options(), **overrides}
         with torch.no_grad():
-            return as_tensor(self.pipe(**call)[0])
+            result = self.pipe(**call)
+        return as_tensor(result[0] if self.output is None else result)
 
     def options(self) -> dict[str, Any]:
         """The arguments, of those that the pipeline takes, by which its call gives tensors."""
-        wanted = {"output_type": "pt", "return_dict": False}
+        wanted = {"output_type": "pt", "return_dict": False, "output": self.output}
         return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @property
@@ -100,7 +104,7 @@ class Case:
         return None
 
     def two_prompts(self, images_too: bool) -> dict[str, Any] | None:
-        """The arguments with a second prompt in the batch; `images_too` repeats images. None for a call without text."""
+        """The arguments with a second prompt in the batch; `images_too` repeats images. None without text."""
         prompt = self.arguments.get("prompt")
         if not isinstance(prompt, (str, list)):
             return None
@@ -130,11 +134,35 @@ def case_of(test: Test, checkout: Path) -> Case:
             pipe.resolutions = [(64, 64)]
         parameters = inspect.signature(instance.get_dummy_inputs).parameters
         inputs = instance.get_dummy_inputs(*(["cpu"] if "device" in parameters else []))
-    case = Case(pipe, inputs, parameters=frozenset(inspect.signature(type(pipe).__call__).parameters))
     for name in ("generator", "output_type", "return_dict"):
         inputs.pop(name, None)
+    case = plain_case(pipe, inputs) if test.blocks is None else _modular(pipe, inputs, test.blocks)
     _set_steps(case)
     return case
+
+
+def plain_case(pipe: Any, arguments: dict[str, Any]) -> Case:
+    """Of a pipeline and arguments of its call."""
+    signature = inspect.signature(type(pipe).__call__).parameters
+    return Case(pipe, arguments, parameters={name: entry.default for name, entry in signature.items()})
+
+
+def _modular(plain: Any, arguments: dict[str, Any], name: str) -> Case:
+    blocks = getattr(modular_pipelines, name)()
+    pipe = blocks.init_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    made_here = {"feature_extractor", "image_processor"}  # by the modular pipeline itself
+    for component, value in plain.components.items():
+        if value is not None and component in pipe._component_specs and component not in made_here:
+            pipe.update_components(**{component: value})
+    options = {"requires_aesthetics_score", "force_zeros_for_empty_prompt"} & set(plain.config) & set(pipe.config)
+    pipe.register_to_config(**{option: plain.config[option] for option in options})
+    if hasattr(pipe, "image_processor") and hasattr(plain, "image_processor"):
+        pipe.image_processor = plain.image_processor  # whose scale is that of the tiny autoencoder
+    parameters = {entry.name: entry.default for entry in blocks.inputs if entry.name} | {"output": None}
+    known = {name: value for name, value in arguments.items() if name in parameters}
+    outputs = {entry.name for entry in blocks.outputs}
+    return Case(pipe, known, parameters=parameters, output="videos" if "videos" in outputs else "images")
 
 
 def reach(checkout: Path) -> None:
@@ -181,8 +209,8 @@ def _set_steps(case: Case) -> None:
 def _steps(case: Case, wanted: int) -> int:
     """How many to ask for, of which a pipeline that starts from a noisy image takes its share."""
     strength = case.arguments.get("strength")
-    if strength is None and "strength" in case.parameters:
-        strength = inspect.signature(type(case.pipe).__call__).parameters["strength"].default
+    if strength is None:
+        strength = case.parameters.get("strength")
     return math.ceil(wanted / strength) if isinstance(strength, (int, float)) and strength else wanted
 
 
@@ -203,12 +231,14 @@ class Step:
         predicted: x0 by `fk_steer.diffusion.predict_x0`, or the message why not.
         own: x0 by the scheduler itself, None where it does not say.
         previous: the sample it returned.
+        ends_clean: whether its noise levels end where there is no noise.
     """
 
     scheduler: str
     predicted: Tensor | str
     own: Tensor | None
     previous: Tensor
+    ends_clean: bool = False
 
 
 @contextmanager
@@ -244,7 +274,9 @@ def recorded_steps(case: Case, predict: bool = False, last_is_x0: int | None = N
             if last_is_x0 is not None and len(steps) >= last_is_x0 and isinstance(predicted, Tensor):
                 previous = predicted.to(previous.dtype)
                 output = (previous, *output[1:]) if isinstance(output, tuple) else type(output)(previous)
-            steps.append(Step(type(self).__name__, predicted, own, previous))
+            sigmas = getattr(self, "sigmas", None)
+            ends_clean = sigmas is not None and float(sigmas[-1]) in (0.0, 1.0)
+            steps.append(Step(type(self).__name__, predicted, own, previous, ends_clean))
             return output
 
         step.__wrapped__ = stock  # type: ignore[attr-defined]

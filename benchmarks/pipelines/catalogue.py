@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -23,6 +23,40 @@ LEFT_OUT = {
 """Pattern of a test's name -> why it is left out."""
 
 
+MODULAR = (
+    ("FluxAutoBlocks", "flux/test_pipeline_flux.py::FluxPipelineTesterConfig"),
+    ("FluxAutoBlocks", "flux/test_pipeline_flux_img2img.py::FluxImg2ImgPipelineFastTests"),
+    ("FluxKontextAutoBlocks", "flux/test_pipeline_flux_kontext.py::FluxKontextPipelineFastTests"),
+    ("Flux2AutoBlocks", "flux2/test_pipeline_flux2.py::Flux2PipelineTesterConfig"),
+    ("Flux2KleinAutoBlocks", "flux2/test_pipeline_flux2_klein.py::Flux2KleinPipelineTesterConfig"),
+    (
+        "StableDiffusionXLAutoBlocks",
+        "stable_diffusion_xl/test_stable_diffusion_xl.py::StableDiffusionXLPipelineFastTests",
+    ),
+    (
+        "StableDiffusionXLAutoBlocks",
+        "stable_diffusion_xl/test_stable_diffusion_xl_img2img.py::StableDiffusionXLImg2ImgPipelineFastTests",
+    ),
+    (
+        "StableDiffusionXLAutoBlocks",
+        "stable_diffusion_xl/test_stable_diffusion_xl_inpaint.py::StableDiffusionXLInpaintPipelineFastTests",
+    ),
+    (
+        "StableDiffusion3AutoBlocks",
+        "stable_diffusion_3/test_pipeline_stable_diffusion_3.py::StableDiffusion3PipelineFastTests",
+    ),
+    ("QwenImageAutoBlocks", "qwenimage/test_qwenimage.py::QwenImagePipelineTesterConfig"),
+    ("QwenImageAutoBlocks", "qwenimage/test_qwenimage_img2img.py::QwenImageImg2ImgPipelineTesterConfig"),
+    ("ZImageAutoBlocks", "z_image/test_z_image.py::ZImagePipelineFastTests"),
+    ("WanBlocks", "wan/test_wan.py::WanPipelineTesterConfig"),
+    ("Wan22Blocks", "wan/test_wan_22.py::Wan22PipelineTesterConfig"),
+    ("LTXAutoBlocks", "ltx/test_ltx.py::LTXPipelineFastTests"),
+    ("HeliosAutoBlocks", "helios/test_helios.py::HeliosPipelineFastTests"),
+)
+"""Blocks of modular pipelines, and the test of the plain pipeline whose components and arguments they are given: those
+of their own tests lie on the Hub."""
+
+
 @dataclass(frozen=True)
 class Test:
     """A test class of Diffusers.
@@ -31,15 +65,17 @@ class Test:
         path: of its file, in tests/pipelines.
         name: of the class.
         pipeline: name of the pipeline's class.
+        blocks: name of the modular blocks that its components are put into, in place of that class.
     """
 
     path: str
     name: str
     pipeline: str
+    blocks: str | None = None
 
     @property
     def id(self) -> str:
-        return f"{self.path}::{self.name}"
+        return f"{self.path}::{self.name}" + (f"[{self.blocks}]" if self.blocks else "")
 
     @property
     def module(self) -> str:
@@ -69,6 +105,10 @@ def tests_of(checkout: Path) -> list[Test]:
                 pipelines[node.name] = pipeline
                 if _has_components(node):
                     found[path, node.name] = Test(path, node.name, pipeline)
+    tests = {test.id: test for test in found.values()}
+    for blocks, test in MODULAR:
+        if test in tests:
+            found[test, blocks] = replace(tests[test], blocks=blocks, pipeline=f"modular, {blocks}")
     return list(found.values())
 
 

@@ -23,7 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 import fk_steer
 from fk_steer import Execution, Plan, Strategy, steer
-from fk_steer.search import Look
+from fk_steer.search import Look, Noise
 
 from .cases import Case, as_tensor, recorded_steps
 
@@ -158,11 +158,12 @@ def check(case: Case) -> dict[str, Finding]:
         report.say("no-op", "n/a", "the stock images are not finite")
         return report.findings
 
-    one = report.attempt(["no-op"], lambda: steered(case, fk_steer.preset("best-of-n", num_particles=1), generators(0)))
+    plain = fk_steer.preset("best-of-n", num_particles=1, noise=Noise(case.natural_eta))
+    one = report.attempt(["no-op"], lambda: steered(case, plain, generators(0)))
     if one is not None:
         _check_noop(report, alone, in_slots(one)[0, :1])
     pictures: list[Tensor] = []
-    watching = Watching(PARTICLES, noise=case.natural_eta)
+    watching = Watching(PARTICLES, noise=Noise(case.natural_eta))
     watched = report.attempt(
         ["particles", "events", "reward", "decode"],
         lambda: steered(case, watching, generators(0), on_event=lambda event: _keep(event, pictures)),
@@ -208,6 +209,8 @@ def steered(
         call["generator"] = rows[:1]
     if tensors:
         call |= {name: value for name, value in case.options().items() if name != "return_dict"}
+    elif case.output is not None:
+        call["output"] = case.output
     if not isinstance(call.get("prompt"), (str, list)):
         call["reward_prompt"] = "a picture"
     return steer(case.pipe, reward, strategy, execution)(**call, on_event=on_event)
@@ -237,8 +240,16 @@ def _check_x0(report: Report, steps: list[Any]) -> None:
             difference = _difference(step.own.float(), step.predicted) / max(1.0, float(step.own.abs().max()))
             report.hold("x0", difference, 1e-3, f"not what {step.scheduler} says x0 is")
     last = steps[-1]
-    if last.scheduler.startswith(ENDS_IN_X0) and last.previous.shape == last.predicted.shape:
+    if _ends_in_x0(last) and last.previous.shape == last.predicted.shape:
         report.hold("x0", _away(last), 1e-3, f"{RETURNED} {last.scheduler}")
+
+
+def _ends_in_x0(last: Any) -> bool:
+    return bool(last.ends_clean and last.scheduler.startswith(ENDS_IN_X0))
+
+
+def _is_known(last: Any) -> bool:
+    return not isinstance(last.predicted, str) and last.predicted.shape == last.previous.shape
 
 
 def _away(last: Any) -> float:
@@ -317,19 +328,18 @@ def _check_decode(report: Report, watched: Any, pictures: list[Tensor], steps: l
         if RETURNED in report.findings.get("x0", Finding("")).detail:  # which this is the better test of
             del report.findings["x0"]
         return
-    if last is not None and not isinstance(last.predicted, str) and last.predicted.shape == last.previous.shape:
-        if _away(last) > 1e-3 and not last.scheduler.startswith(ENDS_IN_X0):
-            # A sampler that ends elsewhere is made to end in x0, which tries the decoding alone.
-            pictures.clear()
-            strategy = Watching(PARTICLES, noise=case.natural_eta)
+    if last is not None and _is_known(last) and _away(last) > 1e-3 and not _ends_in_x0(last):
+        # A sampler that ends elsewhere is made to end in x0, which tries the decoding alone.
+        pictures.clear()
+        strategy = Watching(PARTICLES, noise=Noise(case.natural_eta))
 
-            def run() -> Any:
-                with recorded_steps(case, last_is_x0=len(steps) - 1):
-                    return steered(case, strategy, generators(0), on_event=lambda event: _keep(event, pictures))
+        def run() -> Any:
+            with recorded_steps(case, last_is_x0=len(steps) - 1):
+                return steered(case, strategy, generators(0), on_event=lambda event: _keep(event, pictures))
 
-            watched = report.attempt(["decode"], run)
-            if watched is None or not pictures:
-                return
+        watched = report.attempt(["decode"], run)
+        if watched is None or not pictures:
+            return
     images = in_slots(watched)
     detail = "x0 is decoded to another image"
     if images.shape != pictures[-1].shape:
@@ -341,7 +351,7 @@ def _check_copies(report: Report, watched: Any) -> None:
     case = report.case
     rows = generators(0)
     names = ["resampling", "copies"]
-    strategy = Copying(PARTICLES, noise=case.natural_eta)
+    strategy = Copying(PARTICLES, noise=Noise(case.natural_eta))
     output = report.attempt(names, lambda: steered(case, strategy, rows, on_event=_same_noise(rows, strategy)))
     if output is None:
         return
@@ -378,7 +388,7 @@ def _same_noise(rows: list[torch.Generator], strategy: Copying) -> Callable[[Any
 
 
 def _check_shuffled(report: Report, alone: Tensor) -> None:
-    case, strategy = report.case, Copying(PARTICLES, source=1, shuffles=True, noise=1.0)
+    case, strategy = report.case, Copying(PARTICLES, source=1, shuffles=True, noise=Noise(1.0))
 
     def run(populations: int = 1, arguments: dict[str, Any] | None = None, execution: Any = None) -> Tensor:
         rows = generators(*[0] * populations)
@@ -401,9 +411,9 @@ def _check_shuffled(report: Report, alone: Tensor) -> None:
             for name in ("neighbours", "prompts"):
                 report.say(name, "n/a", "no text")
             return
-        stock = _quietly(lambda call=arguments: case.stock(generators(0, count=1) * 2, **call))
+        stock = _quietly(partial(case.stock, generators(0, 0, count=1), **arguments))
         if stock is not None and len(stock) == 2:
-            both = report.attempt(["neighbours", "prompts"], lambda call=arguments: run(2, call))
+            both = report.attempt(["neighbours", "prompts"], partial(run, 2, arguments))
             break
     else:
         report.say("neighbours", "n/a", "the stock call takes one prompt")

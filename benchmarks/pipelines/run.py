@@ -15,6 +15,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ def run(
     checkout: Annotated[Path, typer.Argument(help="A checkout of Diffusers, with its tests.")],
     only: Annotated[str, typer.Option(help="A pattern of the tests to run, by path and class.")] = "",
     jobs: Annotated[int, typer.Option(help="Tests at a time.")] = 2,
-    out: Annotated[Path, typer.Option(help="Where results go and are kept.")] = HERE / "results",
+    out: Annotated[Path, typer.Option(help="Where results go and are kept.")] = Path("out/pipelines"),
     again: Annotated[bool, typer.Option(help="Run tests whose results are kept, too.")] = False,
     docs: Annotated[Path | None, typer.Option(help="A Markdown file to print the table to.")] = None,
 ) -> None:
@@ -56,11 +57,12 @@ def run(
         row["key"] = key
         kept[row["test"]] = row
         _file(cache, row["test"]).write_text(json.dumps(row))
-        console.print(f"{position}/{len(todo)} {row['outcome']:8} {row['seconds']:5.1f} s {row['test']} {_why(row)[:90]}")
+        line = f"{position}/{len(todo)} {row['outcome']:8} {row['seconds']:5.1f} s {row['test']} {_why(row)[:90]}"
+        console.print(line, soft_wrap=True, markup=False)
     rows = [kept[test.id] for test in wanted if test.id in kept]
     (out / "pipelines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     console.print(f"\n{len(todo)} of {len(wanted)} tests run in {time.perf_counter() - started:.0f} s.")
-    console.print(summary(rows))
+    console.print(summary(rows), soft_wrap=True, markup=False)
     if docs is not None:
         docs.write_text(page(rows, found))
 
@@ -134,8 +136,8 @@ def _child(test: Test, checkout: Path, pipe: Any) -> None:
 
 
 def outcome(findings: dict[str, dict[str, Any]]) -> str:
-    """'wrong' is what runs and is not what it should be; 'refused' are the default settings, by a message of ours before
-    the loop; any other error is a crash."""
+    """'wrong' is what runs and is not what it should be; 'refused' is a test whose default settings are refused, before
+    the loop and by a message of ours; any other error is a crash."""
     status = {name: finding["status"] for name, finding in findings.items()}
     failures = {"crash", "late"}
     if status.get("preset") in failures:
@@ -154,12 +156,12 @@ def _row(test: Test, result: str, **more: Any) -> dict[str, Any]:
 def _why(row: dict[str, Any]) -> str:
     if "findings" not in row:
         return str(row.get("error", ""))
-    bad = [
+    told = ("refused",) if row["outcome"] in ("green", "refused") else ("wrong", "crash", "late")
+    return "; ".join(
         f"{name}: {finding['detail']}" + (f" ({finding['value']:.2g})" if finding["value"] is not None else "")
         for name, finding in row["findings"].items()
-        if finding["status"] in {"green": ("refused",), "refused": ("refused",)}.get(row["outcome"], ("wrong", "crash", "late"))
-    ]
-    return "; ".join(bad)
+        if finding["status"] in told
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -177,7 +179,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
             if status in ("ok", "n/a"):
                 continue
             label = f"{name}: {finding['detail']}" if status == "wrong" else f"{finding['detail']} [{finding['place']}]"
-            label = re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", label)[:260]
+            label = re.sub(r"\w+(Pipeline|Wrapper)\b", "…", label)
+            label = re.sub(r"\b\d+(\.\d+)?(e-?\d+)?\b", "#", label)[:260]
             if (status, label) not in seen:
                 seen.add((status, label))
                 causes[status, label].append(row["test"])
@@ -242,13 +245,13 @@ def _file(cache: Path, test: str) -> Path:
 
 
 def _key() -> str:
-    """Of the code: the package's and these scripts'."""
+    """Of the code: the package's, these scripts' and the libraries'."""
     import fk_steer
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(map(version, ("diffusers", "transformers", "torch"))).encode())
     for folder in (Path(fk_steer.__file__).parent, HERE):
         for file in sorted(folder.rglob("*.py")):
-            if file.name not in ("run.py",) or folder != HERE:
+            if file != Path(__file__):  # which runs, and changes no result
                 digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,7 +1,7 @@
 """What Diffusers' tests load from the Hub, made here: tokenizers, processors and tiny models with random weights.
 
-`offline` replaces `from_pretrained` of transformers' classes for the repositories below; anything else is loaded as ever,
-which fails without a network.
+`offline` replaces `from_pretrained` of transformers' classes for the repositories below; anything else is loaded as
+ever, which fails without a network.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def pieces_of_templates() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
 
 
-class QwenTokenizer(transformers.Qwen2Tokenizer):  # type: ignore[misc]
+class QwenTokenizer(transformers.Qwen2Tokenizer):
     """With the vocabulary size by which models are made for it."""
 
     @property
@@ -138,15 +138,16 @@ def glm_tokenizer(**options: Any) -> Any:
 
 
 def glm_image_processor(**options: Any) -> Any:
-    numbers = {"<|endoftext|>": 151329, "<|image|>": 167855, "<|dit_token_16384|>": 16384, "<|dit_token_16385|>": 16385}
+    marks = {"<|image|>": 167855, "<|dit_token_16384|>": 16384, "<|dit_token_16385|>": 16385}
+    numbers = {"<|endoftext|>": 151329, "<sop>": 151330, "<eop>": 151331, **marks}
     tokenizer = qwen_tokenizer(transformers.Qwen2Tokenizer, numbers, bos_token="<|dit_token_16384|>")
     tokenizer.image_token = "<|image|>"
-    tokenizer.grid_bos_token, tokenizer.grid_eos_token = "<|dit_token_16384|>", "<|dit_token_16385|>"
+    tokenizer.grid_bos_token, tokenizer.grid_eos_token = "<sop>", "<eop>"
     template = (
         "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
         "{{ part['text'] }}{% else %}<|image|>{% endif %}{% endfor %}{% endfor %}"
     )
-    with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class", lambda *args: None):
+    with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class", return_value=None):
         images = transformers.GlmImageImageProcessor(patch_size=8)
         return transformers.GlmImageProcessor(images, tokenizer, chat_template=template)
 
@@ -157,7 +158,7 @@ def qwen_processor(kind: str, tokenizer: Any) -> Any:
     images = transformers.Qwen2VLImageProcessor(
         min_pixels=4 * 28 * 28, max_pixels=16 * 28 * 28, size=size, patch_size=14, merge_size=2
     )
-    with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class", lambda *args: None):
+    with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class", return_value=None):
         return getattr(transformers, kind)(images, tokenizer, None, chat_template=CHAT)
 
 
@@ -208,7 +209,12 @@ def llama() -> Any:
 def siglip() -> Any:
     return transformers.SiglipVisionModel(
         transformers.SiglipVisionConfig(
-            hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, image_size=30, patch_size=2
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=30,
+            patch_size=2,
         )
     )
 
@@ -310,14 +316,15 @@ def chatglm() -> Any:
 class BytePieces:
     """In place of the SentencePiece model of ChatGLM's tokenizer."""
 
-    special = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+    roles = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+    special = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *roles)
 
     def __init__(self, model_path: str) -> None:
         self.bos_id, self.eos_id, self.pad_id = 1, 2, 0
         self.special_tokens = {token: 300 + index for index, token in enumerate(self.special)}
         self.index_special_tokens = {index: token for token, index in self.special_tokens.items()}
         self.n_words = 300 + len(self.special)
-        self.role_special_token_expression = "|".join(re.escape(token) for token in self.special[5:])
+        self.role_special_token_expression = "|".join(re.escape(token) for token in self.roles)
 
     def tokenize(self, s: str, encode_special_tokens: bool = False) -> list[str]:
         return list(s)
@@ -340,9 +347,9 @@ def chatglm_tokenizer() -> Any:
 
 
 def without_optional_libraries() -> None:
-    """Put in place what Diffusers hides from its users where sentencepiece, OpenCV or torchvision is missing, though the
-    tests do without: Kolors, ConsisID, and of torchvision's transforms the few that Cosmos and OmniGen use."""
-    kolors = import_module("diffusers.pipelines.kolors")
+    """Put in place what Diffusers hides where sentencepiece, OpenCV or torchvision is missing, though the tests do
+    without: Kolors, ConsisID, and of torchvision's transforms the few that Cosmos and OmniGen use."""
+    kolors: Any = import_module("diffusers.pipelines.kolors")
     hidden = {
         "diffusers.pipelines.kolors.pipeline_kolors": "KolorsPipeline",
         "diffusers.pipelines.kolors.pipeline_kolors_img2img": "KolorsImg2ImgPipeline",
@@ -353,17 +360,14 @@ def without_optional_libraries() -> None:
     kolors.ChatGLMTokenizer = import_module("diffusers.pipelines.kolors.tokenizer").ChatGLMTokenizer
     for module, name in hidden.items():
         setattr(diffusers, name, getattr(import_module(module), name))
-    processor = import_module("diffusers.pipelines.omnigen.processor_omnigen")
-    import_module(
-        "diffusers.pipelines.omnigen.pipeline_omnigen"
-    ).OmniGenMultiModalProcessor = processor.OmniGenMultiModalProcessor
-    for module in (
-        "diffusers.pipelines.omnigen.processor_omnigen",
-        "diffusers.models.transformers.transformer_cosmos",
-        "diffusers.models.controlnets.controlnet_cosmos",
-    ):
-        if not hasattr(import_module(module), "transforms"):
-            import_module(module).transforms = TRANSFORMS
+    processor: Any = import_module("diffusers.pipelines.omnigen.processor_omnigen")
+    omnigen: Any = import_module("diffusers.pipelines.omnigen.pipeline_omnigen")
+    omnigen.OmniGenMultiModalProcessor = processor.OmniGenMultiModalProcessor
+    cosmos = ("diffusers.models.transformers.transformer_cosmos", "diffusers.models.controlnets.controlnet_cosmos")
+    users: list[Any] = [processor, *(import_module(name) for name in cosmos)]
+    for module in users:
+        if not hasattr(module, "transforms"):
+            module.transforms = TRANSFORMS
 
 
 def _resize(image: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
