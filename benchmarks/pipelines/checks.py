@@ -32,6 +32,7 @@ from torch import Tensor
 
 import fk_steer
 from fk_steer import Execution, Plan, Strategy, steer
+from fk_steer.diffusion.components import makes_videos
 from fk_steer.search import Look, Noise
 
 from .cases import Case, as_tensor, recorded_steps
@@ -151,6 +152,7 @@ def check(case: Case) -> dict[str, Finding]:
     """All checks of one case, by name."""
     warnings.filterwarnings("ignore")
     report = Report(case)
+    reward.takes_videos = makes_videos(case.pipe)  # type: ignore[attr-defined]
     with recorded_steps(case, predict=True) as steps:
         alone = case.stock(generators(0)[0])
     _check_x0(report, steps)

@@ -73,11 +73,12 @@ class Engine:
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
+        tokens = kwargs.pop("per_token_timesteps", None)
         self.watch.step(index, sample, model_output)
 
         stepped, late = rows.live, None
         if self.due(index):
-            plan, followed = self.act(index, model_output, sample)
+            plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
             if self.halting:
                 self.halted = followed.states.x0.to(sample.dtype)
                 self.last_x0 = None if self.last_x0 is None else followed.states.x0
@@ -90,9 +91,11 @@ class Engine:
             else:
                 stepped, model_output, sample = rows.live, followed.states.model_output, followed.states.sample
         if self.call.stops_early and self.solver.whole_step:
-            self.last_x0 = self.solver.x0(index, model_output, sample)
+            self.last_x0 = self.solver.x0(index, model_output, sample, self._of_live(tokens))
 
         kwargs.pop("eta", None)
+        if tokens is not None:  # which are those of a row's population
+            kwargs["per_token_timesteps"] = tokens[stepped.to(tokens.device)]
         quiet = self.particles.quiet(stepped)
         generators = self.generators_of(stepped)
         output = self.solver.step(inner, index, quiet, generators, model_output, timestep, sample, *args, **kwargs)
@@ -115,9 +118,15 @@ class Engine:
         self.overdue = not self.solver.whole_step
         return not self.overdue
 
-    def act(self, index: int, model_output: Tensor, sample: Tensor) -> tuple[Plan, Followed]:
-        """Show the search the x0 predictions of the live rows and let the particles follow its plan."""
-        x0, slots = self.solver.x0(index, model_output, sample), self.particles.rows.slots
+    def act(
+        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None
+    ) -> tuple[Plan, Followed]:
+        """Show the search the x0 predictions of the live rows and let the particles follow its plan.
+
+        Args:
+            tokens: (L, tokens) the timesteps of tokens that have their own.
+        """
+        x0, slots = self.solver.x0(index, model_output, sample, tokens), self.particles.rows.slots
         judgement = None
         if index not in self.search.unscored:
             try:
@@ -176,6 +185,10 @@ class Engine:
         """Those of rows (L,); copies for rows that sleep, for what those draw must not be missed when they wake."""
         asleep = self.particles.rows.asleep[rows].tolist()
         return [one.clone_state() if sleeps else one for one, sleeps in zip(self.call.generators_of(rows), asleep)]
+
+    def _of_live(self, values: Tensor | None) -> Tensor | None:
+        rows = self.particles.rows
+        return values if values is None or rows.all_live else values[rows.live_on(values.device)]
 
     def _to_all_rows(self, output: Any, num_live: int) -> Any:
         rows = self.particles.rows

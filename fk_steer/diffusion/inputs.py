@@ -1,18 +1,20 @@
 """The arguments of a pipeline's call for a row per particle.
 
-Pipelines differ in how they come from a prompt to several rows: most repeat what they have made of it
-(`num_images_per_prompt`), some take lists alone, some take one image for all rows and others one for each. What can be
-given to all is a list with an entry per row; where a pipeline's own repeating is cheaper and sound, it comes first.
+Pipelines differ in how they come from a prompt to several rows. Most can repeat what they have made of it
+(`num_images_per_prompt`), but not all of them get the order right for several prompts, and some do not repeat masks,
+embeddings or images. Lists with an entry per row are what most are right for; one image for all rows, and a pipeline's
+own repeating, are left for those that take no such lists.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -71,20 +73,63 @@ class Way:
         return {name: of(name, value) for name, value in arguments.items()}
 
 
+def encoded_once(
+    encode: Callable[..., Any], names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """What `encode_prompt` makes of lists of texts, each combination of texts encoded once.
+
+    Args:
+        encode: the pipeline's own, with parameters `names`.
+    """
+    given = {**dict(zip(names, args)), **kwargs}
+    texts = {name: value for name, value in given.items() if _TEXT.fullmatch(name) and isinstance(value, list)}
+    sizes = {len(value) for value in texts.values()}
+    alone = all(given.get(name) in (None, 1) for name in NUMBERS)
+    embeds = any(value is not None and _ENCODED.fullmatch(name) for name, value in given.items())
+    if len(sizes) != 1 or not alone or embeds:
+        return encode(*args, **kwargs)
+    (number,) = sizes
+    if any(getattr(value, "ndim", 0) > 0 and len(value) == number for value in given.values()):
+        return encode(*args, **kwargs)
+    texts |= {name: value for name, value in given.items() if isinstance(value, list) and len(value) == number}
+    rows = list(zip(*([one if isinstance(one, str) else id(one) for one in value] for value in texts.values())))
+    distinct = list(dict.fromkeys(rows))
+    if len(distinct) == number:
+        return encode(*args, **kwargs)
+    first = [rows.index(row) for row in distinct]
+    encoded = encode(**{**given, **{name: [value[i] for i in first] for name, value in texts.items()}})
+    index = torch.tensor([distinct.index(row) for row in rows])
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(distinct):
+            return value[index.to(value.device)]
+        if isinstance(value, list) and len(value) == len(distinct) and all(isinstance(one, Tensor) for one in value):
+            return [value[i] for i in index.tolist()]
+        if value is None:
+            return None
+        raise _OtherForm
+
+    try:
+        return tuple(of(value) for value in encoded) if isinstance(encoded, tuple) else of(encoded)
+    except _OtherForm:
+        return encode(*args, **kwargs)
+
+
+class _OtherForm(Exception):
+    """The rows of an encoding cannot be told by its form."""
+
+
 def ways_of(pipe: Any, arguments: Mapping[str, Any], num_prompts: int) -> list[Way]:
     """The ways of asking this pipeline for several rows per prompt, the one to be tried first in front."""
     images = any(value is not None and _IMAGE.fullmatch(name) for name, value in arguments.items())
-    encoded = any(value is not None and _ENCODED.fullmatch(name) for name, value in arguments.items())
     several = images and any(
         _IMAGE.fullmatch(name) and num_prompts > 1 and _has_one_per_prompt(value, num_prompts)
         for name, value in arguments.items()
     )
     once = [] if number_name(pipe) is None else [Way("nothing")]
-    if several:
-        return [Way("texts"), Way("everything"), *once]
-    if images:
-        return [*once, Way("everything"), Way("texts")]
-    return [Way("texts"), *once] if encoded or not once else [*once, Way("texts")]
+    if images and not several:
+        return [Way("everything"), Way("texts"), *once]
+    return [Way("texts"), *([Way("everything")] if images else []), *once]
 
 
 def number_name(pipe: Any) -> str | None:

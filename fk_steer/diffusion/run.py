@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
 from .execution import Execution
-from .inputs import ways_of
+from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline
@@ -226,7 +227,7 @@ class Run:
         """In place of the pipeline's."""
         if self.replay.active:
             return self.replay.encode_prompt(inner, *args, **kwargs)
-        encoded = inner(*args, **kwargs)
+        encoded = encoded_once(inner, list(inspect.signature(inner).parameters), args, kwargs)
         self.replay.remember_encoded(encoded)
         return encoded
 

@@ -153,9 +153,9 @@ class Solver:
         one."""
         return index - index % 2 if hasattr(self.scheduler, "state_in_first_order") else index
 
-    def x0(self, index: int, model_output: Tensor, sample: Tensor) -> Tensor:
+    def x0(self, index: int, model_output: Tensor, sample: Tensor, per_token_timesteps: Tensor | None = None) -> Tensor:
         """See `predict_x0`."""
-        return predict_x0(self.scheduler, model_output, self.timesteps[index], sample)
+        return predict_x0(self.scheduler, model_output, self.timesteps[index], sample, per_token_timesteps)
 
     def step(
         self,
