@@ -3,7 +3,7 @@
 | check | what holds |
 |---|---|
 | no-op | one particle, no steering: the stock call's image, bit for bit |
-| particles | three particles that are only looked at: each the stock call's image for its generator |
+| particles | three particles that are only looked at: each the stock call's image for its generator (the first alone where images condition them, as these draws are shared) |
 | events | a search that looks at every step is shown every step |
 | reward | the rewards given back are those of the images given back |
 | x0 | x0 predictions are the scheduler's own, and what its last step returns |
@@ -33,9 +33,10 @@ from torch import Tensor
 import fk_steer
 from fk_steer import Execution, Plan, Strategy, steer
 from fk_steer.diffusion.components import makes_videos
+from fk_steer.diffusion.conditions import begins_with_image
 from fk_steer.search import Look, Noise
 
-from .cases import Case, as_tensor, recorded_steps
+from .cases import IMAGES, Case, as_tensor, recorded_steps
 
 
 PARTICLES = 3
@@ -285,7 +286,9 @@ def _check_watched(report: Report, watched: Any, alone: Tensor) -> None:
     if report.findings.get("no-op", Finding("")).status == "n/a":
         report.say("particles", "n/a", report.findings["no-op"].detail)
     else:
-        last = case.stock(generators(0)[-1])
+        # Particles share the draws of what they are conditioned on, which are those of the first.
+        shares = any(name in case.arguments for name in IMAGES) and not begins_with_image(case.pipe, case.arguments)
+        last = images[-1:] if shares else case.stock(generators(0)[-1])
         difference = max(_difference(images[:1], alone), _difference(images[-1:], last))
         detail = "not the stock images"
         if difference > TOLERANCE:

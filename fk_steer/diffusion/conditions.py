@@ -7,7 +7,7 @@ population, that of the first, leaves nothing behind.
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,21 +19,32 @@ from .components import call_names
 
 def begins_with_image(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the encoded image is where the particles begin, and not what they are conditioned on."""
-    return "strength" in call_names(pipe) and arguments.get("mask_image") is None
+    conditions = (arguments.get(name) for name in ("mask_image", "control_image"))
+    return "strength" in call_names(pipe) and all(condition is None for condition in conditions)
 
 
 class Conditions:
-    """The draws of a call from the posteriors of encoded images, one for each population and image."""
+    """The draws of a call from the posteriors of encoded images, which all particles of a population have in common.
+
+    What a particle's generator draws first, second, and so on is what that of the first particle drew there.
+    """
 
     def __init__(self) -> None:
         self._population: dict[int, int] = {}
         self._generators: list[torch.Generator] = []  # kept, so that no other gets the identity of one
-        self._draws: dict[tuple[int, str], Tensor] = {}
+        self._count: Counter[int] = Counter()
+        self._draws: dict[tuple[int, int], Tensor] = {}
 
-    def own(self, generators: Sequence[torch.Generator], populations: Sequence[int]) -> None:
-        """These generators draw for particles of these populations."""
+    def begin(self, generators: Sequence[torch.Generator], populations: Sequence[int]) -> None:
+        """The pipeline is about to be called with these generators, of particles of these populations."""
         self._generators += generators
-        self._population |= {id(generator): p for generator, p in zip(generators, populations, strict=True)}
+        for generator, population in zip(generators, populations, strict=True):
+            self._population[id(generator)] = population
+            self._count[id(generator)] = 0
+
+    def forget(self) -> None:
+        """Nothing has been drawn yet."""
+        self._draws.clear()
 
     def encode(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """In place of an autoencoder's `encode`."""
@@ -43,16 +54,16 @@ class Conditions:
         return output
 
     def draw(self, posterior: Any, generator: Any) -> Tensor:
-        """A sample of a posterior, in which rows of one population that encode the same image are the same."""
+        """A sample of a posterior (B, ...), each row from its own generator."""
         sample: Tensor = posterior.sample(generator=generator)
         generators = generator if isinstance(generator, (list, tuple)) else [generator] * len(sample)
-        owners = [self._population.get(id(one)) for one in generators]
-        if len(owners) != len(sample) or any(owner is None for owner in owners):
+        if len(generators) != len(sample) or any(id(one) not in self._population for one in generators):
             return sample
         rows = []
-        for row, parameters, owner in zip(sample, posterior.parameters, owners):
-            assert owner is not None
-            rows.append(self._draws.setdefault((owner, _digest(parameters)), row))
+        for row, one in zip(sample, generators):
+            key = self._population[id(one)], self._count[id(one)]
+            self._count[id(one)] += 1
+            rows.append(self._draws.setdefault(key, row))
         return torch.stack(rows)
 
 
@@ -67,8 +78,3 @@ class _Shared:
 
     def sample(self, generator: Any = None) -> Tensor:
         return self._conditions.draw(self._posterior, generator)
-
-
-def _digest(values: Tensor) -> str:
-    content = values.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()

@@ -66,7 +66,6 @@ class Replay:
         self.num_steps = 0
         self.conditions = Conditions()
         self._populations = [row // call.num_slots for row in range(call.num_rows)]
-        self.conditions.own(call.generators, self._populations)
         self._initial = [generator.get_state() for generator in call.generators]
         self._step: Callable[[Tensor, Mapping[str, Any]], Any] = step_output
         self._rows: list[int] = []
@@ -87,6 +86,8 @@ class Replay:
     def begin(self, way: Way) -> None:
         """The main run begins, asked for its rows in this way."""
         self.way, self._encoded = way, []
+        self.conditions.forget()
+        self.conditions.begin(self.call.generators, self._populations)
 
     def remember_output(self, name: str, sample: Any, output: Any) -> None:
         """An output of a denoiser."""
@@ -234,7 +235,7 @@ class Replay:
             generator = torch.Generator(call.generators[row].device)
             generator.set_state(self._initial[row])
             generators.append(generator)
-        self.conditions.own(generators, [self._populations[row] for row in rows])
+        self.conditions.begin(generators, [self._populations[row] for row in rows])
         self._rows, self._count, self._step = rows, 0, step
         with _as_before(pipe), torch.no_grad():
             self.active = True

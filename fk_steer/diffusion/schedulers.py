@@ -92,7 +92,7 @@ def predict_x0(
     prediction = scheduler.config.get("prediction_type")
     kind = parametrisation(scheduler)
     if kind == "trigonometric":
-        time = scheduler.timesteps[start_index(scheduler, timestep)].to(torch.float32)
+        time: Tensor = scheduler.timesteps[start_index(scheduler, timestep)].to(torch.float32)
         x0 = time.cos() * x - time.sin() * m
     elif kind == "variance-preserving":
         alpha_squared = scheduler.alphas_cumprod[int(timestep)]
@@ -105,9 +105,10 @@ def predict_x0(
         if kind == "edm":
             x0 = scheduler.precondition_outputs(x, m, sigma)
         elif kind == "flow":
-            if per_token_timesteps is not None:
-                sigma = per_token_timesteps[..., None] / scheduler.config.num_train_timesteps
-            x0 = x + (1 - sigma) * m if _inverted(scheduler) else x - sigma * m
+            if per_token_timesteps is not None:  # with which the step takes the velocity from noise to x0
+                x0 = x + per_token_timesteps[..., None] / scheduler.config.num_train_timesteps * m
+            else:
+                x0 = x + (1 - sigma) * m if _inverted(scheduler) else x - sigma * m
         elif kind == "variance-preserving-sigmas":
             x0 = _from_signal_and_noise(prediction, m, x, *scheduler._sigma_to_alpha_sigma_t(sigma))
         else:
@@ -142,7 +143,7 @@ def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]
     """
     kind = parametrisation(scheduler)
     if kind == "trigonometric":
-        time = scheduler.timesteps[index].to(torch.float32)
+        time: Tensor = scheduler.timesteps[index].to(torch.float32)
         return time.cos(), time.sin() * scheduler.config.sigma_data
     if kind == "variance-preserving":
         alpha_squared = scheduler.alphas_cumprod[int(timestep)]

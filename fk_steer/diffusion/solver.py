@@ -177,6 +177,8 @@ class Solver:
             generators: L, one per row.
         """
         eta = self.eta_at(index)
+        if kwargs.get("per_token_timesteps") is not None and eta > 0:
+            model_output = -model_output  # its step with noise takes the velocity the other way round than that without
 
         def take(scheduler: Any, step: Callable[..., Any], eta: float, generators: Sequence[torch.Generator]) -> Any:
             with noise_switched(scheduler, step, eta) as take_step:

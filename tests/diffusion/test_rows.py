@@ -192,7 +192,8 @@ def test_other_arguments_are_left_alone():
         assert passed[name] is kwargs[name]
     assert passed["cross_attention_kwargs"]["scale"] == 0.5
     assert torch.equal(
-        passed["cross_attention_kwargs"]["deep"]["encoder_attention_mask"], kwargs["cross_attention_kwargs"]["deep"]["encoder_attention_mask"]
+        passed["cross_attention_kwargs"]["deep"]["encoder_attention_mask"],
+        kwargs["cross_attention_kwargs"]["deep"]["encoder_attention_mask"],
     )
 
 
