@@ -28,8 +28,8 @@ class Engine:
     Args:
         call, strategy: what is asked for.
         solver, particles, judge: the loop's scheduler, its particles, and who scores them.
-        begin: called at the first step with the samples, before anything else; gives the search, the number of steps,
-            and for each step whether its noise parts copies.
+        begin: called at the first step with the samples and the timestep, before anything else; gives the search, the
+            number of steps, and for each step whether its noise parts copies.
         announce: called after every scoring event.
         watch: for what is not finite.
     """
@@ -41,7 +41,7 @@ class Engine:
         solver: Solver,
         particles: Particles,
         judge: Judge,
-        begin: Callable[[Tensor], tuple[Search, int, list[bool]]],
+        begin: Callable[[Tensor, Any], tuple[Search, int, list[bool]]],
         announce: Announce,
         watch: Watch,
     ) -> None:
@@ -66,8 +66,13 @@ class Engine:
     ) -> Any:
         """In place of the scheduler's own `step`, which is `inner`."""
         if not self.num_steps:
-            self.search, self.num_steps, self.parting = self.begin(sample)
+            self.search, self.num_steps, self.parting = self.begin(sample, timestep)
         index, rows = self.solver.advance(), self.particles.rows
+        if index >= self.num_steps:
+            raise ValueError(
+                f"{type(self.call.pipe).__name__} takes more than the {self.num_steps} steps of its loop, as one that "
+                "makes an image or video piece by piece does. Particles can be steered within one loop alone."
+            )
         if self.halted is not None:
             return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
         if not rows.all_live:

@@ -97,7 +97,6 @@ def encoded_once(
     if len(distinct) == number:
         return encode(*args, **kwargs)
     first = [rows.index(row) for row in distinct]
-    encoded = encode(**{**given, **{name: [value[i] for i in first] for name, value in texts.items()}})
     index = torch.tensor([distinct.index(row) for row in rows])
 
     def of(value: Any) -> Any:
@@ -110,8 +109,9 @@ def encoded_once(
         raise _OtherForm
 
     try:
+        encoded = encode(**{**given, **{name: [value[i] for i in first] for name, value in texts.items()}})
         return tuple(of(value) for value in encoded) if isinstance(encoded, tuple) else of(encoded)
-    except _OtherForm:
+    except Exception:  # of a pipeline that knows the number of rows from elsewhere
         return encode(*args, **kwargs)
 
 

@@ -11,7 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
 
-from .components import call_names, is_modular
+from .components import autoencoder_of, call_names, is_modular
 
 
 def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> tuple[Any, ...]:
@@ -29,6 +29,15 @@ def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> t
     if isinstance(output, tuple):
         return output
     return tuple(output.values()) if isinstance(output, Mapping) else (output,)
+
+
+def tensor_type(pipe: Any) -> str:
+    """The `output_type` with which a pipeline gives images in [0, 1]: 'pt', where a processor makes them of what an
+    autoencoder decodes, else 'np', as tensors may then be in [-1, 1]."""
+    if is_modular(pipe):
+        return "pt"
+    processor = hasattr(pipe, "image_processor") or hasattr(pipe, "video_processor")
+    return "pt" if processor and autoencoder_of(pipe) is not None else "np"
 
 
 def as_tensor(images: Any, videos: bool) -> Tensor:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .call import Call
 from .conditions import Conditions
-from .inputs import Way, entries_of, number_name
+from .inputs import Way, entries_of, number_name, ways_of
 from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
-from .outputs import as_tensor, run_pipeline
+from .outputs import as_tensor, run_pipeline, tensor_type
 
 
 @dataclass
@@ -147,6 +147,23 @@ class Replay:
                 failure = error
         raise failure
 
+    def takes_one_row(self) -> bool:
+        """Whether the pipeline comes to its denoiser when it is asked for one row, as it should for any arguments that
+        are right."""
+
+        def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
+            raise _Enough
+
+        for way in ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts):
+            self.way = way
+            try:
+                self._again([0], step)
+            except _Enough:
+                return True
+            except Exception:
+                continue
+        return False
+
     # The wrapped methods, while a replay runs.
 
     def forward(self, name: str, inner: Callable[..., Any], parameters: Sequence[str], args: Any, kwargs: Any) -> Any:
@@ -240,7 +257,7 @@ class Replay:
         with _as_before(pipe), torch.no_grad():
             self.active = True
             try:
-                return run_pipeline(pipe, {**asked, "generator": generators}, "pt")
+                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
             finally:
                 self.active = False
 

@@ -33,12 +33,12 @@ from .execution import Execution
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
-from .outputs import as_tensor, convert, run_pipeline
+from .outputs import as_tensor, convert, run_pipeline, tensor_type
 from .particles import Followed, Particles
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
-from .schedulers import intercept, intercept_step
+from .schedulers import intercept, intercept_step, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
@@ -146,13 +146,19 @@ class Run:
             for generator, state in zip(self.call.generators, states):
                 generator.set_state(state)
             try:
-                output_type = "latent" if self.call.output_type == "latent" else "pt"
-                return run_pipeline(self.pipe, with_callback(self.call.stock(way), self.call.num_rows), output_type)
+                asked = with_callback(self.call.stock(way), self.call.num_rows)
+                latent = self.call.output_type == "latent"
+                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
                 failure = failure or error
         assert failure is not None
+        if self.call.num_rows > 1 and self.replay.takes_one_row():
+            raise ValueError(
+                f"{type(self.pipe).__name__} cannot be given a row for each of {self.call.num_rows} particles, so it "
+                f"cannot be steered. ({type(failure).__name__}: {failure})"
+            ) from failure
         raise failure
 
     # The wrapped methods.
@@ -237,7 +243,7 @@ class Run:
         """The noise of a step."""
         return self.eta if self.strategy.noise.on(index, self.trace.num_steps) else 0.0
 
-    def begin(self, sample: Tensor) -> tuple[Search, int, list[bool]]:
+    def begin(self, sample: Tensor, timestep: Any) -> tuple[Search, int, list[bool]]:
         """At the first step: what can only be checked with the loop's timesteps, and the search."""
         pipe, rows = self.pipe, self.particles.rows
         if sample.shape[0] != rows.total:
@@ -246,7 +252,7 @@ class Run:
                 "and prompts cannot be told apart."
             )
         self.ranks.agree({"initial latents": sample})
-        self.trace.num_steps = num_steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
+        self.trace.num_steps = num_steps = getattr(pipe, "num_timesteps", None) or steps_from(pipe.scheduler, timestep)
         self.replay.num_steps = num_steps
         if self.strategy.goes_back:
             check_steps(pipe, self.call.arguments)

@@ -157,6 +157,13 @@ def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]
     return torch.ones_like(sigma), sigma
 
 
+def steps_from(scheduler: Any, timestep: Any) -> int:
+    """How many steps a loop takes that goes on from a timestep to the last one."""
+    timesteps = scheduler.timesteps.as_subclass(Tensor).tolist()
+    first = float(timestep)
+    return len(timesteps) - (timesteps.index(first) if first in timesteps else 0)
+
+
 def start_index(scheduler: Any, timestep: float) -> int:
     """Where a scheduler stands among its sigmas; before its first step, where that timestep will put it. 0 for one
     without."""
@@ -348,13 +355,16 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     probe = copy.deepcopy(_on_cpu(probe))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     sample = torch.ones(2, 4, 2, 2)
+    # A learned variance comes as the second half of the output's channels.
+    learned = str(scheduler.config.get("variance_type")).startswith("learned")
+    output = torch.zeros(2, 8 if learned else 4, 2, 2)
     parted = []
     for index, timestep in enumerate(timesteps):
         sample = sample[:1].repeat(2, 1, 1, 1)
         gather_history(probe, sample.shape, torch.zeros(2, dtype=torch.long))  # in which earlier noise goes on
         with noise_switched(probe, probe.step, eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
-            sample = step(torch.zeros_like(sample), torch.tensor(timestep), sample, **options)[0]
+            sample = step(output, torch.tensor(timestep), sample, **options)[0]
         if not sample.isfinite().all():
             raise UnsupportedSchedulerError(_not_finite(scheduler, index, timestep))
         parted.append(not torch.equal(sample[0], sample[1]))

@@ -28,7 +28,14 @@ from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
 from .run import Run, facts
 from .schedulers import parametrisation
-from .validation import check_form_of_images, check_keywords, check_pipeline, check_texts, checked_arguments
+from .validation import (
+    check_form_of_images,
+    check_keywords,
+    check_pipeline,
+    check_stages,
+    check_texts,
+    checked_arguments,
+)
 
 
 THUMBNAIL = 128
@@ -116,6 +123,7 @@ class SteeredPipeline:
             raise TypeError(f"Expected `execution` to be an `Execution`, but got {brief(execution)}.")
         self.pipe, self.reward = pipe, as_reward(reward)
         self.execution = execution or Execution()
+        check_stages(pipe)
         check_form_of_images(pipe, self.reward)
         self.steering.check(facts(self.reward))
         if self.steering.looks:

@@ -44,6 +44,21 @@ def check_pipeline(pipe: Any) -> None:
         )
 
 
+def check_stages(pipe: Any) -> None:
+    """
+    Raises:
+        ValueError: for a pipeline of two stages, each with a scheduler.
+    """
+    if is_modular(pipe) or not hasattr(pipe, "prior_pipe"):
+        return
+    second = type(getattr(pipe, "decoder_pipe", pipe)).__name__
+    raise ValueError(
+        f"{type(pipe).__name__} runs two stages, of which the second makes the images. Run the first by itself "
+        f"(`pipe.prior_pipe(...)`) and steer the second with what it returns: `steer(pipe.decoder_pipe, reward)`, a "
+        f"{second}."
+    )
+
+
 def check_form_of_images(pipe: Any, reward: Reward) -> None:
     """
     Raises:
