@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...records import UnreadableFile
 from ...report.figures import figure_png
 from ...report.trace import Trace
 from ..folders import open_image
@@ -237,7 +238,12 @@ def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[
             by_run.append(found)
     plots = []
     for cell, item, name in [one for found in by_run for one in found[: max(1, most // len(by_run))]]:
-        plot = base64.b64encode(figure_png(Trace.load(out / name).plot())).decode()
+        try:
+            trace = Trace.load(out / name)
+        # Of a run that failed; it is among the failures.
+        except UnreadableFile:
+            continue
+        plot = base64.b64encode(figure_png(trace.plot())).decode()
         plots.append(
             {
                 "title": f"{cell.model}, {cell.guide}: {item.prompt}",
