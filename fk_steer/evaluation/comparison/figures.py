@@ -99,7 +99,7 @@ def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], widt
             f'data-guide="{escape(cell.guide)}"><title>{escape(title)}</title>'
         )
         if _spread(value):
-            ends = (y(value.mean - value.error), y(value.mean + value.error))
+            ends = (y(value.mean - _spread(value)), y(value.mean + _spread(value)))
             parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
         parts.append(_marker(models.index(cell.model), at, y(value.mean)) + "</g>")
     parts.append("</svg>")

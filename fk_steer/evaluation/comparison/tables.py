@@ -195,8 +195,10 @@ def long_csv(results: Sequence[CellResults]) -> str:
     """All values, one a line; texts that a spreadsheet would take for formulas begin with an apostrophe."""
     columns = ("images", "prompts", "self_scored", "rank", "fair_rank", "file")
     rows: list[list[object]] = [
-        ["prompt_list", "model", "guide", "measure", "mean", "standard_error", "difference"]
-        + ["difference_standard_error", *columns]
+        [
+            *("prompt_list", "model", "guide", "measure", "mean", "standard_error", "difference"),
+            *("difference_standard_error", *columns),
+        ]
     ]
     for one in results:
         for name, value in one.values().items():
