@@ -72,9 +72,9 @@ def digest(results: Mapping[str, Any], images: int) -> str:
 
 def digest_of(page: Path) -> str | None:
     """The digest that a page was written with; None if there is no page."""
-    if not page.exists():
+    if not page.is_file():
         return None
-    with page.open(encoding="utf-8") as file:
+    with page.open(encoding="utf-8", errors="replace") as file:
         _, found, after = file.read(1000).partition(f'name="{MARK}" content="')
     return after.partition('"')[0] if found else None
 

@@ -63,7 +63,9 @@ def _write(study: Study, out: Path, failures: dict[str, str], images: int) -> li
         return results
     plain = to_dict(results, study, failures)
     report = out / "report.html"
-    if digest_of(report) == digest(plain, images):
+    made = [out / "results.json", out / "results.csv"]
+    made += [out / "tables" / f"{table.name}.tex" for table in tables(results, study.baseline)]
+    if digest_of(report) == digest(plain, images) and all(path.is_file() for path in made):
         return results
     write_json(out / "results.json", plain)
     write_atomically(out / "results.csv", long_csv(results).encode())

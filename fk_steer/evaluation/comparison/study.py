@@ -267,6 +267,10 @@ def _check_derived(folder: Path, repair: bool) -> None:
     for problem in found:
         set_aside(problem.path, folder)
         say_set_aside(problem)
+    verdicts = folder / "evaluation" / "results.jsonl"
+    if verdicts.exists() and not verdicts.with_name("settings.json").exists():
+        # By which detector is not known: they are made anew.
+        set_aside(verdicts, folder)
 
 
 def _judge(study: Study, cells: Sequence[Cell], out: Path, device: str | None) -> dict[str, str]:
