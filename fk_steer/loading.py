@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from .bundled import BUNDLED_PREVIEWS, resolve
+from .bundled import BUNDLED, BUNDLED_PREVIEWS, resolve
+from .hub import check_source
 from .shapes import shared_components
 
 
@@ -55,20 +57,43 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
             takes them too.
         dtype: 'float32', 'float16', 'bfloat16', or 'auto' for float16 on CUDA devices and float32 elsewhere.
         device: where it goes.
+
+    Raises:
+        OSError: see `check_model`.
+        ValueError: if the model is of another kind than asked for.
     """
     from diffusers import DiffusionPipeline
 
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
+    check_model(model)
     name, model = model, resolve(model)
-    if kind == "auto":
-        stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
-        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
+    stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
+    found = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
+    if kind not in ("auto", found):
+        fits = "auto" if found == "auto" else f"{found} or auto"
+        raise ValueError(f"{name!r} is a {stock}, which the pipeline {kind!r} cannot load. Choose --pipeline {fits}.")
+    kind = found
     classes = {"auto": DiffusionPipeline, "sd": FKStableDiffusionPipeline, "sdxl": FKStableDiffusionXLPipeline}
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
     options = {**shared_components(name, getattr(torch, dtype)), "dtype": getattr(torch, dtype)}
     return classes[kind].from_pretrained(model, **options).to(device)
+
+
+def check_model(model: str) -> None:
+    """Make sure that a name can be a pipeline, in seconds and before anything else is loaded.
+
+    Raises:
+        OSError: for a name that is neither bundled, nor a folder of a pipeline, nor a hub id that can be had.
+    """
+    check_source(resolve(model), "model", "model_index.json", BUNDLED)
+    folder = Path(resolve(model))
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise OSError(
+            f"{model!r} is no pipeline: it holds no model_index.json. Expected a folder saved with "
+            f"`DiffusionPipeline.save_pretrained`, a hub id or one of: {', '.join(BUNDLED)}."
+        )
 
 
 _PREVIEWS: WeakKeyDictionary[Any, dict[str, AutoencoderTiny]] = WeakKeyDictionary()
@@ -85,6 +110,7 @@ def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
 
     loaded = _PREVIEWS.setdefault(pipe.vae, {})
     if name not in loaded:
+        check_source(resolve(name, BUNDLED_PREVIEWS), "preview decoder", known=BUNDLED_PREVIEWS)
         loaded[name] = AutoencoderTiny.from_pretrained(resolve(name, BUNDLED_PREVIEWS))
     return loaded[name].to(pipe._execution_device, pipe.vae.dtype)
 

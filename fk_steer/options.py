@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -31,3 +33,9 @@ def reward_options(pairs: list[str], name: str, names: list[str]) -> dict[str, A
             except ValueError:
                 options[key] = text
     return options
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean "x"?' with the known name most like another, '' if none is."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

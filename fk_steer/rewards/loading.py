@@ -26,6 +26,7 @@ def load_pretrained(kind: Any, path: str, reward: str, **options: Any) -> Any:
     Raises:
         RewardLoadError: naming the reward, the class and the place, and the tensors that are missing or misshapen.
     """
+    _check_source(path, reward)
     options = {name: value for name, value in options.items() if value is not None}
     is_model = issubclass(kind, nn.Module)
     if is_model:
@@ -59,6 +60,16 @@ def load_pretrained(kind: Any, path: str, reward: str, **options: Any) -> Any:
     return model
 
 
+def _check_source(path: str, reward: str, filename: str = "config.json") -> None:
+    from ..bundled import BUNDLED_REWARDS
+    from ..hub import check_source
+
+    try:
+        check_source(path, f"weights of the reward '{reward}' at", filename, BUNDLED_REWARDS.get(reward, {}))
+    except OSError as error:
+        raise RewardLoadError(str(error)) from error
+
+
 def fetch(path: str, filename: str, reward: str, revision: str | None = None) -> Path:
     """One file of a reward.
 
@@ -77,6 +88,7 @@ def fetch(path: str, filename: str, reward: str, revision: str | None = None) ->
     if (local / filename).is_file():
         return local / filename
     if not local.exists():
+        _check_source(path, reward, filename)
         try:
             return Path(hf_hub_download(path, filename, revision=revision))
         except (OSError, HFValidationError) as error:
