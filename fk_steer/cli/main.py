@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"fk-steer {version('fk-steer')}")

@@ -22,7 +22,9 @@ AXES = ("alignment", "coherence", "style")
 _DRAFT = re.compile(
     r"[<◁](/?)\s*(?:think|thinking|thought|thoughts|reason|reasoning|analysis|reflection|scratchpad)[>▷]", re.I
 )
-_NUMBER_WORDS = dict(zip("zero one two three four five six seven eight nine ten".split(), range(11)))
+_NUMBER_WORDS = dict(
+    zip(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], range(11))
+)
 _VALUE = rf"-?\d+(?:[.,]\d+)?|\b(?:{'|'.join(_NUMBER_WORDS)})\b"
 _MAXIMUM = r"/\s*(\d+)|(?:stars?\s+|points?\s+)?out\s+of\s+(?:a\s+possible\s+)?(\d+)|(%|per\s*cent\b|percent\b)"
 _SCORE = re.compile(rf"({_VALUE})\s*(?:{_MAXIMUM})?", re.I)
@@ -91,7 +93,7 @@ _LONE_IMAGE = re.compile(rf"\s*(?:(?:{_IMAGE}|([12AB]))|(tie|draw|both|neither|e
 _CLAUSE = re.compile(r"[,;:]|\b(?:but|however|although|though|while|whereas|and|so)\b", re.I)
 _DENIED = re.compile(r"\b(?:not?|never|neither|nor|cannot|hardly|barely|without)\b|n't\b", re.I)
 _OPINION = re.compile(
-    r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:\w+\s+)?(?:think|say|believe|agree|conclude|claim|find|feel)\b(?!.*\bbut\b)",
+    r"(?:\bnot|n't|\bcannot|\bnever)\b[\w,\s]{1,30}?(?:think|say|believe|agree|conclude|claim|find|feel)\b(?!.*\bbut\b)",
     re.I,
 )
 _SUPPOSED = re.compile(
@@ -150,7 +152,7 @@ def grades(reply: str) -> dict[str, float] | None:
     """The grader's scores by axis, clamped to [0, 10], from the first JSON object that holds any.
 
     A score may be a number, a text that begins with one, or an object with the key 'score'; '70/100' and '4 out of 5'
-    are read with their maximum, ranges such as '3-4' not at all. Drafts inside <think> do not count. Axes without one are left
+    are read with their maximum, ranges such as '3-4' not at all. Drafts do not count. Axes without one are left
     out; a missing overall score is the mean of the five axes if those are complete.
     """
     for found in _json_values(_without_drafts(reply)):
@@ -214,7 +216,7 @@ def _lone_score(text: str, highest: float) -> float | None:
     text = text.strip(" \n[](){}")
     if whole := re.fullmatch(rf"(?:{_SCORE.pattern})\s*(?:stars?|points?)?\s*[.!]?", text, re.I):
         return _on_scale(whole, highest)
-    if len(text) > 200 or not re.search(r"\b(?:give|given|rate|score|rather|deserves)\b", text, re.I):
+    if len(text) > 200 or ":" in text or not re.search(r"\b(?:give|given|rate|score|rather|deserves)\b", text, re.I):
         return None
     scale = _SCALE.search(text)
     text = _WOULD.sub("", _NOT_IT.sub("", _SCALE.sub("", text)))
