@@ -23,7 +23,7 @@ from .bundled import BUNDLED, bundled_options
 from .console import console
 from .diffusion import Execution, steer
 from .files import check_settings, png, record_settings, write_atomically
-from .loading import join_processes, load_guide, load_pipeline, set_scheduler
+from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
 from .report.figures import figure_png
 from .report.page import html_report
 from .report.results import results_in, summarize
@@ -170,6 +170,7 @@ def _generate(
     particle_parallel: bool,
     writes: bool,
 ) -> None:
+    find_model(settings.model)
     target = default_device(device)
     steering = Strategy.from_dict(settings.steering)
     reward = load_guide(settings.reward, target, **settings.reward_options)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +33,11 @@ class DType(str, Enum):
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to generate.")],
     model: Annotated[
-        str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'.")
-    ],
+        str | None,
+        typer.Option(
+            help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'. [default: 'shapes']"
+        ),
+    ] = None,
     pipeline: Annotated[PipelineKind, typer.Option(help="Class of the pipeline.")] = PipelineKind.auto,
     reward: Annotated[str, typer.Option(help="Reward to steer by; see `fk-steer rewards`.")] = "clip-score",
     reward_option: Annotated[
@@ -61,7 +68,10 @@ def generate(
     compare: Annotated[
         bool, typer.Option(help="Generate as many images without steering, from the same noise, to set beside.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results. [default: one in 'out' for each prompt and settings]"),
+    ] = None,
     dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
     device: Device = None,
     particle_parallel: Annotated[
@@ -82,6 +92,12 @@ def generate(
         from ..loading import quiet_libraries
 
         quiet_libraries()
+        if model is None:
+            model = "shapes"
+            console.print(
+                f"Without --model this is the bundled '{model}', with the bundled reward where '{reward}' has one.",
+                highlight=False,
+            )
         from ..generate import Generation, generate_into
 
         settings = Generation.of(
@@ -102,6 +118,10 @@ def generate(
             compare=compare,
             dtype=dtype.value,
         )
+        if out is None:
+            content = json.dumps(asdict(settings), sort_keys=True, default=str)
+            name = re.sub(r"[^a-z0-9]+", "-", prompts[0].lower())[:40].strip("-")
+            out = Path("out") / f"{name or 'prompt'}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         generate_into(
             out,
             settings,
