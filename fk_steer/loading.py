@@ -13,7 +13,7 @@ from llava_reward_guide.hub import locate
 
 from .bundled import BUNDLED, BUNDLED_PREVIEWS, resolve
 from .shapes import shared_components
-from .smc import suggestion
+from .smc import is_named, suggestion, unknown
 
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from .rewards.base import RewardFunction
     from .search import Strategy
+
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+"""Of pipelines, by name."""
 
 
 def quiet_libraries() -> None:
@@ -62,7 +66,7 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
 
     Raises:
         OSError: see `find_model`.
-        ValueError: if the model is of another kind than asked for.
+        ValueError: if the model is of another kind than asked for, or for an unknown `dtype`.
     """
     from diffusers import DiffusionPipeline
 
@@ -76,6 +80,8 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
         raise ValueError(f"{name!r} is a {stock}, which the pipeline {kind!r} cannot load. Choose --pipeline {fits}.")
     kind = found
     classes = {"auto": DiffusionPipeline, "sd": FKStableDiffusionPipeline, "sdxl": FKStableDiffusionXLPipeline}
+    if not is_named(dtype, DTYPES):
+        raise unknown("dtype", dtype, DTYPES)
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
     options = {**shared_components(name, getattr(torch, dtype)), "dtype": getattr(torch, dtype)}
@@ -90,9 +96,10 @@ def find_model(model: str) -> str:
     """
     place = locate(resolve(model), "model", hint=suggestion(model, BUNDLED))
     if Path(place).exists() and not (Path(place) / "model_index.json").is_file():
+        why = "is a file" if Path(place).is_file() else "holds no model_index.json"
         raise OSError(
-            f"{model!r} is no pipeline: it holds no model_index.json. Expected a folder saved with "
-            f"`DiffusionPipeline.save_pretrained`, a hub id or one of: {', '.join(BUNDLED)}."
+            f"{model!r} is no pipeline: it {why}. Expected a folder saved with `DiffusionPipeline.save_pretrained` "
+            f"(a single file by `from_single_file` first), a hub id or one of: {', '.join(BUNDLED)}."
         )
     return place
 
@@ -155,7 +162,7 @@ def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: in
     from .diffusion.schedulers import adds_noise, parametrisation
 
     if name is not None:
-        scheduler_class = getattr(diffusers, name, None)
+        scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None
         if scheduler_class is None or not hasattr(scheduler_class, "step"):
             near = suggestion(name, [known for known in dir(diffusers) if known.endswith("Scheduler")])
             raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.{near}")

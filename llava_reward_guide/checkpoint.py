@@ -84,6 +84,9 @@ def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     repository, folder = "/".join(parts[:2]), "/".join(parts[2:])
     try:
         root = locate(repository, "repository", revision)
+    except OSError as error:
+        raise CheckpointError(f"{wanted}. {error}") from error
+    try:
         if root == repository:
             root = snapshot_download(repository, revision=revision, allow_patterns=f"{folder}/*" if folder else None)
     except Exception as error:  # a missing repository, no network and an offline cache each raise their own

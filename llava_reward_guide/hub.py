@@ -54,7 +54,9 @@ def locate(path: str, what: str, revision: str | None = None, hint: str = "") ->
         _found.add(path)
         return path
     if (cached := _cached(path, revision)) is None:
-        raise OSError(f"Found no {what} {path!r}: there is no such folder, and {problem}.{hint}")
+        raise OSError(
+            f"Found no {what} {path!r}: it is no folder here, not in the cache of the hub, and {problem}.{hint}"
+        )
     return str(cached)
 
 
@@ -65,14 +67,14 @@ def _ask_about(repository: str) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     if constants.is_offline_mode():
-        return "HF_HUB_OFFLINE is set, and the cache of the hub does not hold it"
-    out_of_reach = f"the hub ({constants.ENDPOINT}) cannot be reached, and its cache does not hold it"
+        return "HF_HUB_OFFLINE keeps the hub from being asked"
+    out_of_reach = f"{constants.ENDPOINT} cannot be reached from here"
     if _silent_since is not None and time.monotonic() - _silent_since < _REMEMBERED:
         return out_of_reach
     try:
         _within(PATIENCE, lambda: HfApi().model_info(repository, timeout=PATIENCE))
     except RepositoryNotFoundError:
-        return "the hub has none of that name that may be read from here (`hf auth login` for private ones)"
+        return "the hub shows none of that name (private ones after `hf auth login`)"
     except HfHubHTTPError:
         # It answers; what it answers about files is for those who ask for them.
         pass

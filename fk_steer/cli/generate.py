@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ..bundled import bundled_options
 from ..console import console
 from ..options import reward_options
 from .options import Device, one_line_errors
@@ -94,10 +95,8 @@ def generate(
         quiet_libraries()
         if model is None:
             model = "shapes"
-            console.print(
-                f"Without --model this is the bundled '{model}', with the bundled reward where '{reward}' has one.",
-                highlight=False,
-            )
+            own = f" and its '{reward}'" if bundled_options(model, reward) else ""
+            console.print(f"No --model is given: using the bundled '{model}'{own}.", highlight=False)
         from ..generate import Generation, generate_into
 
         settings = Generation.of(
