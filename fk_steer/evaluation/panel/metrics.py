@@ -21,6 +21,7 @@ from ...rewards.clip import CLIPReward
 from ...rewards.judge import scores_or_none
 from ...rewards.local import unit
 from ...rewards.registry import reward_factory
+from ...smc import brief
 
 
 DIVERSITY = "diversity"
