@@ -33,6 +33,7 @@ from .rewards.loading import default_device
 from .search import DEFAULT_PRESET, Strategy
 from .search import preset as settings_of
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from .smc.checks import integer, real
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ class Generation:
             reward_options=options,
             scheduler=scheduler,
             steering=chosen.to_dict(),
-            steps=steps or (NUM_INFERENCE_STEPS if bundled else 50),
-            guidance=guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
+            steps=integer("steps", steps, 1, optional=True) or (NUM_INFERENCE_STEPS if bundled else 50),
+            guidance=real("guidance", (GUIDANCE_SCALE if bundled else 7.5) if guidance is None else guidance),
             negative_prompt=negative_prompt,
-            height=height,
-            width=width,
+            height=integer("height", height, 1, optional=True),
+            width=integer("width", width, 1, optional=True),
             seed=seed,
             compare=compare,
             dtype=dtype,

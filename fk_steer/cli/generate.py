@@ -93,9 +93,11 @@ def generate(
         from ..loading import quiet_libraries
 
         quiet_libraries()
+        options = reward_options(reward_option or [], reward, [reward])
         if model is None:
             model = "shapes"
-            own = f" and its '{reward}'" if bundled_options(model, reward) else ""
+            fits = bundled_options(model, reward) and "path" not in options
+            own = f" and its '{reward}'" if fits else ""
             console.print(f"No --model is given: using the bundled '{model}'{own}.", highlight=False)
         from ..generate import Generation, generate_into
 
@@ -103,7 +105,7 @@ def generate(
             prompts,
             model,
             reward=reward,
-            reward_options=reward_options(reward_option or [], reward, [reward]),
+            reward_options=options,
             preset=preset,
             particles=particles,
             lmbda=lmbda,
