@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
-import httpx
 import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -57,8 +56,7 @@ def answers(monkeypatch):
 
 
 def failure(kind, status):
-    request = httpx.Request("GET", "https://huggingface.co")
-    return kind("no", response=httpx.Response(status, request=request))
+    return kind("no", response=SimpleNamespace(status_code=status, headers={}, request=None))
 
 
 def snapshot(cache, repository, commit="a" * 40, names=("config.json",), ref=None):
@@ -82,13 +80,9 @@ def test_what_is_here_needs_no_hub(tmp_path, answers):
     assert not asked.asked
 
 
-@pytest.mark.parametrize(
-    "name", ["./missing", "../missing", "/missing/folder", "a/b/c", "~/model", "C:\\model", "a b", ""]
-)
+@pytest.mark.parametrize("name", ["./missing", "../missing", "/missing/folder", "a/b/c", "~/model", "C:\\model", "a b"])
 def test_what_can_only_be_a_folder_is_not_asked_for(name, answers):
     asked = answers()
-    if Path(name).exists():
-        pytest.skip("the empty name is the folder one is in")
     with pytest.raises(OSError, match="no such folder or file, and it is no hub id"):
         locate(name, "model")
     assert not asked.asked

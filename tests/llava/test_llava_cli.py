@@ -137,7 +137,7 @@ def test_bad_data(root, images, tmp_path):
     (tmp_path / "no.json").write_text("{")
     for name, message in (
         ("bad.json", "reject_path"),
-        ("no.json", "to be json, but it is not"),
+        ("no.json", "to be JSON"),
         ("none.json", "no such file"),
     ):
         result = invoke("evaluate-json", tmp_path / name, *on(root / "alignment"))
