@@ -35,7 +35,7 @@ class Hub:
     def __init__(self, answer=None):
         self.asked, self.answer = [], answer
 
-    def __call__(self, api, repository, **options):
+    def __call__(self, repository, **options):
         self.asked.append(repository)
         if isinstance(self.answer, Exception):
             raise self.answer
