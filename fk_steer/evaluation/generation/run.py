@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ...loading import find_model
 from ...rewards.loading import default_device
 from ...smc import unknown
 from .folder import Progress, RunFolder
@@ -83,6 +84,8 @@ def generate(
     if not folder.missing_shares():
         progress(plan.num_samples, plan.num_samples)
         return
+    # Before the folder is that of a model which is none.
+    find_model(settings.model)
     folder.open()
     counter = Progress(folder, progress)
     if engine == "ray":
