@@ -103,6 +103,8 @@ class Trainer:
         last, self.progress = read_progress(self.folder / "checkpoints")
         if last is not None:
             _same_run(config, self.folder)
+        if reward is not None:
+            _check_reward(reward, config)
         self.reward = build_reward(config) if reward is None else reward
         if last is None:
             self.progress.skipped = self._unreadable(items)
@@ -208,7 +210,7 @@ class Trainer:
                 self.monitor.advance(progress.step, figures, progress.step % config.log_every == 0)
                 last = progress.step == total
                 if self.validation is not None and (last or progress.step % config.validate_every == 0):
-                    metrics, validated = self._validate(), progress.step
+                    metrics, validated = self._try_to_validate() or metrics, progress.step
                 stop = bool(self._sum([float(stopped.is_set())])[0])
                 if last or stop or progress.step % config.save_every == 0:
                     save_checkpoint(self.accelerator, self.folder / "checkpoints", progress, config.keep_checkpoints)
@@ -217,7 +219,7 @@ class Trainer:
                     self._end()
                     return TrainingResult(False, progress.step, metrics, self.folder / "checkpoints")
             if self.validation is not None and validated < 0:
-                metrics = self._validate()
+                metrics = self._try_to_validate() or metrics
         with self._averaged():
             self._save(self.folder / "final")
         if progress.unreadable:
@@ -300,6 +302,15 @@ class Trainer:
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()
 
+    def _try_to_validate(self) -> dict[str, float]:
+        """As `_validate`; an error is reported and costs the figures, not what was trained. Empty upon one."""
+        try:
+            return self._validate()
+        except Exception as error:  # of reading, scoring, drawing or saving
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.monitor.say(f"Validation at step {self.progress.step} failed, and training goes on: {reason}")
+            return {}
+
     def _validate(self) -> dict[str, float]:
         """On the held-out items; the best so far is saved to best/."""
         assert self.validation is not None
@@ -311,8 +322,8 @@ class Trainer:
             best = self.progress.best
             # By accuracy, and of equal ones by loss.
             if not best or (summary["accuracy"], -summary["loss"]) > (best["accuracy"], -best["loss"]):
-                self.progress.best = {"step": step, **summary}
                 self._save(self.folder / "best")
+                self.progress.best = {"step": step, **summary}
         if self.accelerator.is_main_process:
             write_report(self.folder / "validation", {"step": step, **summary}, result.calibration, result.distribution)
             self.monitor.skip(f"Validation. {error}" for error in result.errors)
@@ -322,22 +333,32 @@ class Trainer:
     def _save(self, place: Path) -> None:
         """Complete or not at all: parts of two checkpoints would load as one."""
         state = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process:
-            folder, old = (place.with_name(f"{place.name}.{suffix}") for suffix in ("unfinished", "old"))
-            for left in (folder, old):
-                shutil.rmtree(left, ignore_errors=True)
-            self.reward.save_pretrained(folder, state_dict=state)
-            if self.config.full_finetune:
-                prefix = "backbone.model."
-                own = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-                save_backbone(self.reward.backbone, folder, own)
-            if self.config.published_layout:
+        try:
+            if self.accelerator.is_main_process:
+                self._write(place, state)
+        finally:
+            # The others wait even if this one could not save.
+            self.accelerator.wait_for_everyone()
+
+    def _write(self, place: Path, state: dict[str, Tensor]) -> None:
+        folder, old = (place.with_name(f"{place.name}.{suffix}") for suffix in ("unfinished", "old"))
+        for left in (folder, old):
+            shutil.rmtree(left, ignore_errors=True)
+        self.reward.save_pretrained(folder, state_dict=state)
+        if self.config.full_finetune:
+            prefix = "backbone.model."
+            own = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            save_backbone(self.reward.backbone, folder, own)
+        if self.config.published_layout:
+            try:
                 self.reward.save_pretrained(folder / "published", "published", state)
-            if place.exists():
-                place.rename(old)
-            folder.rename(place)
-            shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+            except Exception as error:  # a second copy must not cost the first
+                shutil.rmtree(folder / "published", ignore_errors=True)
+                self.monitor.say(f"Saved '{place}', but not its copy in the published layout: {error}")
+        if place.exists():
+            place.rename(old)
+        folder.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _end(self) -> None:
         if self.config.log_with:
@@ -353,6 +374,25 @@ def _training_items(config: TrainingConfig) -> Items:
             f"'{config.train_data}' holds {'labelled images' if items.labelled else 'pairs'}."
         )
     return items
+
+
+def _check_reward(reward: LlavaReward, config: TrainingConfig) -> None:
+    """Make sure that what is to be trained can be saved.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if reward.merged:
+        raise ValueError(
+            "Expected a reward whose adapter is kept apart, but got one that is merged into the weights, which cannot "
+            "be saved without the backbone. Load it with `merge=False`."
+        )
+    if config.full_finetune and reward.perspectives[reward.active].has_adapter:
+        raise ValueError(
+            "Expected a perspective without LoRA for `full_finetune`, but got one with it. Make it by "
+            "`new_perspective(..., rank=0)`, or train without `full_finetune`."
+        )
+    config.check_published(reward.config)
 
 
 def _same_run(config: TrainingConfig, folder: Path) -> None:
