@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..attention import check_attention_name
 from ..config import RewardConfig
-from ..options import QUANTIZE
+from ..loading import QUANTIZE
 from ..texts import read_yaml
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
-from ..data import Items, check_images, read_items
+from ..data import Items, check_images
 from ..data.batches import Batch, RewardDataset, StepSampler
 from ..files import write_whole
 from ..losses import reward_loss
@@ -33,7 +33,8 @@ from ..untrained import save_backbone
 from .config import TrainingConfig
 from .evaluation import Validation, validate
 from .progress import Monitor
-from .setup import build_reward, count_parameters, make_trainable
+from .data import training_data
+from .setup import build_reward, check_packages, count_parameters, make_trainable
 from .state import (
     ExponentialMovingAverage,
     load_checkpoint,
@@ -95,7 +96,9 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, reward: LlavaReward | None = None) -> None:
         self.config, self.folder = config, Path(config.output)
-        items = _training_items(config)
+        check_packages(config)
+        data = training_data(config)
+        items = data.items
         self.accelerator = accelerator = self._accelerator()
         self.monitor = Monitor(accelerator, self.folder)
         if config.deterministic:
@@ -109,11 +112,12 @@ class Trainer:
         if last is None:
             self.progress.skipped = self._unreadable(items)
         good = sorted(set(range(len(items))) - set(self.progress.skipped))
+        data.check_readable(good)
         steps = config.max_steps or math.ceil(config.epochs * (len(good) // config.batch_size))
         processes = accelerator.num_processes
         self.sampler = StepSampler(
             good, config.batch_size, config.micro_batch_size, steps, config.seed, self.progress.step,
-            accelerator.process_index, processes,
+            accelerator.process_index, processes, [data.sources[index] for index in good], config.train_probabilities,
         )  # fmt: skip
         accelerator.gradient_accumulation_steps = self.sampler.accumulation
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -125,13 +129,12 @@ class Trainer:
         # The weights begin alike on all processes, dropout does not.
         set_seed(config.seed, device_specific=True)
         self.monitor.say(str(count_parameters(self.reward)))
+        for line in data.summary():
+            self.monitor.say(line)
         self.dataset = RewardDataset(items, self.reward.backbone, cache=config.cache_images)
         self.validation = None
-        if config.validation_data:
-            held_out = read_items(config.validation_data, config.image_folder)
-            if held_out.labelled and config.objective == "general-preference":
-                raise ValueError("Expected pairs to validate a general preference model, but got labelled images.")
-            self.validation = RewardDataset(held_out, self.reward.backbone, cache=config.cache_images)
+        if data.validation is not None:
+            self.validation = RewardDataset(data.validation, self.reward.backbone, cache=config.cache_images)
         optimizer = torch.optim.AdamW(
             parameters, config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
@@ -155,7 +158,7 @@ class Trainer:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         # Some weights of a whole backbone may play no part in the reward, such as the end of a vision tower.
-        unused = config.full_finetune or config.hidden_layer is not None
+        unused = config.full_finetune or config.lora_vision or config.hidden_layer is not None
         trackers = [name.strip() for name in config.log_with.split(",") if name.strip()]
         known = [str(tracker) for tracker in get_available_trackers()]
         if missing := [name for name in trackers if name not in known]:
@@ -365,17 +368,6 @@ class Trainer:
             self.accelerator.end_training()
 
 
-def _training_items(config: TrainingConfig) -> Items:
-    items = read_items(config.train_data, config.image_folder)
-    wanted = config.objective == "classification"
-    if items.labelled != wanted:
-        raise ValueError(
-            f"Expected {'labelled images' if wanted else 'pairs'} for the objective {config.objective!r}, but "
-            f"'{config.train_data}' holds {'labelled images' if items.labelled else 'pairs'}."
-        )
-    return items
-
-
 def _check_reward(reward: LlavaReward, config: TrainingConfig) -> None:
     """Make sure that what is to be trained can be saved.
 
@@ -397,16 +389,18 @@ def _check_reward(reward: LlavaReward, config: TrainingConfig) -> None:
 
 def _same_run(config: TrainingConfig, folder: Path) -> None:
     try:
-        before = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        stored = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"Expected the settings of the run to go on with in '{folder / 'config.yaml'}', but could not read them: "
             f"{error}. Choose another `output`, or put the file back."
         ) from None
+    # A setting that there was not yet was at its default.
+    before = {**TrainingConfig().to_dict(), **stored}
     changes = [
-        f"{name}: {before.get(name)!r} -> {value!r}"
+        f"{name}: {before[name]!r} -> {value!r}"
         for name, value in config.to_dict().items()
-        if name not in FREE and before.get(name) != value
+        if name not in FREE and before[name] != value
     ]
     if changes:
         raise ValueError(
