@@ -31,9 +31,9 @@ from ..model import LlavaReward
 from ..report import write_report
 from ..untrained import save_backbone
 from .config import TrainingConfig
+from .data import training_data
 from .evaluation import Validation, validate
 from .progress import Monitor
-from .data import training_data
 from .setup import build_reward, check_packages, count_parameters, make_trainable
 from .state import (
     ExponentialMovingAverage,
