@@ -150,9 +150,7 @@ class StepSampler(Sampler[list[int]]):
             places = np.zeros(len(indices)) if sources is None else np.asarray(sources)
             self.lists = [np.asarray(indices)[places == number] for number in range(len(probabilities))]
             if empty := [str(number) for number, one in enumerate(self.lists) if not len(one)]:
-                raise ValueError(
-                    f"Expected readable items in every list to draw from, but {', '.join(empty)} has none."
-                )
+                raise ValueError(f"Expected readable items in every list, but {', '.join(empty)} has none.")
 
     @property
     def accumulation(self) -> int:
