@@ -230,12 +230,10 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: str = "safete
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}. Known: {', '.join(LAYOUTS)}.")
     config = checkpoint.config
+    if layout == "published" and (lost := config.beyond_published()):
+        raise ValueError(f"The published layout has no place for {', '.join(lost)}. Use layout 'safetensors'.")
     folder.mkdir(parents=True, exist_ok=True)
     if layout == "published":
-        lost = [name for name in ("hidden_layer", "visual_layer") if getattr(config, name) is not None]
-        lost += ["mean_pooling"] if config.mean_pooling else []
-        if lost:
-            raise ValueError(f"The published layout has no place for {', '.join(lost)}. Use layout 'safetensors'.")
         published = {
             "general_preference_tau": config.tau,
             "value_head_dim": config.value_head_dim,
