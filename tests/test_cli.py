@@ -275,9 +275,18 @@ def test_devices_that_are_not_there(command, arguments, device):
     assert "cpu" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["score", "compare", "evaluate-json", "crops", "bench"])
-def test_devices_of_llava_reward(command):
-    result = CliRunner().invoke(llava_reward, [command, "--device", "nonsense", "x", "-c", "x", "-p", "x"])
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("score", ["x", "-c", "x", "-p", "x"]),
+        ("compare", ["x", "x", "-c", "x", "-p", "x"]),
+        ("crops", ["x", "-c", "x", "-p", "x"]),
+        ("evaluate-json", ["x", "-c", "x"]),
+        ("bench", []),
+    ],
+)
+def test_devices_of_llava_reward(command, arguments):
+    result = CliRunner().invoke(llava_reward, [command, *arguments, "--device", "nonsense"])
     assert result.exit_code == 2
     assert "cannot be used here" in result.stderr
 
@@ -324,10 +333,7 @@ def test_mistakes_in_generate_are_one_line(tmp_path, no_hub, arguments, message)
     ],
 )
 def test_mistakes_in_bench_leave_no_folder(tmp_path, no_hub, arguments, message):
-    list_of_prompts = tmp_path / "prompts.jsonl"
-    list_of_prompts.write_text('{"prompt": "x", "tag": "colors"}\n')
-    more = ["--prompts-file", list_of_prompts] if "geneval" in arguments else []
-    result = invoke(*arguments, *more, "--out", tmp_path / "out", "--device", "cpu")
+    result = invoke(*arguments, "--out", tmp_path / "out", "--device", "cpu")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert message in result.stderr

@@ -71,6 +71,9 @@ def generate(
     launched = launched_processes() > 1
     if launched and (processes > 1 or engine == "ray"):
         raise ValueError("Expected one process and the engine 'local' where a launcher has started several already.")
+    if not (Path(out) / "settings.json").exists():
+        # Before prompts are fetched, and the folder is that of a model which is none.
+        find_model(settings.model)
     plan = Plan.of(settings)
     folder = RunFolder(out, plan)
     folder.check()
@@ -84,8 +87,6 @@ def generate(
     if not folder.missing_shares():
         progress(plan.num_samples, plan.num_samples)
         return
-    # Before the folder is that of a model which is none.
-    find_model(settings.model)
     folder.open()
     counter = Progress(folder, progress)
     if engine == "ray":
