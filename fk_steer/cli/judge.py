@@ -15,7 +15,7 @@ def judge(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Human judgements: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's or TIFA160's; or hf:NAME[:SPLIT]."
+            help="Judgements: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's or TIFA160's file, or hf:NAME."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for scores and tables; one for all rewards on the same data.")],

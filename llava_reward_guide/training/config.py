@@ -104,10 +104,9 @@ class TrainingConfig:
             ("optimizer_scope", SCOPES),
             ("mixed_precision", PRECISIONS),
             ("dtype", DTYPES),
-            ("quantize", (None, *QUANTIZE)),
+            ("quantize", QUANTIZE),
         ):
-            if getattr(self, name) not in known:
-                known = tuple(value for value in known if value is not None)
+            if getattr(self, name) not in known and not (name == "quantize" and self.quantize is None):
                 raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Known: {', '.join(known)}.")
         positive: tuple[str, ...] = (
             "batch_size", "micro_batch_size", "epochs", "learning_rate", "validate_every", "save_every",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 
 import pytest
@@ -101,3 +102,11 @@ def test_starts_from_an_adapter_with_lora_on_the_tower(data, tmp_path, layout): 
     assert_same(tmp_path / "a" / "final", tmp_path / "b" / "final", 1e-6)
     with pytest.raises(ValueError, match="`lora_rank` to 4"):
         train(config(data, tmp_path / "c", init_from=place, lora_vision=True, lora_rank=8))
+
+
+def test_missing_bitsandbytes_is_told_before_anything_is_loaded(tmp_path):
+    pytest.importorskip("peft")
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ImportError, match=r"fk-steer\[quantize\]"):
+        train(TrainingConfig(train_data="none.json", quantize="4bit", output=str(tmp_path)))
