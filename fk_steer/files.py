@@ -62,6 +62,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the settings that differ, and of each what was before and what is now.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Expected '{folder}' to be a folder for the results, but it is a file.")
     record = folder / "settings.json"
     if not record.exists():
         return

@@ -26,7 +26,7 @@ from .bundled import BUNDLED, bundled_options
 from .console import console
 from .diffusion import Execution, steer
 from .files import check_settings, png, record_settings, write_atomically
-from .loading import join_processes, load_guide, load_pipeline, set_scheduler
+from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
 from .records import Misplaced, UnreadableFile, check_folder, check_png, say_set_aside, set_aside, unreadable
 from .report.figures import figure_png
 from .report.page import html_report
@@ -38,6 +38,7 @@ from .rewards.loading import default_device
 from .search import DEFAULT_PRESET, Strategy
 from .search import preset as settings_of
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from .smc.checks import integer, real
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class Generation:
             reward_options=options,
             scheduler=scheduler,
             steering=chosen.to_dict(),
-            steps=steps or (NUM_INFERENCE_STEPS if bundled else 50),
-            guidance=guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
+            steps=integer("steps", steps, 1, optional=True) or (NUM_INFERENCE_STEPS if bundled else 50),
+            guidance=real("guidance", (GUIDANCE_SCALE if bundled else 7.5) if guidance is None else guidance),
             negative_prompt=negative_prompt,
-            height=height,
-            width=width,
+            height=integer("height", height, 1, optional=True),
+            width=integer("width", width, 1, optional=True),
             seed=seed,
             compare=compare,
             dtype=dtype,
@@ -297,6 +298,7 @@ def _generate(
     particle_parallel: bool,
     writes: bool,
 ) -> None:
+    find_model(settings.model)
     target = default_device(device)
     steering = Strategy.from_dict(settings.steering)
     reward = load_guide(settings.reward, target, **settings.reward_options)

@@ -80,6 +80,8 @@ def compare(
         quiet_libraries()
         config = _config(study)
         named = config.pop("out", None)
+        if named is not None and not isinstance(named, str):
+            raise ValueError(f"Expected 'out' of a study to be a folder, but got {named!r}.")
         folder = out or (Path(named) if named else None) or (study and study.with_suffix(""))
         if folder is None:
             raise ValueError("Expected a folder for the results by --out.")
@@ -109,8 +111,10 @@ def compare(
             "max_rows": max_rows,
         }
         given = {name: value for name, value in generation.items() if value is not None}
-        config["generation"] = {**(config.get("generation") or {}), **given}
         from ..evaluation.comparison.run import run
+        from ..evaluation.comparison.study import mapping_in
+
+        config["generation"] = {**mapping_in(config, "generation"), **given}
 
         failures = run(
             config,

@@ -120,8 +120,12 @@ class Engine:
         x0, slots = self.solver.x0(index, model_output, sample), self.particles.rows.slots
         judgement = None
         if index not in self.search.unscored:
-            self.watch.check_x0(x0, index)
-            judgement = self.judge.of_predictions(x0, index, self.num_steps)
+            try:
+                judgement = self.judge.of_predictions(x0, index, self.num_steps)
+            except ValueError:
+                # Asked now and not before, as the device is waited for: was it the reward's fault?
+                self.watch.check_x0(x0, index)
+                raise
         rewards = torch.zeros(slots.shape, dtype=torch.float64) if judgement is None else judgement.rewards
         noisy = max(self.solver.eta_at(index), self.solver.eta_at(index + 1)) > 0.0
         final = judgement is None or judgement.final_scale

@@ -12,6 +12,7 @@ from ..rewards.base import Reward, blaming, check_combined, check_scores, names_
 from .decode import LatentDecoder
 from .rows import Rows
 from .scoring import Scorer
+from .watch import check_decoder
 
 
 class Judgement(NamedTuple):
@@ -82,7 +83,11 @@ class Judge:
         position, inverse = self.rows.distinct_live()
         particles = self.rows.particles
         distinct = latents[position.to(latents.device)] if len(position) < len(latents) else latents
-        scores = self.scorer.of_latents(reward, distinct, decoder, self._prompts(position), where)
+        try:
+            scores = self.scorer.of_latents(reward, distinct, decoder, self._prompts(position), where)
+        except ValueError:
+            check_decoder(decoder.vae, decoder(distinct), distinct)
+            raise
 
         def images() -> Tensor:
             size = self.scorer.execution.decode_batch_size or len(latents)

@@ -69,6 +69,19 @@ class Watch:
         raise NotFiniteError(f"{made}. {advice(dtype)}")
 
 
+def check_decoder(vae: Any, images: Tensor, latents: Tensor) -> None:
+    """
+    Args:
+        vae: that made `images` of `latents`.
+
+    Raises:
+        NotFiniteError: if it made NaN of finite latents.
+    """
+    if images.isnan().any() and latents.isfinite().all():
+        made = f"The decoder ({type(vae).__name__}) made NaN of finite latents"
+        raise NotFiniteError(f"{made}. {advice(vae.dtype)}")
+
+
 def advice(dtype: torch.dtype) -> str:
     """What may help against NaN in numbers of this type."""
     if dtype == torch.float16:

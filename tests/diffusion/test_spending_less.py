@@ -159,7 +159,7 @@ class TestRollover:
         assert Trace.load(tmp_path / "trace.json").to_dict() == output.trace.to_dict()
 
     def test_needs_a_target(self):
-        with pytest.raises(TypeError, match="target_reward"):
+        with pytest.raises(ValueError, match="target_reward"):
             FKSteering(stop={"rollover": True})
 
 

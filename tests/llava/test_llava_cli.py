@@ -135,7 +135,7 @@ def test_evaluate_labels(root, images, tmp_path):
 def test_bad_data(root, images, tmp_path):
     (tmp_path / "bad.json").write_text('[{"prompt": "x", "chosen_path": "a"}]')
     (tmp_path / "no.json").write_text("{")
-    for name, message in (("bad.json", "reject_path"), ("no.json", "could not parse"), ("none.json", "no such file")):
+    for name, message in (("bad.json", "reject_path"), ("no.json", "to be JSON"), ("none.json", "no such file")):
         result = invoke("evaluate-json", tmp_path / name, *on(root / "alignment"))
         assert result.exit_code == 1
         assert message in result.output

@@ -21,7 +21,7 @@ from ...files import is_file_name
 from ...records import check_folder, read_record, say_set_aside, set_aside, unreadable
 from ...rewards.registry import reward_factory
 from ...shapes import BUNDLED
-from ...smc import unknown
+from ...smc import brief, is_named, unknown
 from ..folders import Item, prompt_folders, read_items
 from ..generation.run import GenerationSettings, generate, is_first_process
 from ..geneval.accuracy import detector_settings, evaluate_folders
@@ -159,7 +159,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
         label: {"model": MODELS.get(label, label), **options} for label, options in _entries(config, "models").items()
     }
     prompts = {label: {"prompts": label, **options} for label, options in _entries(config, "prompts").items()}
-    generation = {"particles": PARTICLES, **(config.get("generation") or {})}
+    generation = {"particles": PARTICLES, **mapping_in(config, "generation")}
     known = {one.name for one in dataclasses.fields(GenerationSettings)}
     for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
         if strange := [name for name in given if name not in known]:
@@ -167,7 +167,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
     guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
     unsteered = next((guide.label for guide in guides if guide.reward is None), None)
     baseline = config.get("baseline") or unsteered
-    if baseline is not None and baseline not in (labels := [guide.label for guide in guides]):
+    if baseline is not None and not is_named(baseline, labels := [guide.label for guide in guides]):
         raise ValueError(f"Expected the baseline to be one of the guides {', '.join(labels)}, but got {baseline!r}.")
     world = all(one["model"] in BUNDLED for one in models.values())
     metrics = config.get("metrics")
@@ -182,7 +182,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
         ),
         metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
         generation=generation,
-        detector=config.get("detector") or {},
+        detector=mapping_in(config, "detector"),
         baseline=baseline,
     )
 
@@ -314,20 +314,36 @@ def _guide(label: str, options: Mapping[str, Any]) -> Guide:
     return Guide(label, reward, own, settings)
 
 
+def mapping_in(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that a study holds under a key, an empty one if it holds none.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    given = config.get(key)
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"Expected {key!r} of a study as a mapping from settings to values, but got {brief(given)}.")
+    return dict(given or {})
+
+
 def _entries(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """Label -> options, from a list of labels or a mapping."""
     given = config.get(key)
     if not given:
         raise ValueError(f"Expected at least one entry of {key!r} in a study.")
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, Sequence) and all(isinstance(label, str) for label in given):
+        given = dict.fromkeys(given)
     if not isinstance(given, Mapping):
-        given = dict.fromkeys([given] if isinstance(given, str) else given)
+        raise ValueError(f"Expected {key!r} of a study as a list of names or a mapping, but got {brief(given)}.")
     entries = {}
     for label, options in given.items():
         if isinstance(options, str):
             # By its name or path.
             options = {{"models": "model", "rewards": "reward"}.get(key, key): options}
         if options is not None and not isinstance(options, Mapping):
-            raise ValueError(f"Expected the options of {label!r} as a mapping, but got {options!r}.")
+            raise ValueError(f"Expected the options of {label!r} as a mapping, but got {brief(options)}.")
         entries[str(label)] = dict(options or {})
     return entries
 

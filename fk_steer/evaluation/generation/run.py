@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ...loading import find_model
 from ...records import read_record, say_set_aside
 from ...rewards.loading import default_device
 from ...smc import unknown
@@ -72,6 +73,9 @@ def generate(
     launched = launched_processes() > 1
     if launched and (processes > 1 or engine == "ray"):
         raise ValueError("Expected one process and the engine 'local' where a launcher has started several already.")
+    if not (Path(out) / "settings.json").exists():
+        # Before prompts are fetched, and the folder is that of a model which is none.
+        find_model(settings.model)
     plan = Plan.of(settings)
     folder = RunFolder(out, plan)
     if repair:
