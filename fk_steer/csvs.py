@@ -16,9 +16,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as CSV. Texts that a spreadsheet would take for a formula get an apostrophe, see `unguarded`; numbers stay
     as they are, negative ones and those given as texts too."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([guarded(cell) for cell in row] for row in rows)
-    return buffer.getvalue()
+    return "".join(_line([guarded(cell) for cell in row]) for row in rows)
 
 
 def guarded(cell: Any) -> Any:
@@ -29,6 +27,13 @@ def guarded(cell: Any) -> Any:
 def unguarded(text: str) -> str:
     """Inverse of `guarded`, for texts."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def _line(row: list[Any]) -> str:
+    buffer = io.StringIO()
+    # The writer quotes what its line end consists of, a lone carriage return too.
+    csv.writer(buffer, lineterminator="\r\n").writerow(row)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _is_number(text: str) -> bool:

@@ -32,7 +32,9 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except OSError as error:
         # A full disk is reported without a name.
         raise type(error)(
-            error.errno, f"Cannot write ({error.strerror}); what was finished before is kept. The file", str(path)
+            error.errno,
+            f"Cannot write ({error.strerror or error}); what was finished before is kept. The file",
+            str(path),
         ) from error
     finally:
         with suppress(OSError):

@@ -182,7 +182,8 @@ def generate_into(
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep others from writing to a folder. The operating system frees the lock of a process that ends, however it
-    ends."""
+    ends. A folder in which nothing came about does not stay."""
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
@@ -195,6 +196,9 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if made and [path.name for path in out.iterdir()] == [".lock"]:
+            (out / ".lock").unlink()
+            out.rmdir()
 
 
 def _update(path: Path, content: bytes) -> None:
