@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from ..bundled import bundled_options
-from ..console import console
+from ..console import console, stoppable
 from ..options import reward_options
-from .options import Device, one_line_errors
+from .options import Device, Repair, one_line_errors
 
 
 class PipelineKind(str, Enum):
@@ -82,6 +82,7 @@ def generate(
             help="Share the particles of each prompt between the processes that torchrun or accelerate has started.",
         ),
     ] = False,
+    repair: Repair = False,
 ) -> None:
     """Generate images steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
     report.
@@ -89,7 +90,7 @@ def generate(
     Run again with the same settings it does what is missing, with another --batch-size if memory was short; a folder
     made with other settings is left alone.
     """
-    with one_line_errors():
+    with stoppable(), one_line_errors():
         from ..loading import quiet_libraries
 
         quiet_libraries()
@@ -130,5 +131,6 @@ def generate(
             batch_size=batch_size,
             device=device,
             particle_parallel=particle_parallel,
+            repair=repair,
         )
         console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)

@@ -25,6 +25,10 @@ FullSize = Annotated[
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
 ]
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="Set aside what of an earlier run cannot be read, in .unreadable, and remake it."),
+]
 Repeats = Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")]
 Size = Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")]
 

@@ -127,6 +127,7 @@ class SampleRecord:
         nfe: denoiser rows, an equal share of its call's.
         reward_calls: images scored, an equal share of its call's.
         seconds: wall time, an equal share of its call's.
+        sha256: digest of the image's file; empty before that is written.
     """
 
     prompt_index: int
@@ -140,6 +141,7 @@ class SampleRecord:
     nfe: float
     reward_calls: float
     seconds: float
+    sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for standard JSON: infinite rewards become strings."""
@@ -147,8 +149,18 @@ class SampleRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SampleRecord:
-        """Inverse of `to_dict`."""
-        return cls(**{**values, **{name: lenient(values[name]) for name in ("reward", "rewards", "scores")}})
+        """Inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        made = cls(**{**values, **{name: lenient(values[name]) for name in ("reward", "rewards", "scores")}})
+        for name in ("nfe", "reward_calls", "seconds"):
+            if not isinstance(getattr(made, name), (int, float)):
+                raise ValueError(f"expected `{name}` to be a number, got {getattr(made, name)!r}")
+        if not isinstance(made.rewards, list) or not isinstance(made.reward, (int, float, type(None))):
+            raise ValueError("expected `reward` to be a number and `rewards` a list")
+        return made
 
 
 @dataclass(frozen=True)
