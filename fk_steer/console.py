@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +15,37 @@ from rich.table import Table
 
 
 console = Console()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end a command that keeps what is finished alike: what it was writing is cleaned up, a line
+    says so, and the exit status is 128 and the signal's number (143 and 130)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # Signals can be handled by the main thread alone.
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if here else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _say_stopped(signal.SIGINT)
+        raise SystemExit(128 + signal.SIGINT) from error
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            _say_stopped(signal.SIGTERM)
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _say_stopped(number: signal.Signals) -> None:
+    Console(stderr=True).print(
+        f"stopped by {number.name}: what is finished is kept; run the same again to go on", highlight=False
+    )
 
 
 def progress_bar(shown: bool = True) -> Progress:

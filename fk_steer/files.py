@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .records import read_record
 
 
 if TYPE_CHECKING:
@@ -26,8 +29,16 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             # Otherwise the name could reach the disk before the content does, and the power fail between them.
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk is reported without a name.
+        raise type(error)(
+            error.errno,
+            f"Cannot write ({error.strerror or error}); what was finished before is kept. The file",
+            str(path),
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -53,10 +64,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the settings that differ, and of each what was before and what is now.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Expected '{folder}' to be a folder for the results, but it is a file.")
     record = folder / "settings.json"
     if not record.exists():
         return
-    before = json.loads(record.read_text())
+    before = read_record(record, dict)
     if others := [name for name in settings if before.get(name) != settings[name]]:
         changes = differences({name: before.get(name) for name in others}, {name: settings[name] for name in others})
         shown = ", ".join(changes[:_SHOWN]) + (f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")

@@ -12,27 +12,33 @@ A folder is the record of a run:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from .bundled import BUNDLED, bundled_options
 from .console import console
 from .diffusion import Execution, steer
 from .files import check_settings, png, record_settings, write_atomically
-from .loading import join_processes, load_guide, load_pipeline, set_scheduler
+from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
+from .records import Misplaced, UnreadableFile, check_folder, check_png, say_set_aside, set_aside, unreadable
 from .report.figures import figure_png
 from .report.page import html_report
 from .report.results import results_in, summarize
 from .report.sheet import contact_sheet
+from .report.trace import Trace
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
 from .search import DEFAULT_PRESET, Strategy
 from .search import preset as settings_of
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from .smc.checks import integer, real
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,11 @@ class Generation:
             reward_options=options,
             scheduler=scheduler,
             steering=chosen.to_dict(),
-            steps=steps or (NUM_INFERENCE_STEPS if bundled else 50),
-            guidance=guidance if guidance is not None else (GUIDANCE_SCALE if bundled else 7.5),
+            steps=integer("steps", steps, 1, optional=True) or (NUM_INFERENCE_STEPS if bundled else 50),
+            guidance=real("guidance", (GUIDANCE_SCALE if bundled else 7.5) if guidance is None else guidance),
             negative_prompt=negative_prompt,
-            height=height,
-            width=width,
+            height=integer("height", height, 1, optional=True),
+            width=integer("width", width, 1, optional=True),
             seed=seed,
             compare=compare,
             dtype=dtype,
@@ -125,6 +131,7 @@ def generate_into(
     batch_size: int | None = None,
     device: str | None = None,
     particle_parallel: bool = False,
+    repair: bool = False,
 ) -> None:
     """Make what is missing in a folder, and its report.
 
@@ -134,13 +141,14 @@ def generate_into(
         device: None for CUDA if there is a device, else the CPU.
         particle_parallel: share the particles of each prompt between the processes that torchrun or accelerate has
             started; the first one writes.
+        repair: set aside what cannot be read, in `.unreadable` within the folder, and make it anew.
 
     Raises:
-        ValueError: if the folder was made with other settings, naming the first that differs.
+        ValueError: if the folder was made with other settings, naming the first that differs, or another command is at
+            work in it; `UnreadableFile` for broken files, unless `repair`.
+        OSError: if a file cannot be written. What was finished is there.
     """
     plain = asdict(settings)
-    check_settings(out, plain)
-    missing = [index for index in range(len(settings.prompts)) if not (out / f"{index:03d}" / "trace.json").exists()]
     writes = True
     if particle_parallel:
         from accelerate.utils import broadcast_object_list
@@ -148,16 +156,140 @@ def generate_into(
         processes = join_processes(device)
         device, writes = str(processes.device), processes.is_main_process
         console.quiet = not writes
+    if writes and repair:
+        _repair(out, settings)
+    elif not repair:
+        _check(out, settings)
+    missing = _missing(out, settings)
+    if particle_parallel:
         (missing,) = broadcast_object_list([missing])
     if missing:
-        _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes)
+        with _alone(out) if writes else nullcontext():
+            if not particle_parallel:
+                # Another command may have been at it just before.
+                missing = _missing(out, settings)
+                check_settings(out, plain)
+            _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes)
     if writes:
         results = results_in(out, plain)
-        write_atomically(out / "contact_sheet.png", png(contact_sheet(results)))
-        write_atomically(out / "report.html", html_report(results, plain).encode())
+        _update(out / "contact_sheet.png", png(contact_sheet(results)))
+        _update(out / "report.html", html_report(results, plain).encode())
         for what, reward, correct in summarize(results):
             text = f"{what}: mean reward {reward}" + (f", {correct} correct" if correct else "")
             console.print(text, highlight=False)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep others from writing to a folder. The operating system frees the lock of a process that ends, however it
+    ends. A folder in which nothing came about does not stay."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"Another command is at work in {out}. Wait until it is done, or choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and [path.name for path in out.iterdir()] == [".lock"]:
+            (out / ".lock").unlink()
+            out.rmdir()
+
+
+def _update(path: Path, content: bytes) -> None:
+    """Write a file unless it is like that already: a finished folder may be read-only."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+def _prefixes(settings: Generation) -> tuple[str, ...]:
+    return ("", "unsteered-") if settings.compare else ("",)
+
+
+def _missing(out: Path, settings: Generation) -> list[int]:
+    """Numbers of the prompts of which something is not there."""
+    return [index for index in range(len(settings.prompts)) if not _has(out / f"{index:03d}", settings)]
+
+
+def _has(folder: Path, settings: Generation) -> bool:
+    if not (folder / "lineage.png").exists():
+        return False
+    for prefix in _prefixes(settings):
+        try:
+            images = len(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0])
+        except FileNotFoundError:
+            return False
+        if not all((folder / f"{prefix}{rank:02d}.png").exists() for rank in range(images)):
+            return False
+    return True
+
+
+def _check(out: Path, settings: Generation) -> None:
+    check_settings(out, asdict(settings))
+    if found := _unreadable(out, settings):
+        raise UnreadableFile(found[0].path, found[0].problem, len(found) - 1)
+    if not (out / "settings.json").exists() and next(out.glob("[0-9]*/*trace.json"), None) is not None:
+        raise ValueError(
+            f"{out} holds images, but not the settings they were made with ({out / 'settings.json'}). Choose another "
+            "folder, or, if they are of this command, take them over with --repair."
+        )
+
+
+def _repair(out: Path, settings: Generation) -> None:
+    """Set aside what `_check` would find. Without readable settings those of the command are written, if no trace
+    speaks against them."""
+    if not out.is_dir():
+        return
+    with _alone(out):
+        found = []
+        try:
+            check_settings(out, asdict(settings))
+        except UnreadableFile as error:
+            found.append(error)
+        lost = bool(found) or not (out / "settings.json").exists()
+        problems = _unreadable(out, settings)
+        if lost and (strange := [one for one in problems if isinstance(one, Misplaced)]):
+            raise ValueError(
+                f"{out / 'settings.json'} cannot be read, and {strange[0].path} is not of this command: give the "
+                "prompts and settings that the folder was made with, or choose another."
+            )
+        for problem in [*found, *problems]:
+            # Unless something above it has been set aside already.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                set_aside(problem.path, out)
+                say_set_aside(problem)
+        if lost:
+            record_settings(out, asdict(settings))
+
+
+def _unreadable(out: Path, settings: Generation) -> list[UnreadableFile]:
+    looks: list[tuple[Path, Callable[[Path], object]]] = []
+    for index, prompt in enumerate(settings.prompts):
+        folder = out / f"{index:03d}"
+        looks.append((folder, check_folder))
+        looks += [(folder / f"{one}trace.json", partial(_check_trace, prompt=prompt)) for one in _prefixes(settings)]
+        looks += [(path, check_png) for path in sorted(folder.glob("*.png"))]
+    # Made anew from the rest each time.
+    looks += [(out / name, _check_file) for name in ("contact_sheet.png", "report.html")]
+    return unreadable(looks)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise UnreadableFile(path, "a folder in the place of a file")
+
+
+def _check_trace(path: Path, prompt: str) -> None:
+    trace = Trace.load(path)
+    if not trace.events or not trace.events[-1].rewards[0]:
+        raise UnreadableFile(path, "a trace without a last event")
+    if trace.prompts != [prompt]:
+        raise Misplaced(path, "the trace of another prompt")
 
 
 def _generate(
@@ -170,6 +302,7 @@ def _generate(
     particle_parallel: bool,
     writes: bool,
 ) -> None:
+    find_model(settings.model)
     target = default_device(device)
     steering = Strategy.from_dict(settings.steering)
     reward = load_guide(settings.reward, target, **settings.reward_options)
@@ -194,6 +327,12 @@ def _generate(
         runs = {"unsteered-": (unsteered, unsteered_scheduler), **runs}
     if writes:
         record_settings(out, asdict(settings))
+
+    def write_new(path: Path, content: bytes) -> None:
+        # What an earlier run finished stays as it is.
+        if not path.exists():
+            write_atomically(path, content)
+
     for index in missing:
         prompt, folder = settings.prompts[index], out / f"{index:03d}"
         console.print(f"[bold]{index:03d}[/bold] {prompt}", highlight=False)
@@ -204,13 +343,14 @@ def _generate(
             if not writes:
                 continue
             for rank, image in enumerate(output.particles[0]):
-                write_atomically(folder / f"{prefix}{rank:02d}.png", png(image))
+                write_new(folder / f"{prefix}{rank:02d}.png", png(image))
             if not prefix:
-                write_atomically(folder / "lineage.png", figure_png(output.trace.plot()))
+                write_new(folder / "lineage.png", figure_png(output.trace.plot()))
             best = " ".join(f"{value:.3f}" for value in output.rewards[0].tolist())
             console.print(f"    {prefix.rstrip('-') or 'steered':9} rewards {best}", highlight=False)
             # Written last: its presence says that the prompt is done.
-            output.trace.save(folder / f"{prefix}trace.json")
+            if not (folder / f"{prefix}trace.json").exists():
+                output.trace.save(folder / f"{prefix}trace.json")
         ess = " ".join(f"{event.ess[0]:.1f}" for event in output.trace.events)
         console.print(
             f"    ESS {ess}, distinct roots {output.trace.events[-1].distinct_roots[0]}, NFE {output.trace.nfe}, "

@@ -9,9 +9,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .bundled import BUNDLED_PREVIEWS, resolve
+from llava_reward_guide.hub import locate
+
+from .bundled import BUNDLED, BUNDLED_PREVIEWS, resolve
 from .shapes import shared_components
-from .smc import suggestion
+from .smc import is_named, suggestion, unknown
 
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
     from .rewards.base import RewardFunction
     from .search import Strategy
+
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+"""Of pipelines, by name."""
 
 
 def quiet_libraries() -> None:
@@ -57,20 +63,45 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
             takes them too.
         dtype: 'float32', 'float16', 'bfloat16', or 'auto' for float16 on CUDA devices and float32 elsewhere.
         device: where it goes.
+
+    Raises:
+        OSError: see `find_model`.
+        ValueError: if the model is of another kind than asked for, or for an unknown `dtype`.
     """
     from diffusers import DiffusionPipeline
 
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
-    name, model = model, resolve(model)
-    if kind == "auto":
-        stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
-        kind = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
+    name, model = model, find_model(model)
+    stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
+    found = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
+    if kind not in ("auto", found):
+        fits = "auto" if found == "auto" else f"{found} or auto"
+        raise ValueError(f"{name!r} is a {stock}, which the pipeline {kind!r} cannot load. Choose --pipeline {fits}.")
+    kind = found
     classes = {"auto": DiffusionPipeline, "sd": FKStableDiffusionPipeline, "sdxl": FKStableDiffusionXLPipeline}
+    if not is_named(dtype, DTYPES):
+        raise unknown("dtype", dtype, DTYPES)
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
     options = {**shared_components(name, getattr(torch, dtype)), "dtype": getattr(torch, dtype)}
     return classes[kind].from_pretrained(model, **options).to(device)
+
+
+def find_model(model: str) -> str:
+    """Where a pipeline is to be loaded from: a folder or hub id. Found out in seconds, before anything else is loaded.
+
+    Raises:
+        OSError: for a name that is neither bundled, nor a folder of a pipeline, nor a hub id that can be had.
+    """
+    place = locate(resolve(model), "model", hint=suggestion(model, BUNDLED))
+    if Path(place).exists() and not (Path(place) / "model_index.json").is_file():
+        why = "is a file" if Path(place).is_file() else "holds no model_index.json"
+        raise OSError(
+            f"{model!r} is no pipeline: it {why}. Expected a folder saved with `DiffusionPipeline.save_pretrained` "
+            f"(a single file by `from_single_file` first), a hub id or one of: {', '.join(BUNDLED)}."
+        )
+    return place
 
 
 _PREVIEWS: WeakKeyDictionary[Any, dict[str, AutoencoderTiny]] = WeakKeyDictionary()
@@ -90,31 +121,17 @@ def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
 
     loaded = _PREVIEWS.setdefault(pipe.vae, {})
     if name not in loaded:
-        place = resolve(name, BUNDLED_PREVIEWS)
         try:
-            # Asked once: Diffusers asks for every file again and again before it looks at what it has.
-            local = Path(place).exists() or not _is_on_hub(place, "config.json")
-            loaded[name] = AutoencoderTiny.from_pretrained(place, local_files_only=local)
+            place = locate(resolve(name, BUNDLED_PREVIEWS), "preview decoder", hint=suggestion(name, BUNDLED_PREVIEWS))
+            loaded[name] = AutoencoderTiny.from_pretrained(place)
         # Broken files bring errors of many kinds.
         except Exception as error:
             raise ValueError(
                 f"Could not load the preview decoder {name!r}. Expected a folder with a saved `AutoencoderTiny`, the "
                 "hub id of one that can be reached from here, such as 'madebyollin/taesd', or one of: "
-                f"{', '.join(BUNDLED_PREVIEWS)}.{suggestion(name, BUNDLED_PREVIEWS)} ({error})"
+                f"{', '.join(BUNDLED_PREVIEWS)}. ({error})"
             ) from error
     return loaded[name].to(pipe._execution_device, pipe.vae.dtype)
-
-
-def _is_on_hub(repository: str, filename: str) -> bool:
-    """Whether the hub answers that it has a file."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, filename), timeout=5.0)
-    # Names that are none, networks and servers bring errors of many kinds.
-    except Exception:
-        return False
-    return True
 
 
 def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardFunction:
@@ -145,7 +162,7 @@ def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: in
     from .diffusion.schedulers import adds_noise, parametrisation
 
     if name is not None:
-        scheduler_class = getattr(diffusers, name, None)
+        scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None
         if scheduler_class is None or not hasattr(scheduler_class, "step"):
             near = suggestion(name, [known for known in dir(diffusers) if known.endswith("Scheduler")])
             raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.{near}")

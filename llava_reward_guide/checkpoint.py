@@ -26,6 +26,7 @@ from torch import Tensor
 from .backbones import Backbone
 from .config import RewardConfig
 from .files import CheckpointError, is_local, read_tensors
+from .hub import locate
 from .lora import Adapter
 from .names import bare, bare_weights
 from .options import LAST_LAYER, flattened, keeps_projector, own_config, published_config, read_mapping
@@ -80,11 +81,14 @@ def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
         raise CheckpointError(f"{wanted}, which is a file. Pass its folder, '{path.parent}'.")
     if is_local(name) or len(parts) < 2 or not all(parts):
         raise CheckpointError(f"{wanted}, which is neither: there is no such folder.")
-    folder = "/".join(parts[2:])
+    repository, folder = "/".join(parts[:2]), "/".join(parts[2:])
     try:
-        root = snapshot_download(
-            "/".join(parts[:2]), revision=revision, allow_patterns=f"{folder}/*" if folder else None
-        )
+        root = locate(repository, "repository", revision)
+    except OSError as error:
+        raise CheckpointError(f"{wanted}. {error}") from error
+    try:
+        if root == repository:
+            root = snapshot_download(repository, revision=revision, allow_patterns=f"{folder}/*" if folder else None)
     except Exception as error:  # a missing repository, no network and an offline cache each raise their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{wanted}, which is no folder here and could not be fetched: {reason}") from error
@@ -226,12 +230,10 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: str = "safete
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown layout {layout!r}. Known: {', '.join(LAYOUTS)}.")
     config = checkpoint.config
+    if layout == "published" and (lost := config.beyond_published()):
+        raise ValueError(f"The published layout has no place for {', '.join(lost)}. Use layout 'safetensors'.")
     folder.mkdir(parents=True, exist_ok=True)
     if layout == "published":
-        lost = [name for name in ("hidden_layer", "visual_layer") if getattr(config, name) is not None]
-        lost += ["mean_pooling"] if config.mean_pooling else []
-        if lost:
-            raise ValueError(f"The published layout has no place for {', '.join(lost)}. Use layout 'safetensors'.")
         published = {
             "general_preference_tau": config.tau,
             "value_head_dim": config.value_head_dim,

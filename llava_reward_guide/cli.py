@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .attention import ATTENTION
+from .terminal import errors_as_lines, usable_device
 
 
 if TYPE_CHECKING:
@@ -24,6 +25,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"llava-reward {version('fk-steer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LLaVA-Reward: how good an image is for a prompt."""
 
 
 class Objective(str, Enum):
@@ -49,7 +65,7 @@ NumCrops = Annotated[
     int | None, typer.Option(min=1, help="Most crops of an image on Phi-3.5-vision; fewer cost less. [default: 16]")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a pass.")]
-DeviceOption = Annotated[str | None, typer.Option(help="[default: cuda if there is one]")]
+DeviceOption = Annotated[str | None, typer.Option(callback=usable_device, help="[default: cuda if there is one]")]
 DTypeOption = Annotated[DType | None, typer.Option(help="[default: bfloat16 on CUDA devices, else float32]")]
 Attention = Annotated[str, typer.Option(help=f"One of {', '.join(ATTENTION)}.")]
 Quantize = Annotated[str | None, typer.Option(help="'8bit' or '4bit'.")]
@@ -59,14 +75,9 @@ AsCoded = Annotated[
 FullFinetune = Annotated[bool, typer.Option(help="The backbone itself was trained; expect no lora/.")]
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Errors that users can do something about, without a traceback."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError, ArithmeticError) as error:
-        typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
-        raise typer.Exit(1) from None
+def one_line_errors() -> AbstractContextManager[None]:
+    """Turn errors into one line and exit status 1."""
+    return errors_as_lines("Error:")
 
 
 def _load(checkpoint: str, objective: Objective | None, dtype: DType | None, **options: Any) -> LlavaReward:
@@ -241,7 +252,7 @@ def bench(
     num_crops: Annotated[list[int], typer.Option(help="Most crops of an image.")] = [16, 9, 4, 1],  # noqa: B006
     batch_size: Annotated[list[int], typer.Option(help="Images in a pass.")] = [1, 4],  # noqa: B006
     side: Annotated[int, typer.Option(help="Of the square images, in pixels.")] = 1024,
-    device: Annotated[str, typer.Option()] = "cpu",
+    device: Annotated[str, typer.Option(callback=usable_device)] = "cpu",
     dtype: Annotated[DType, typer.Option()] = DType.float32,
     attn_implementation: Attention = "sdpa",
 ) -> None:

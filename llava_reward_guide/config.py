@@ -51,5 +51,14 @@ class RewardConfig:
         if not self.tau > 0:
             raise ValueError(f"Expected a positive `tau`, but got {self.tau}.")
 
+    def beyond_published(self) -> list[str]:
+        """Names of the settings that the published layout has no place for; empty if it can hold this reward.
+
+        It does not tell classification from Bradley-Terry either, but there the released checkpoints do the same, and
+        who loads one says so.
+        """
+        found = [name for name in ("hidden_layer", "visual_layer") if getattr(self, name) is not None]
+        return [*found, "mean_pooling"] if self.mean_pooling else found
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -104,7 +104,7 @@ def load(
         raise CheckpointError(f"{error}{hint}") from error
     stored = {name: one.on(base) for name, one in found.items()}
     if quantize is not None:
-        options["quantization_config"] = _quantization(quantize, options["dtype"])
+        options["quantization_config"] = quantization_config(quantize, options["dtype"])
         options.setdefault("device_map", {"": device})
     loaded = load_backbone(path, **options)
     if quantize is None and "device_map" not in options:
@@ -154,15 +154,30 @@ def _check_width(checkpoint: Checkpoint, hidden_size: int) -> None:
         )
 
 
-def _require(module: str, extra: str, what: str) -> None:
+def require(module: str, extra: str, what: str) -> None:
+    """Look for a package.
+
+    Raises:
+        ImportError: if it is not installed, naming the extra that brings it.
+    """
     if importlib.util.find_spec(module) is None:
         raise ImportError(f'{what} needs {module}, which is not installed: pip install "fk-steer[{extra}]".')
 
 
-def _quantization(quantize: str, dtype: torch.dtype) -> Any:
+def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
+    """What `from_pretrained` of `transformers` takes as `quantization_config`.
+
+    Args:
+        quantize: '8bit', or '4bit' for nf4.
+        dtype: to compute in.
+
+    Raises:
+        ImportError: without bitsandbytes.
+        ValueError: for another `quantize`.
+    """
     if quantize not in QUANTIZE:
         raise ValueError(f"Unknown `quantize` {quantize!r}. Known: {', '.join(QUANTIZE)}.")
-    _require("bitsandbytes", "quantize", "Quantization")
+    require("bitsandbytes", "quantize", "Quantization")
     from transformers import BitsAndBytesConfig
 
     # The tower and the projector are small, and the projector may be replaced by a trained one.

@@ -193,13 +193,12 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 def extract(model: nn.Module, name: str, prefixes: Mapping[str, str], state: Mapping[str, Tensor]) -> Adapter | None:
     """The adapter of this name in a state dict of `model`, under the published names; None if there is none."""
-    published, own = next(iter(prefixes.items()))
     layers = {path: layer for path, layer in _lora_layers(model).items() if name in layer.lora_A}
     if not layers:
         return None
     first = next(iter(layers.values()))
     weights = {
-        published + path.removeprefix(own): (
+        published_name(path, prefixes): (
             state[f"{path}.lora_A.{name}.weight"],
             state[f"{path}.lora_B.{name}.weight"],
         )
@@ -207,6 +206,15 @@ def extract(model: nn.Module, name: str, prefixes: Mapping[str, str], state: Map
     }
     dropout = first.lora_dropout[name]
     return Adapter(weights, first.lora_alpha[name], getattr(dropout, "p", 0.0))
+
+
+def published_name(path: str, prefixes: Mapping[str, str]) -> str:
+    """The name in a LoRA file of a module at this path; of several prefixes for one place the first."""
+    fitting = [published for published, own in prefixes.items() if path.startswith(own)]
+    if not fitting:
+        return path
+    published = max(fitting, key=lambda one: len(prefixes[one]))
+    return published + path.removeprefix(prefixes[published])
 
 
 def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:

@@ -64,6 +64,11 @@ class LlavaReward(nn.Module):
         """Of the active perspective."""
         return self.perspectives[self.active].config
 
+    @property
+    def merged(self) -> bool:
+        """Whether the adapter was added to the weights, after which it cannot be saved."""
+        return self._merged
+
     def add_perspective(self, name: str, checkpoint: Checkpoint, merge: bool = False) -> None:
         """Add a perspective and make it the active one.
 

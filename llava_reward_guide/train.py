@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -19,7 +19,7 @@ def main(**options: Any) -> None:
     On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...
     """
     with one_line_errors():
-        config = load_config(options.pop("config"), {name: v for name, v in options.items() if v is not None})
+        config = load_config(options.pop("config"), {name: v for name, v in options.items() if v not in (None, [])})
         if not config.train_data:
             raise ValueError("Expected `train_data`, a file of pairs or labelled images, but got none.")
         from .report import finite
@@ -44,7 +44,9 @@ def _parameters() -> list[inspect.Parameter]:
         text = item.metadata["help"]
         if item.default not in (None, "") and "[default" not in text:
             text += f" [default: {item.default}]"
-        annotation = Annotated[types[item.name] | None, typer.Option(help=text)]  # type: ignore[valid-type, name-defined]
+        # A flag that may be repeated stands for a list.
+        several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
+        annotation = Annotated[(several or types[item.name]) | None, typer.Option(help=text)]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
     return parameters
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlavaNextConfig, LlavaNextModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
+from . import lora
 from .attention import check_attention
 from .backbones import Backbone
 from .backbones.llava_next import LlavaNext
@@ -190,6 +191,7 @@ def new_perspective(
     alpha: int = 256,
     dropout: float = 0.05,
     targets: tuple[str, ...] | None = None,
+    vision: bool = False,
 ) -> None:
     """Add an untrained perspective and make it active: LoRA on the text model, a projector of its own, a fresh head.
 
@@ -198,16 +200,24 @@ def new_perspective(
     Args:
         rank: 0 for none.
         targets: last parts of the names of the layers to adapt; None for all linear ones.
+        vision: adapt the vision tower too.
     """
     backbone = reward.backbone
-    prefix = next(iter(backbone.adapter_prefixes))
+    (text,) = (path for path, module in backbone.model.named_modules() if module is backbone.text_model)
+    layers = f"{text}.layers." if text else "layers."
     weights = {}
-    for path, module in backbone.text_model.named_modules():
-        # An adapted layer has the linear one inside.
-        linear = isinstance(module, nn.Linear) and path.startswith("layers.") and "lora_" not in path
-        path = path.removesuffix(".base_layer")
-        if rank and linear and (targets is None or path.rpartition(".")[2] in targets):
-            weights[prefix + path] = (
+    for inside in (True, False) if vision else (True,):
+        for path, module in backbone.model.named_modules():
+            # An adapted layer has the linear one inside.
+            linear = isinstance(module, nn.Linear) and "lora_" not in path
+            path = path.removesuffix(".base_layer")
+            wanted = targets is None or path.rpartition(".")[2] in targets
+            if not rank or not linear or not wanted or path.startswith(layers) != inside:
+                continue
+            if path.startswith(f"{backbone.projector_name}."):
+                # Trained as a whole.
+                continue
+            weights[lora.published_name(path, backbone.adapter_prefixes)] = (
                 torch.randn(rank, module.in_features) / rank,
                 torch.zeros(module.out_features, rank),
             )

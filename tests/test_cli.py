@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
 import typer
 from diffusers import AutoencoderKL, UniPCMultistepScheduler
+from huggingface_hub import HfApi
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -14,8 +17,10 @@ from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.pipelines import FKStableDiffusionPipeline
 from fk_steer.testing import PROMPTS, save_clip, sd, sd_scheduler, sdxl
+from llava_reward_guide import hub
 from llava_reward_guide.cli import app as llava_reward
 from llava_reward_guide.data.__main__ import app as data
+from llava_reward_guide.terminal import errors_as_lines, usable_device
 from llava_reward_guide.train import app as train
 
 
@@ -27,6 +32,18 @@ def models(tmp_path_factory):
     sdxl(sd_scheduler("epsilon", UniPCMultistepScheduler)).save_pretrained(folder / "sdxl-unipc")
     save_clip(folder / "clip")
     return folder
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Whether there is a network or not."""
+
+    def refuse(*args, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    monkeypatch.setattr(hub, "_silent_since", None)
+    monkeypatch.setattr(hub, "_found", set())
 
 
 def invoke(*arguments):
@@ -209,3 +226,202 @@ def test_every_command_explains_itself(program, words):
     result = CliRunner().invoke(PROGRAMS[program], [*words, "--help"], color=True)
     assert result.exit_code == 0, result.exception
     assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize(("program", "name"), [(app, "fk-steer"), (llava_reward, "llava-reward")])
+def test_versions(program, name):
+    result = CliRunner().invoke(program, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"{name} {version('fk-steer')}\n"
+
+
+def test_a_prompt_alone_runs_on_the_bundled_model(tmp_path, monkeypatch):
+    """In folders of their own for other prompts, or the same under other settings."""
+    monkeypatch.chdir(tmp_path)
+    few = ("--steps", 3, "--device", "cpu")
+    result = invoke("generate", "a red circle", *few)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("No --model is given: using the bundled 'shapes' and its 'clip-score'.\n")
+    (first,) = (tmp_path / "out").iterdir()
+    assert first.name.startswith("a-red-circle-")
+    assert f"out/{first.name}/report.html" in result.output
+    assert json.loads((first / "settings.json").read_text())["model"] == "shapes"
+    assert invoke("generate", "a blue square", *few).exit_code == 0
+    assert invoke("generate", "a red circle", *few, "--seed", 1).exit_code == 0
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    again = invoke("generate", "a red circle", *few)
+    assert again.exit_code == 0
+    assert "ESS" not in again.output
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("generate", ["x"]),
+        ("bench", ["run", "--model", "shapes", "--prompts", "shapes", "--out", "out"]),
+        ("score", ["x.png", "--prompt", "x", "--reward", "clip-score"]),
+        ("judge", ["x.json", "--out", "out"]),
+        ("compare", ["x.yaml"]),
+        ("eval", ["geneval", "x"]),
+        ("eval", ["panel", "x"]),
+    ],
+)
+@pytest.mark.parametrize("device", ["cuda:7", "mps", "xla", "nonsense", "cpu:cpu", ""])
+def test_devices_that_are_not_there(command, arguments, device):
+    result = invoke(command, *arguments, "--device", device)
+    assert result.exit_code == 2
+    assert "cannot be used here" in result.stderr
+    assert "cpu" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("score", ["x", "-c", "x", "-p", "x"]),
+        ("compare", ["x", "x", "-c", "x", "-p", "x"]),
+        ("crops", ["x", "-c", "x", "-p", "x"]),
+        ("evaluate-json", ["x", "-c", "x"]),
+        ("bench", []),
+    ],
+)
+def test_devices_of_llava_reward(command, arguments):
+    result = CliRunner().invoke(llava_reward, [command, *arguments, "--device", "nonsense"])
+    assert result.exit_code == 2
+    assert "cannot be used here" in result.stderr
+
+
+def test_the_device_that_is_always_there():
+    assert usable_device("cpu") == "cpu"
+    assert usable_device("cpu:0") == "cpu:0"
+    assert usable_device(None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "shapez"], "Did you mean 'shapes'?"),
+        (["--model", "Shapes_XL"], "Did you mean 'shapes-xl'?"),
+        (["--model", "./missing_dir"], "'./missing_dir'"),
+        (["--model", "typo/typo"], "'typo/typo'"),
+        (["--model", "shapes", "--pipeline", "sdxl"], "'shapes' is a StableDiffusionPipeline"),
+        (["--model", "shapes-xl", "--pipeline", "sd"], "'shapes-xl' is a StableDiffusionXLPipeline"),
+        (["--reward", "clip_scor"], "Did you mean 'clip-score'?"),
+        (["--reward-option", "path=shapez"], "Did you mean 'shapes'?"),
+        (["--reward", "pickscore", "--reward-option", "path=./missing_dir"], "'./missing_dir'"),
+        (["--guidance", "nan"], "`guidance`"),
+        (["--height", "0"], "`height`"),
+        (["--scheduler", "DDIMSchedulr"], "Did you mean 'DDIMScheduler'?"),
+    ],
+)
+def test_mistakes_in_generate_are_one_line(tmp_path, no_hub, arguments, message):
+    result = invoke("generate", "x", "--out", tmp_path / "out", "--device", "cpu", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "run", "--model", "shapez", "--prompts", "shapes"], "Did you mean 'shapes'?"),
+        (["bench", "run", "--model", "shapes", "--prompts", "shapez"], "Did you mean 'shapes'?"),
+        (["bench", "geneval", "--model", "./missing"], "'./missing'"),
+        (["bench", "run", "--model", "shapes", "--prompts", "shapes", "--dtype", "float99"], "Did you mean 'float32'?"),
+    ],
+)
+def test_mistakes_in_bench_leave_no_folder(tmp_path, no_hub, arguments, message):
+    result = invoke(*arguments, "--out", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_results(tmp_path):
+    (tmp_path / "file").touch()
+    for arguments in (["generate", "x"], ["bench", "run", "--prompts", "shapes"]):
+        result = invoke(*arguments, "--model", "shapes", "--out", tmp_path / "file", "--device", "cpu")
+        assert result.exit_code == 1
+        assert "to be a folder for the results, but it is a file" in result.stderr
+
+
+STUDY = "models: [shapes]\nprompts: [shapes]\nrewards: [clip-score]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [a\n b: {", "to be YAML, but it is not"),
+        ("\ta: 1", "to be YAML, but it is not"),
+        ("a: !!python/object:os.system {}", "to be YAML, but it is not"),
+        ("- a\n- b", "to hold a mapping"),
+        ("", "to hold a mapping"),
+        ("just words", "to hold a mapping"),
+        ("modells: [shapes]", "Did you mean 'models'?"),
+        ("models: 5\nprompts: shapes\nrewards: clip-score", "Expected 'models' of a study as a list"),
+        ("models: [[shapes]]\nprompts: shapes\nrewards: clip-score", "Expected 'models' of a study as a list"),
+        ("models: {shapes: [1, 2]}\nprompts: shapes\nrewards: clip-score", "options of 'shapes' as a mapping"),
+        (f"{STUDY}generation: 4", "Expected 'generation' of a study as a mapping"),
+        (f"{STUDY}detector: [a]", "Expected 'detector' of a study as a mapping"),
+        (f"{STUDY}baseline: [1]", "Expected the baseline to be one of the guides"),
+        (f"{STUDY}out: [1]", "Expected 'out' of a study to be a folder"),
+        (f"{STUDY}metrics: 5", "Expected metrics as a list of names or a mapping"),
+        (f"{STUDY}metrics: {{a: 3}}", "options of the metric 'a' as a mapping"),
+        (f"{STUDY}generation: {{steps: many}}", "`steps`"),
+        (f"{STUDY}generation: {{steps: 2.5}}", "`steps`"),
+        (f"{STUDY}generation: {{stepz: 2}}", "Did you mean 'steps'?"),
+        (f"{STUDY}generation: {{seeds: 3}}", "`seeds`"),
+        (f"{STUDY}generation: {{samples_per_prompt: [1]}}", "`samples_per_prompt`"),
+        (f"{STUDY}generation: {{guidance: high}}", "`guidance`"),
+        (f"{STUDY}generation: {{dtype: float99}}", "Did you mean 'float32'?"),
+        (f"{STUDY}generation: {{scheduler: 5}}", "`scheduler`"),
+        (f"{STUDY}generation: {{particles: many}}", "`num_particles`"),
+    ],
+)
+def test_studies_of_another_shape_are_one_line(tmp_path, text, message):
+    study = tmp_path / "study.yaml"
+    study.write_text(text)
+    result = invoke("compare", study, "--device", "cpu")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "Expected metrics as a list"), ("5", "Expected metrics as a list"), ("a: [", "YAML")]
+)
+def test_lists_of_metrics_of_another_shape(tmp_path, text, message):
+    metrics = tmp_path / "metrics.yaml"
+    metrics.write_text(text)
+    result = invoke("eval", "panel", tmp_path, "--metrics", metrics, "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_errors_of_other_kinds_are_a_line_unless_asked_for_whole(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("first\nsecond")
+
+    with pytest.raises(typer.Exit), errors_as_lines("error:"):
+        fail()
+    text = capsys.readouterr().err
+    assert text.startswith("error: RuntimeError: first second ")
+    assert text.count("\n") == 1
+    monkeypatch.setenv("FK_STEER_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="first"), errors_as_lines("error:"):
+        fail()
+
+
+def test_warnings_are_a_line(capsys):
+    with errors_as_lines("error:"):
+        assert warnings.formatwarning("first\nsecond", UserWarning, "file.py", 3) == "warning: first second\n"
+    assert "file.py:3" in warnings.formatwarning("first", UserWarning, "file.py", 3)

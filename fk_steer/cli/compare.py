@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..console import console, stoppable
 from ..options import reward_options
-from .options import Device, one_line_errors
+from .options import Device, Repair, one_line_errors
 
 
 def compare(
@@ -56,23 +57,41 @@ def compare(
         int, typer.Option(min=0, help="Prompts of each list shown with images in the report.")
     ] = 24,
     processes: Annotated[int, typer.Option(min=1, help="Workers that generate, one thread or GPU each.")] = 1,
+    repair: Repair = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Generate nothing: compare the results with those in FOLDER, of the same study, in all that is "
+            "reproducible.",
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Compare rewards as guides: GenEval accuracy by task and metric means for each guide, model and list of prompts.
 
     Writes a report (report.html), tables (LaTeX, CSV) and results.json. Stopped at any point and run again it does
     what is missing; a finished study is only printed. What fails is reported and the rest goes on; the exit status is
-    then 1.
+    then 1. With --check it is 1 if the two folders differ, and the differences are listed.
     """
-    with one_line_errors():
+    with stoppable(), one_line_errors():
         from ..loading import quiet_libraries
 
         quiet_libraries()
         config = _config(study)
         named = config.pop("out", None)
+        if named is not None and not isinstance(named, str):
+            raise ValueError(f"Expected 'out' of a study to be a folder, but got {named!r}.")
         folder = out or (Path(named) if named else None) or (study and study.with_suffix(""))
         if folder is None:
             raise ValueError("Expected a folder for the results by --out.")
+        if check is not None:
+            from ..evaluation.comparison.check import differences
+
+            found = differences(folder, check)
+            for line in found or [f"{folder} and {check} agree in all that is reproducible."]:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1 if found else 0)
         overrides: dict[str, Any] = {"models": _names(model), "prompts": _names(prompts), "baseline": baseline}
         names = _names(rewards)
         if reward_option and not names:
@@ -92,8 +111,10 @@ def compare(
             "max_rows": max_rows,
         }
         given = {name: value for name, value in generation.items() if value is not None}
-        config["generation"] = {**(config.get("generation") or {}), **given}
         from ..evaluation.comparison.run import run
+        from ..evaluation.comparison.study import mapping_in
+
+        config["generation"] = {**mapping_in(config, "generation"), **given}
 
         failures = run(
             config,
@@ -102,6 +123,7 @@ def compare(
             processes=processes,
             metric_batch_size=metric_batch_size,
             report_prompts=report_prompts,
+            repair=repair,
         )
         if failures:
             raise typer.Exit(1)

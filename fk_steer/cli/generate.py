@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..console import console
+from ..bundled import bundled_options
+from ..console import console, stoppable
 from ..options import reward_options
-from .options import Device, one_line_errors
+from .options import Device, Repair, one_line_errors
 
 
 class PipelineKind(str, Enum):
@@ -29,8 +34,11 @@ class DType(str, Enum):
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to generate.")],
     model: Annotated[
-        str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'.")
-    ],
+        str | None,
+        typer.Option(
+            help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'. [default: 'shapes']"
+        ),
+    ] = None,
     pipeline: Annotated[PipelineKind, typer.Option(help="Class of the pipeline.")] = PipelineKind.auto,
     reward: Annotated[str, typer.Option(help="Reward to steer by; see `fk-steer rewards`.")] = "clip-score",
     reward_option: Annotated[
@@ -61,7 +69,10 @@ def generate(
     compare: Annotated[
         bool, typer.Option(help="Generate as many images without steering, from the same noise, to set beside.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results. [default: one in 'out' for each prompt and settings]"),
+    ] = None,
     dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
     device: Device = None,
     particle_parallel: Annotated[
@@ -71,6 +82,7 @@ def generate(
             help="Share the particles of each prompt between the processes that torchrun or accelerate has started.",
         ),
     ] = False,
+    repair: Repair = False,
 ) -> None:
     """Generate images steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
     report.
@@ -78,17 +90,23 @@ def generate(
     Run again with the same settings it does what is missing, with another --batch-size if memory was short; a folder
     made with other settings is left alone.
     """
-    with one_line_errors():
+    with stoppable(), one_line_errors():
         from ..loading import quiet_libraries
 
         quiet_libraries()
+        options = reward_options(reward_option or [], reward, [reward])
+        if model is None:
+            model = "shapes"
+            fits = bundled_options(model, reward) and "path" not in options
+            own = f" and its '{reward}'" if fits else ""
+            console.print(f"No --model is given: using the bundled '{model}'{own}.", highlight=False)
         from ..generate import Generation, generate_into
 
         settings = Generation.of(
             prompts,
             model,
             reward=reward,
-            reward_options=reward_options(reward_option or [], reward, [reward]),
+            reward_options=options,
             preset=preset,
             particles=particles,
             lmbda=lmbda,
@@ -102,6 +120,10 @@ def generate(
             compare=compare,
             dtype=dtype.value,
         )
+        if out is None:
+            content = json.dumps(asdict(settings), sort_keys=True, default=str)
+            name = re.sub(r"[^a-z0-9]+", "-", prompts[0].lower())[:40].strip("-")
+            out = Path("out") / f"{name or 'prompt'}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         generate_into(
             out,
             settings,
@@ -109,5 +131,6 @@ def generate(
             batch_size=batch_size,
             device=device,
             particle_parallel=particle_parallel,
+            repair=repair,
         )
         console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import console, progress_bar
+from ..console import console, progress_bar, stoppable
 from ..options import reward_options
-from .options import Device, one_line_errors
+from .options import Device, Repair, one_line_errors
 
 
 app = typer.Typer(help="Images for lists of prompts.", no_args_is_help=True)
@@ -67,18 +67,18 @@ def run(
     device: Device = None,
     processes: Annotated[int, typer.Option(min=1, help="Workers: one thread each, or a GPU in turn.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Where workers run.")] = Engine.local,
+    repair: Repair = False,
 ) -> None:
     """Steered images for any list of prompts, in GenEval's layout with a record beside each image.
 
     Run again it makes what is missing. Under `accelerate launch`, or started several times, the processes share the
     work.
     """
-    with one_line_errors():
+    with stoppable(), one_line_errors():
         from ..loading import quiet_libraries
 
         quiet_libraries()
         from ..evaluation.generation import GenerationSettings, generate, read_records
-        from ..evaluation.generation.workers import end_on_sigterm
         from ..evaluation.statistics import mean_by, plus_minus
 
         steered = reward != "none"
@@ -103,7 +103,6 @@ def run(
             max_rows=max_rows,
             dtype=dtype,
         )
-        end_on_sigterm()
         speaks = os.environ.get("RANK", "0") == "0"
         with progress_bar(speaks) as bar:
             task = bar.add_task("samples", total=None)
@@ -113,6 +112,7 @@ def run(
                 processes=processes,
                 engine=engine.value,
                 device=device,
+                repair=repair,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         if speaks:

@@ -14,7 +14,9 @@ from .options import Device, one_line_errors
 def judge(
     data: Annotated[
         Path,
-        typer.Argument(help="Human judgements: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's or TIFA160's."),
+        typer.Argument(
+            help="Judgements: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's or TIFA160's file, or hf:NAME."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for scores and tables; one for all rewards on the same data.")],
     reward: Annotated[str, typer.Option(help="Reward to test; see `fk-steer rewards`.")] = "clip-score",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from .compare import compare
@@ -20,6 +23,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fk-steer {version('fk-steer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Feynman-Kac steering for Hugging Face Diffusers."""
+
+
 app.add_typer(runs, name="bench")
 app.add_typer(evaluation, name="eval")
 app.add_typer(rewards, name="rewards")

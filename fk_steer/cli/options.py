@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+
+from llava_reward_guide.terminal import errors_as_lines, usable_device
 
 
-Device = Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")]
+Device = Annotated[str | None, typer.Option(callback=usable_device, help="[default: cuda if there is one, else cpu]")]
 Model = Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")]
 Guide = Annotated[str, typer.Option(help="Guide.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Repeats with other noise.")]
@@ -26,15 +25,14 @@ FullSize = Annotated[
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
 ]
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="Set aside what of an earlier run cannot be read, in .unreadable, and remake it."),
+]
 Repeats = Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")]
 Size = Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")]
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the errors a user can act on into one line and exit status 1."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+def one_line_errors() -> AbstractContextManager[None]:
+    """Turn errors into one line and exit status 1."""
+    return errors_as_lines("error:")

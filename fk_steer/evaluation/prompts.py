@@ -13,6 +13,7 @@ from typing import Any
 from llava_reward_guide.texts import TABLES, read_json_lines, read_table, read_text, text_lines
 
 from ..files import write_atomically
+from ..smc import suggestion
 
 
 # fmt: off
@@ -193,6 +194,7 @@ def _own_prompts(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"Unknown list of prompts {str(path)!r}. Expected 'geneval', 'drawbench', 'shapes' or a file."
+            f"{suggestion(str(path), ('geneval', 'drawbench', 'shapes'))}"
         )
     if path.suffix.lower() in TABLES:
         return [asdict(entry) for entry in drawbench_prompts(path)]

@@ -26,7 +26,10 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
 
     Raises:
         IndexError: for a population that is not there.
+        ValueError: for a trace without events.
     """
+    if not trace.events:
+        raise ValueError("There is no lineage to plot: the trace has no events. Plot it when the run is finished.")
     events, prompt = trace.events, trace.prompts[population]
     rewards = [dict(zip(event.slots_before[population], event.rewards[population])) for event in events]
     finite = [value for by_slot in rewards for value in by_slot.values() if math.isfinite(value)] or [0.0]

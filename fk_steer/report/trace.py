@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..files import write_json
+from ..records import read_record
 
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Trace:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trace:
         """Inverse of `to_dict`."""
-        events = [_event(event) for event in values["events"]]
+        events = [_event(event, len(values["prompts"])) for event in values["events"]]
         retries = [(populations, cls.from_dict(trace)) for populations, trace in values["retries"]]
         log_normalizer = lenient(values["log_normalizer"])
         return cls(**{**values, "events": events, "retries": retries, "log_normalizer": log_normalizer})
@@ -151,7 +151,11 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """
+        Raises:
+            OSError, UnreadableFile: naming the file.
+        """
+        return read_record(Path(path), cls.from_dict)
 
     def plot(self, population: int = 0) -> Figure:
         """The lineage tree of one population, coloured by reward, over its effective sample size and best reward.
@@ -197,10 +201,17 @@ class Stopwatch:
         return event
 
 
-def _event(values: dict[str, Any]) -> TraceEvent:
+def _event(values: dict[str, Any], populations: int) -> TraceEvent:
     values = dict(values)
     pictures = values.pop("predictions", [])
-    return TraceEvent(**lenient(values), predictions=pictures)
+    event = TraceEvent(**lenient(values), predictions=pictures)
+    for name in ("rewards", "log_weights", "ess", "resampled", "slots_before", "slots", "parents", "parent_events"):
+        if not isinstance(value := getattr(event, name), list) or len(value) != populations:
+            raise ValueError(f"expected `{name}` of an event to be a list of {populations}, got {value!r:.40}")
+    for before, rewards in zip(event.slots_before, event.rewards):
+        if len(before) != len(rewards):
+            raise ValueError("expected a reward for each particle")
+    return event
 
 
 def strict(value: Any) -> Any:

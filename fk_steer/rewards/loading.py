@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_reward_guide.hub import locate
 from llava_reward_guide.texts import read_text
+
+from ..bundled import BUNDLED_REWARDS
+from ..smc import suggestion
 
 
 class RewardLoadError(OSError):
@@ -29,12 +33,13 @@ def load_pretrained(kind: Any, path: str, reward: str, **options: Any) -> Any:
         RewardLoadError: naming the reward, the class and the place, and the tensors that are missing or misshapen.
     """
     options = {name: value for name, value in options.items() if value is not None}
+    place = _locate(path, reward, options.get("revision"))
     is_model = issubclass(kind, nn.Module)
     if is_model:
         # Otherwise what a file lacks is drawn by chance, and said in a log that the commands keep quiet.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        loaded = kind.from_pretrained(path, **options)
+        loaded = kind.from_pretrained(place, **options)
     # Broken files bring errors of many kinds; tokenizers raise plain Exceptions.
     except Exception as error:
         raise RewardLoadError(
@@ -61,6 +66,14 @@ def load_pretrained(kind: Any, path: str, reward: str, **options: Any) -> Any:
     return model
 
 
+def _locate(path: str, reward: str, revision: str | None) -> str:
+    hint = suggestion(path, BUNDLED_REWARDS.get(reward, {}))
+    try:
+        return locate(path, f"weights of the reward '{reward}' at", revision, hint)
+    except OSError as error:
+        raise RewardLoadError(str(error)) from error
+
+
 def fetch(path: str, filename: str, reward: str, revision: str | None = None) -> Path:
     """One file of a reward.
 
@@ -71,9 +84,8 @@ def fetch(path: str, filename: str, reward: str, revision: str | None = None) ->
         RewardLoadError: if it is not there.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
 
-    local = Path(path)
+    local = Path(_locate(path, reward, revision))
     if local.is_file():
         return local
     if (local / filename).is_file():
@@ -81,7 +93,7 @@ def fetch(path: str, filename: str, reward: str, revision: str | None = None) ->
     if not local.exists():
         try:
             return Path(hf_hub_download(path, filename, revision=revision))
-        except (OSError, HFValidationError) as error:
+        except OSError as error:
             raise RewardLoadError(
                 f"Could not find {filename} of the reward '{reward}' at {path!r}. Expected the file itself, a folder "
                 f"that holds it, or the id of a hub repository that can be reached from here. ({error})"

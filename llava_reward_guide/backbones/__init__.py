@@ -11,6 +11,7 @@ import torch
 
 from ..attention import check_attention
 from ..files import CheckpointError, is_local
+from ..hub import locate
 from ..options import read_mapping
 from .base import Backbone, BackboneInputs, BackboneOutput, Row, load_weights
 from .text import read_config
@@ -58,15 +59,16 @@ def backbone_of(path: str | Path, revision: str | None = None) -> type[Backbone]
     """
     _check_files(path, ("config.json",))
     try:
-        config = read_config(str(path), revision)
+        place = locate(str(path), "backbone", revision)
+        config = read_config(place, revision)
         kind = backbone_class(str(config.get("model_type", "")))
         if not config.keys() & {"hidden_size", "text_config"}:
             # Otherwise built at the default sizes, which are those of the largest.
             raise ValueError("Expected the sizes of the model, hidden_size or text_config, in its config.json.")
     except Exception as error:  # the hub, its cache and what is in the file each bring their own
         raise _not_loaded(path, error) from error
-    _check_files(path, kind.files)
-    _check_weights(Path(path))
+    _check_files(place, kind.files)
+    _check_weights(Path(place))
     return kind
 
 
@@ -81,7 +83,7 @@ def load_backbone(path: str | Path, revision: str | None = None, **options: Any)
     check_attention(options.get("attn_implementation", "sdpa"))
     kind = backbone_of(path, revision)
     try:
-        return kind.from_pretrained(str(path), revision=revision or "main", **options)
+        return kind.from_pretrained(locate(str(path), "backbone", revision), revision=revision or "main", **options)
     except (CheckpointError, ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # broken files bring errors of many kinds

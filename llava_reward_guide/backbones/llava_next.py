@@ -72,6 +72,7 @@ class LlavaNext(Backbone):
     adapter_prefixes: ClassVar[dict[str, str]] = {
         "language_model.model.": "language_model.",
         "model.language_model.": "language_model.",
+        "vision_tower.vision_model.": "vision_tower.",
     }
     supports_skip_ca = False
 

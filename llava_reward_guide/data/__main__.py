@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..cli import one_line_errors
+from ..terminal import usable_device
 from .convert import best_images, labels_from_annotations, pairs_from_ratings
 from .items import Items, check_images, read_rows, standard
 from .overlap import remove_overlap
@@ -71,7 +72,9 @@ def pairs(
             "file, which paths are relative to]"
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Of that CLIP. [default: cuda if there is one]")] = None,
+    device: Annotated[
+        str | None, typer.Option(callback=usable_device, help="Of that CLIP. [default: cuda if there is one]")
+    ] = None,
     validation: Validation = 0.0,
     seed: Seed = 0,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -104,14 +105,19 @@ class StepSampler(Sampler[list[int]]):
     The order is a function of the step alone: a run goes on from any step, on any number of processes, over the same
     global batches. What is left over at the end of an epoch waits for another permutation.
 
+    With `probabilities` every item of a batch is of a list drawn by them, and each list is gone through in permutations
+    of its own: small ones more often than large ones, if so told.
+
     Args:
         indices: of the items to draw from.
         batch_size: items of an optimiser step, over all processes.
         micro_batch_size: items of a pass of one process.
         steps: optimiser steps; those before `start` are left out.
+        sources: for each index the number of the list that it is from.
+        probabilities: of the lists, whatever their sum; None to draw from all items alike.
 
     Raises:
-        ValueError: if there are fewer items than a batch has, or batches cannot be cut evenly.
+        ValueError: if there are fewer items than a batch has, a list has none, or batches cannot be cut evenly.
     """
 
     def __init__(
@@ -124,6 +130,8 @@ class StepSampler(Sampler[list[int]]):
         start: int = 0,
         process: int = 0,
         num_processes: int = 1,
+        sources: Sequence[int] | None = None,
+        probabilities: Sequence[float] | None = None,
     ) -> None:
         if len(indices) < batch_size:
             raise ValueError(f"Expected at least `batch_size` ({batch_size}) readable items, but got {len(indices)}.")
@@ -136,6 +144,13 @@ class StepSampler(Sampler[list[int]]):
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.steps, self.seed, self.start = steps, seed, start
         self.process, self.num_processes = process, num_processes
+        self.probabilities: np.ndarray | None = None
+        if probabilities is not None:
+            self.probabilities = np.asarray(probabilities, dtype=float) / sum(probabilities)
+            places = np.zeros(len(indices)) if sources is None else np.asarray(sources)
+            self.lists = [np.asarray(indices)[places == number] for number in range(len(probabilities))]
+            if empty := [str(number) for number, one in enumerate(self.lists) if not len(one)]:
+                raise ValueError(f"Expected readable items in every list, but {', '.join(empty)} has none.")
 
     @property
     def accumulation(self) -> int:
@@ -146,6 +161,11 @@ class StepSampler(Sampler[list[int]]):
         return (self.steps - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._permuted() if self.probabilities is None else self._blended(self.probabilities):
+            mine = batch.view(-1, self.num_processes, self.micro_batch_size)[:, self.process]
+            yield from mine.tolist()
+
+    def _permuted(self) -> Iterator[Tensor]:
         per_epoch = len(self.indices) // self.batch_size
         order, drawn = self.indices, -1
         for step in range(self.start, self.steps):
@@ -153,6 +173,25 @@ class StepSampler(Sampler[list[int]]):
             if epoch != drawn:
                 generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
                 order, drawn = self.indices[torch.randperm(len(self.indices), generator=generator)], epoch
-            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            mine = batch.view(-1, self.num_processes, self.micro_batch_size)[:, self.process]
-            yield from mine.tolist()
+            yield order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _blended(self, probabilities: np.ndarray) -> Iterator[Tensor]:
+        seed = self.seed % 2**64
+        drawn = [0] * len(self.lists)
+        orders: list[tuple[int, np.ndarray]] = [(-1, one) for one in self.lists]
+        for step in range(self.steps):
+            numbers = np.random.default_rng([seed, 0, step]).choice(len(self.lists), self.batch_size, p=probabilities)
+            if step < self.start:
+                # Where each list stands follows from the steps before.
+                for number, count in enumerate(np.bincount(numbers, minlength=len(self.lists))):
+                    drawn[number] += int(count)
+                continue
+            batch = []
+            for number in numbers.tolist():
+                one = self.lists[number]
+                epoch, position = divmod(drawn[number], len(one))
+                if orders[number][0] != epoch:
+                    orders[number] = epoch, np.random.default_rng([seed, 1, number, epoch]).permutation(one)
+                batch.append(int(orders[number][1][position]))
+                drawn[number] += 1
+            yield torch.tensor(batch)

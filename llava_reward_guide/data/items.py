@@ -120,7 +120,7 @@ def read_items(source: str | Path, folder: str | Path | None = None) -> Items:
     """
     name = str(source)
     if name.startswith(HUB_PREFIX):
-        items = Items(_hub_rows(name.removeprefix(HUB_PREFIX)), Path(folder or "."), name)
+        items = Items(hub_rows(name.removeprefix(HUB_PREFIX)), Path(folder or "."), name)
         # A dataset has columns: what holds for the first row holds for all, and reading all would decode every image.
         checked: Sequence[int] = range(min(1, len(items)))
     else:
@@ -251,7 +251,12 @@ def check_images(
     return good, bad
 
 
-def _hub_rows(name: str) -> Sequence[Item]:
+def hub_rows(name: str) -> Sequence[Item]:
+    """Rows of 'NAME[:SPLIT]', a Hugging Face dataset on the hub or on disk, their images undecoded.
+
+    Raises:
+        ImportError: without the package `datasets`.
+    """
     try:
         from datasets import Image as ImageFeature
         from datasets import load_dataset, load_from_disk

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..attention import check_attention_name
 from ..config import RewardConfig
+from ..loading import QUANTIZE
 from ..texts import read_yaml
 
 
@@ -32,11 +35,18 @@ class TrainingConfig:
         ValueError: for values that cannot be.
     """
 
-    train_data: str = _option("", "JSON, JSONL or CSV of pairs or labelled images, or hf:NAME[:SPLIT].")
+    train_data: str | list[str] = _option(
+        "", "JSON, JSONL or CSV of pairs or labelled images, or hf:NAME[:SPLIT]; several to train on all of them."
+    )
+    train_probabilities: list[float] | None = _option(
+        None, "How often each `train_data` is drawn from, in their order. [default: as often as it has items]"
+    )
     validation_data: str = _option("", "The same, to validate on; without it nothing is validated.")
+    validation_fraction: float = _option(0.0, "In place of it: share of the prompts of the data to hold out.")
     image_folder: str | None = _option(None, "What paths are relative to. [default: the folder of the file]")
     output: str = _option("out/llava-reward", "Folder of the run.")
 
+    init_from: str = _option("", "Checkpoint whose adapter, projector and head to start from, in either layout.")
     backbone: str = _option("microsoft/Phi-3.5-vision-instruct", "Folder or hub id of the multimodal LLM.")
     perspective: str = _option("default", "Its name.")
     objective: str = _option("bradley-terry", "'bradley-terry', 'general-preference' or 'classification'.")
@@ -50,6 +60,8 @@ class TrainingConfig:
     lora_rank: int = _option(128, "Rank of LoRA on the linear layers of the text model.")
     lora_alpha: int = _option(256, "LoRA is scaled by alpha / rank.")
     lora_dropout: float = _option(0.05, "On the input of LoRA.")
+    lora_vision: bool = _option(False, "LoRA on the linear layers of the vision tower too.")
+    quantize: str | None = _option(None, "'4bit' (nf4) or '8bit' weights under LoRA. [default: none]")
     optimizer_scope: str = _option("all", "'all' trains LoRA, projector, SkipCA and head; 'lora_only' as released.")
     full_finetune: bool = _option(False, "Train every weight of the backbone, without LoRA.")
 
@@ -85,12 +97,16 @@ class TrainingConfig:
     published_layout: bool = _option(False, "Save also what the released code reads.")
 
     def __post_init__(self) -> None:
+        # One list is the same whether it comes alone or as a list of one.
+        sources = self.sources()
+        object.__setattr__(self, "train_data", sources[0] if len(sources) == 1 else sources or "")
         for name, known in (
             ("optimizer_scope", SCOPES),
             ("mixed_precision", PRECISIONS),
             ("dtype", DTYPES),
+            ("quantize", QUANTIZE),
         ):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in known and not (name == "quantize" and self.quantize is None):
                 raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Known: {', '.join(known)}.")
         positive: tuple[str, ...] = (
             "batch_size", "micro_batch_size", "epochs", "learning_rate", "validate_every", "save_every",
@@ -100,12 +116,21 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"Expected `{name}` to be positive, but got {value}.")
-        for name in ("ema_decay", "lora_dropout"):
+        for name in ("ema_decay", "lora_dropout", "validation_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 0 and below 1, but got {value}.")
         if self.full_finetune and self.optimizer_scope == "lora_only":
             raise ValueError("Expected `optimizer_scope` 'all' with `full_finetune`, but got 'lora_only'.")
+        for name in ("lora_vision", "quantize", "init_from"):
+            if self.full_finetune and getattr(self, name):
+                raise ValueError(
+                    f"Expected no `{name}` with `full_finetune`, which has no LoRA, but got {getattr(self, name)!r}."
+                    + (" Pass a full fine-tune to go on with as `backbone`." if name == "init_from" else "")
+                )
+        if self.validation_data and self.validation_fraction:
+            raise ValueError("Expected `validation_data` or `validation_fraction`, but got both.")
+        self._check_probabilities(sources)
         # Trained weights are float32, and meet the frozen ones' dtype unless these come first (LoRA) or there are none.
         mixed = self.optimizer_scope == "all" and not self.full_finetune and self.dtype != "float32"
         if mixed and self.mixed_precision == "no":
@@ -114,7 +139,46 @@ class TrainingConfig:
                 f"{self.dtype!r}."
             )
         check_attention_name(self.attn_implementation)
-        self.reward_config()
+        self.check_published(self.reward_config())
+
+    def _check_probabilities(self, sources: list[str]) -> None:
+        if repeated := sorted({name for name in sources if sources.count(name) > 1}):
+            raise ValueError(
+                f"Expected different data sets in `train_data`, but got '{repeated[0]}' twice. Let "
+                f"`train_probabilities` draw from it more often."
+            )
+        if self.train_probabilities is None:
+            return
+        if len(self.train_probabilities) != len(sources):
+            raise ValueError(
+                f"Expected one of `train_probabilities` for each of `train_data`, but got "
+                f"{len(self.train_probabilities)} for {len(sources)}."
+            )
+        if not all(math.isfinite(value) and value > 0 for value in self.train_probabilities):
+            raise ValueError(
+                f"Expected `train_probabilities` above 0, but got {self.train_probabilities}. Leave out data that is "
+                f"not to be drawn."
+            )
+
+    def sources(self) -> list[str]:
+        """The data sets to train on."""
+        found = [self.train_data] if isinstance(self.train_data, str) else list(self.train_data)
+        return [name for name in found if name]
+
+    def check_published(self, reward: RewardConfig) -> None:
+        """Make sure that what comes of the run can be saved as it asks for.
+
+        Raises:
+            ValueError: if `published_layout` cannot hold it.
+        """
+        lost = ["full_finetune"] if self.full_finetune else []
+        lost += reward.beyond_published()
+        if self.published_layout and lost:
+            raise ValueError(
+                f"The published layout has no place for {', '.join(lost)}: neither this package nor the released code "
+                f"could load what it would hold. Train without `published_layout` (our own layout is saved in any "
+                f"case), or without {', '.join(lost)}."
+            )
 
     def reward_config(self) -> RewardConfig:
         """Of the head."""
@@ -168,10 +232,15 @@ def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None =
 
 def _typed(name: str, value: Any, wanted: Any) -> Any:
     """YAML reads 2e-4 as text and 1 as an integer."""
-    kinds = getattr(wanted, "__args__", (wanted,))
+    kinds = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
     if value is None and type(None) in kinds:
         return None
+    several = next((kind for kind in kinds if get_origin(kind) is list), None)
+    if several is not None and isinstance(value, (list, tuple)):
+        return [_typed(name, one, get_args(several)[0]) for one in value]
     kind = next(kind for kind in kinds if kind is not type(None))
+    if kind is several:
+        raise ValueError(f"Expected a list for `{name}`, but got {value!r}.")
     try:
         if kind is float and not isinstance(value, bool):
             return float(value)

@@ -42,23 +42,27 @@ def validate(
     """Score all items of a dataset; the same result on every process.
 
     Raises:
+        RuntimeError: if scoring failed, on all processes if it did on one, so that none waits for another.
         ValueError: if no item could be read.
     """
-    was_training = model.training
-    model.eval()
     size, processes = len(dataset), accelerator.num_processes
     # Every process runs as many batches, as sharded models need; what is repeated for that is dropped again.
     share = [index % size for index in range(accelerator.process_index, -(-size // processes) * processes, processes)]
-    found: list[tuple[int, list[list[float]], str | None]] = []
-    for start in range(0, len(share), micro_batch_size):
-        examples = [dataset[index] for index in share[start : start + micro_batch_size]]
-        batch = dataset.collate(examples).to(accelerator.device)
-        rewards = model(batch.inputs).float()
-        per_item = rewards.view(len(examples[0].rows), len(examples), -1).transpose(0, 1).tolist()
-        found += [(item.index, values, item.error) for item, values in zip(examples, per_item)]
-    model.train(was_training)
+    found: list[_Result] = []
+    failures: list[str] = []
+    was_training = model.training
+    model.eval()
+    try:
+        found = _score(accelerator, model, dataset, share, micro_batch_size)
+    except Exception as error:
+        failures.append(" ".join(str(error).split()) or type(error).__name__)
+    finally:
+        model.train(was_training)
     if processes > 1:
+        failures = gather_object(failures)
         found = gather_object(found)
+    if failures:
+        raise RuntimeError(failures[0])
     # Sorted, so that figures do not depend on the number of processes.
     results = sorted({index: (index, values, error) for index, values, error in found}.values())
     errors = [f"Item {index}: {error}" for index, _, error in results if error]
@@ -78,6 +82,24 @@ def validate(
         )
         summary |= {f"reward_{name}": distribution[name] for name in ("mean", "std", "std_within_prompts")}
     return Validation({**summary, "items": len(good), "errors": len(errors)}, calibration, distribution, errors)
+
+
+_Result = tuple[int, list[list[float]], str | None]
+"""Index of an item, rewards of its images, and why it could not be read."""
+
+
+def _score(
+    accelerator: Accelerator, model: nn.Module, dataset: RewardDataset, share: list[int], micro_batch_size: int
+) -> list[_Result]:
+    """The items of one process."""
+    found: list[_Result] = []
+    for start in range(0, len(share), micro_batch_size):
+        examples = [dataset[index] for index in share[start : start + micro_batch_size]]
+        batch = dataset.collate(examples).to(accelerator.device)
+        rewards = model(batch.inputs).float()
+        per_item = rewards.view(len(examples[0].rows), len(examples), -1).transpose(0, 1).tolist()
+        found += [(item.index, values, item.error) for item, values in zip(examples, per_item)]
+    return found
 
 
 def _summarize(

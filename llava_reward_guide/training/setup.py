@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
-from ..backbones import load_backbone
+from ..backbones import Backbone, backbone_of, load_backbone
+from ..checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from ..loading import quantization_config, require
 from ..model import LlavaReward
 from ..untrained import new_perspective
 from .config import TrainingConfig
 
 
 def build_reward(config: TrainingConfig) -> LlavaReward:
-    """The backbone of a config with a fresh perspective on it, the same for the same seed."""
-    backbone = load_backbone(
-        config.backbone, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
-    )
+    """The backbone of a config with a perspective on it: a fresh one, the same for the same seed, or that of the
+    checkpoint `init_from`.
+
+    Raises:
+        CheckpointError: for a backbone or checkpoint that is missing, incomplete or does not fit.
+        ImportError: if an option needs a package that is not installed.
+        ValueError: if the checkpoint to start from has a head or LoRA other than that of the config.
+    """
+    check_packages(config)
+    # Before gigabytes of backbone: most of what can be wrong shows in the small files.
+    start = _starting_point(config) if config.init_from else None
+    dtype = getattr(torch, config.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+    if config.quantize is not None:
+        options["quantization_config"] = quantization_config(config.quantize, dtype)
+        options["device_map"] = {"": PartialState().device}
+    backbone = load_backbone(config.backbone, **options)
+    if config.quantize is not None:
+        _prepare_quantized(backbone)
     if config.num_crops is not None:
         if backbone.num_crops is None:
             raise ValueError(f"Expected no `num_crops` for {type(backbone).__name__}, which has no crops to count.")
         backbone.num_crops = config.num_crops
     reward = LlavaReward(backbone.requires_grad_(False), config.micro_batch_size)
     torch.manual_seed(config.seed)
+    if start is not None:
+        reward.add_perspective(config.perspective, start)
+        return reward
     new_perspective(
         reward,
         config.perspective,
@@ -31,8 +53,54 @@ def build_reward(config: TrainingConfig) -> LlavaReward:
         rank=0 if config.full_finetune else config.lora_rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
+        vision=config.lora_vision,
     )
     return reward
+
+
+def check_packages(config: TrainingConfig) -> None:
+    """Look for the packages that the settings need.
+
+    Raises:
+        ImportError: naming the extra that brings what is missing.
+    """
+    if not config.full_finetune:
+        require("peft", "train", "Training LoRA")
+    if config.quantize is not None:
+        require("bitsandbytes", "quantize", f"`quantize` '{config.quantize}'")
+
+
+def _starting_point(config: TrainingConfig) -> Checkpoint:
+    folder = find_checkpoint(config.init_from)
+    # The published files do not tell classification from Bradley-Terry, and one may be trained on the other.
+    stored = read_checkpoint(folder)
+    checkpoint = stored.on(backbone_of(config.backbone))
+    wanted, adapter = config.reward_config(), checkpoint.adapter
+    if adapter is None:
+        raise ValueError(f"Expected LoRA in '{folder}' to start from, but it has none.")
+    pairs = [
+        (name, getattr(wanted, name), getattr(stored.config, name))
+        for name in ("value_head_dim", "add_cross_attention", "hidden_layer", "visual_layer", "mean_pooling")
+    ]
+    pairs += [("lora_rank", config.lora_rank, adapter.rank), ("lora_alpha", config.lora_alpha, adapter.alpha)]
+    pairs += [("lora_vision", config.lora_vision, any(map(_in_tower, adapter.weights)))]
+    if different := [(name, own, found) for name, own, found in pairs if own != found]:
+        raise ValueError(
+            f"Expected the head and LoRA of '{config.init_from}' to start from it, but got others. Set "
+            f"{', '.join(f'`{name}` to {found!r} (it is {own!r})' for name, own, found in different)}."
+        )
+    return replace(checkpoint, config=wanted, adapter=replace(adapter, dropout=config.lora_dropout))
+
+
+def _in_tower(name: str) -> bool:
+    return any(part in ("vision_tower", "visual", "img_processor") for part in name.split("."))
+
+
+def _prepare_quantized(backbone: Backbone) -> None:
+    """What is not quantised becomes float32 and all is frozen; gradient checkpointing is left to the config."""
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(backbone.model, use_gradient_checkpointing=False)
 
 
 def make_trainable(reward: LlavaReward, config: TrainingConfig) -> list[nn.Parameter]:

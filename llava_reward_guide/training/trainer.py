@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
-from ..data import Items, check_images, read_items
+from ..data import Items, check_images
 from ..data.batches import Batch, RewardDataset, StepSampler
 from ..files import write_whole
 from ..losses import reward_loss
@@ -31,9 +31,10 @@ from ..model import LlavaReward
 from ..report import write_report
 from ..untrained import save_backbone
 from .config import TrainingConfig
+from .data import training_data
 from .evaluation import Validation, validate
 from .progress import Monitor
-from .setup import build_reward, count_parameters, make_trainable
+from .setup import build_reward, check_packages, count_parameters, make_trainable
 from .state import (
     ExponentialMovingAverage,
     load_checkpoint,
@@ -95,7 +96,9 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, reward: LlavaReward | None = None) -> None:
         self.config, self.folder = config, Path(config.output)
-        items = _training_items(config)
+        check_packages(config)
+        data = training_data(config)
+        items = data.items
         self.accelerator = accelerator = self._accelerator()
         self.monitor = Monitor(accelerator, self.folder)
         if config.deterministic:
@@ -103,15 +106,18 @@ class Trainer:
         last, self.progress = read_progress(self.folder / "checkpoints")
         if last is not None:
             _same_run(config, self.folder)
+        if reward is not None:
+            _check_reward(reward, config)
         self.reward = build_reward(config) if reward is None else reward
         if last is None:
             self.progress.skipped = self._unreadable(items)
         good = sorted(set(range(len(items))) - set(self.progress.skipped))
+        data.check_readable(good)
         steps = config.max_steps or math.ceil(config.epochs * (len(good) // config.batch_size))
         processes = accelerator.num_processes
         self.sampler = StepSampler(
             good, config.batch_size, config.micro_batch_size, steps, config.seed, self.progress.step,
-            accelerator.process_index, processes,
+            accelerator.process_index, processes, [data.sources[index] for index in good], config.train_probabilities,
         )  # fmt: skip
         accelerator.gradient_accumulation_steps = self.sampler.accumulation
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -123,13 +129,12 @@ class Trainer:
         # The weights begin alike on all processes, dropout does not.
         set_seed(config.seed, device_specific=True)
         self.monitor.say(str(count_parameters(self.reward)))
+        for line in data.summary():
+            self.monitor.say(line)
         self.dataset = RewardDataset(items, self.reward.backbone, cache=config.cache_images)
         self.validation = None
-        if config.validation_data:
-            held_out = read_items(config.validation_data, config.image_folder)
-            if held_out.labelled and config.objective == "general-preference":
-                raise ValueError("Expected pairs to validate a general preference model, but got labelled images.")
-            self.validation = RewardDataset(held_out, self.reward.backbone, cache=config.cache_images)
+        if data.validation is not None:
+            self.validation = RewardDataset(data.validation, self.reward.backbone, cache=config.cache_images)
         optimizer = torch.optim.AdamW(
             parameters, config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
@@ -153,7 +158,7 @@ class Trainer:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         # Some weights of a whole backbone may play no part in the reward, such as the end of a vision tower.
-        unused = config.full_finetune or config.hidden_layer is not None
+        unused = config.full_finetune or config.lora_vision or config.hidden_layer is not None
         trackers = [name.strip() for name in config.log_with.split(",") if name.strip()]
         known = [str(tracker) for tracker in get_available_trackers()]
         if missing := [name for name in trackers if name not in known]:
@@ -208,7 +213,7 @@ class Trainer:
                 self.monitor.advance(progress.step, figures, progress.step % config.log_every == 0)
                 last = progress.step == total
                 if self.validation is not None and (last or progress.step % config.validate_every == 0):
-                    metrics, validated = self._validate(), progress.step
+                    metrics, validated = self._try_to_validate() or metrics, progress.step
                 stop = bool(self._sum([float(stopped.is_set())])[0])
                 if last or stop or progress.step % config.save_every == 0:
                     save_checkpoint(self.accelerator, self.folder / "checkpoints", progress, config.keep_checkpoints)
@@ -217,7 +222,7 @@ class Trainer:
                     self._end()
                     return TrainingResult(False, progress.step, metrics, self.folder / "checkpoints")
             if self.validation is not None and validated < 0:
-                metrics = self._validate()
+                metrics = self._try_to_validate() or metrics
         with self._averaged():
             self._save(self.folder / "final")
         if progress.unreadable:
@@ -300,6 +305,15 @@ class Trainer:
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()
 
+    def _try_to_validate(self) -> dict[str, float]:
+        """As `_validate`; an error is reported and costs the figures, not what was trained. Empty upon one."""
+        try:
+            return self._validate()
+        except Exception as error:  # of reading, scoring, drawing or saving
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.monitor.say(f"Validation at step {self.progress.step} failed, and training goes on: {reason}")
+            return {}
+
     def _validate(self) -> dict[str, float]:
         """On the held-out items; the best so far is saved to best/."""
         assert self.validation is not None
@@ -311,8 +325,8 @@ class Trainer:
             best = self.progress.best
             # By accuracy, and of equal ones by loss.
             if not best or (summary["accuracy"], -summary["loss"]) > (best["accuracy"], -best["loss"]):
-                self.progress.best = {"step": step, **summary}
                 self._save(self.folder / "best")
+                self.progress.best = {"step": step, **summary}
         if self.accelerator.is_main_process:
             write_report(self.folder / "validation", {"step": step, **summary}, result.calibration, result.distribution)
             self.monitor.skip(f"Validation. {error}" for error in result.errors)
@@ -322,51 +336,71 @@ class Trainer:
     def _save(self, place: Path) -> None:
         """Complete or not at all: parts of two checkpoints would load as one."""
         state = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process:
-            folder, old = (place.with_name(f"{place.name}.{suffix}") for suffix in ("unfinished", "old"))
-            for left in (folder, old):
-                shutil.rmtree(left, ignore_errors=True)
-            self.reward.save_pretrained(folder, state_dict=state)
-            if self.config.full_finetune:
-                prefix = "backbone.model."
-                own = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-                save_backbone(self.reward.backbone, folder, own)
-            if self.config.published_layout:
+        try:
+            if self.accelerator.is_main_process:
+                self._write(place, state)
+        finally:
+            # The others wait even if this one could not save.
+            self.accelerator.wait_for_everyone()
+
+    def _write(self, place: Path, state: dict[str, Tensor]) -> None:
+        folder, old = (place.with_name(f"{place.name}.{suffix}") for suffix in ("unfinished", "old"))
+        for left in (folder, old):
+            shutil.rmtree(left, ignore_errors=True)
+        self.reward.save_pretrained(folder, state_dict=state)
+        if self.config.full_finetune:
+            prefix = "backbone.model."
+            own = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            save_backbone(self.reward.backbone, folder, own)
+        if self.config.published_layout:
+            try:
                 self.reward.save_pretrained(folder / "published", "published", state)
-            if place.exists():
-                place.rename(old)
-            folder.rename(place)
-            shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+            except Exception as error:  # a second copy must not cost the first
+                shutil.rmtree(folder / "published", ignore_errors=True)
+                self.monitor.say(f"Saved '{place}', but not its copy in the published layout: {error}")
+        if place.exists():
+            place.rename(old)
+        folder.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _end(self) -> None:
         if self.config.log_with:
             self.accelerator.end_training()
 
 
-def _training_items(config: TrainingConfig) -> Items:
-    items = read_items(config.train_data, config.image_folder)
-    wanted = config.objective == "classification"
-    if items.labelled != wanted:
+def _check_reward(reward: LlavaReward, config: TrainingConfig) -> None:
+    """Make sure that what is to be trained can be saved.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if reward.merged:
         raise ValueError(
-            f"Expected {'labelled images' if wanted else 'pairs'} for the objective {config.objective!r}, but "
-            f"'{config.train_data}' holds {'labelled images' if items.labelled else 'pairs'}."
+            "Expected a reward whose adapter is kept apart, but got one that is merged into the weights, which cannot "
+            "be saved without the backbone. Load it with `merge=False`."
         )
-    return items
+    if config.full_finetune and reward.perspectives[reward.active].has_adapter:
+        raise ValueError(
+            "Expected a perspective without LoRA for `full_finetune`, but got one with it. Make it by "
+            "`new_perspective(..., rank=0)`, or train without `full_finetune`."
+        )
+    config.check_published(reward.config)
 
 
 def _same_run(config: TrainingConfig, folder: Path) -> None:
     try:
-        before = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        stored = dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"Expected the settings of the run to go on with in '{folder / 'config.yaml'}', but could not read them: "
             f"{error}. Choose another `output`, or put the file back."
         ) from None
+    # A setting that there was not yet was at its default.
+    before = {**TrainingConfig().to_dict(), **stored}
     changes = [
-        f"{name}: {before.get(name)!r} -> {value!r}"
+        f"{name}: {before[name]!r} -> {value!r}"
         for name, value in config.to_dict().items()
-        if name not in FREE and before.get(name) != value
+        if name not in FREE and before[name] != value
     ]
     if changes:
         raise ValueError(

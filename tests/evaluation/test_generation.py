@@ -223,8 +223,8 @@ def test_images_of_unknown_settings_are_refused(tmp_path, no_model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples_per_prompt": 0}, "`samples_per_prompt` to be at least 1"),
-        ({"batch_size": 0}, "`batch_size` to be at least 1"),
+        ({"samples_per_prompt": 0}, "`samples_per_prompt` to be an integer of at least 1"),
+        ({"batch_size": 0}, "`batch_size` to be an integer of at least 1"),
         ({"seeds": ()}, "`seeds`"),
         ({"seeds": (1, 1)}, "`seeds`"),
         ({"preset": "nope"}, "Unknown preset 'nope'"),

@@ -379,3 +379,14 @@ def test_bad_input(pairs, tmp_path, arguments, message):
     assert result.exit_code == 1
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_and_images_of_a_hugging_face_dataset(pairs, tmp_path, monkeypatch):
+    images = [{"bytes": (tmp_path / name).read_bytes(), "path": None} for name in ("0c.png", "0r.png")]
+    row = {"caption": "p", "image0": images[0], "image1": images[1], "label": 0, "info": ""}
+    monkeypatch.setattr("fk_steer.evaluation.judge.hub.hub_rows", lambda name: [row] * 3)
+    option = f"path={save_clip(tmp_path / 'clip')}"
+    found = run("hf:MJ-Bench/MJ-Bench:safety", "--out", tmp_path / "out", "--reward-option", option, "--device", "cpu")
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "out" / "clip-score" / "results.json").read_text())["judgements"] == 3
+    assert read(tmp_path / "out" / "data" / "data.json").format == "mj-bench"

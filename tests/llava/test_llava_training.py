@@ -380,12 +380,14 @@ def test_reward_distribution():
 
 def test_shipped_recipes():
     names = shipped_configs()
-    assert len(names) == 12
+    assert len(names) == 15
     for name in names:
         recipe = load_config(name)
         kind, _, perspective = name.rpartition("-")
         assert recipe.perspective == perspective
         assert (recipe.objective == "classification") == (perspective == "safety")
+        assert (recipe.objective == "general-preference") == (perspective == "gpm")
+        assert recipe.value_head_dim == (2 if perspective == "gpm" else 1)
         assert recipe.add_cross_attention == (kind == "phi3v")
         # The defaults are the same recipe.
         default = TrainingConfig()

@@ -78,7 +78,7 @@ class TestCLIPScore:
             load_reward("clip-score", path=clip_folder)(images(), "ab")
 
     def test_missing_weights(self, tmp_path):
-        with pytest.raises(RewardLoadError, match="CLIPModel of the reward 'clip-score' from .*nowhere"):
+        with pytest.raises(RewardLoadError, match="the reward 'clip-score' at '.*nowhere': there is no such folder"):
             load_reward("clip-score", path=str(tmp_path / "nowhere"))
         (tmp_path / "config.json").write_text("{}")
         with pytest.raises(RewardLoadError, match="saved with `save_pretrained`"):

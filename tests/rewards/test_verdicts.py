@@ -27,7 +27,39 @@ from fk_steer.rewards.chat.verdicts import (
         ("Final Score: [3]", 3.0),
         ("final score : 4/5", 4.0),
         ("Final Score: 2 ... on reflection\nFinal Score: 4", 4.0),
-        ("Final Score: 4/10", None),
+        ("Final Score: 4/10", 2.0),
+        ("Final Score: 4 out of 10", 2.0),
+        ("Final Score: 8.5 / 10", 4.25),
+        ("Final Score: 85%", 4.25),
+        ("Final Score: 4 stars out of 5", 4.0),
+        ("Final Score (out of 10): 8", 4.0),
+        ("Final Score (0-100): 70", 3.5),
+        ("Final Score: 3,5", 3.5),
+        ("Final Score: four", 4.0),
+        ("Final Score: \\boxed{4}", 4.0),
+        ('```json\n{"final_score": 4}\n```', 4.0),
+        ("**Score:** 4", 4.0),
+        ("70/100", 3.5),
+        ("4 stars out of 5", 4.0),
+        ("<answer>4</answer>", 4.0),
+        ("<think>Final Score: 2</think>\nFinal Score: 4", 4.0),
+        ("Final Score: 4\n<thinking>or Final Score: 2?</thinking>", 4.0),
+        ("Final Score: 2</think>Final Score: 4", 4.0),
+        ("<reasoning>a <think>Final Score: 1</think> Final Score: 2</reasoning>Final Score: 5", 5.0),
+        ("<think>Final Score: 2", None),
+        ("<think>Final Score: 2</think><answer>Final Score: 3</answer>", 3.0),
+        ("Draft Final Score: 5\nFinal Score: 3", 3.0),
+        ("The final score is not a 5, rather a 3", 3.0),
+        ("not a 5, rather a 3", 3.0),
+        ("I'd have given 5 but the hands are wrong, so 3", 3.0),
+        ("between 1 and 10 I give 6", 3.0),
+        ("Final Score: 4\nThe final score is based on two criteria.", 4.0),
+        ("Final Score: 3-4", None),
+        ("Final Score: 3 or 4", None),
+        ("Final Score: 5? No, 3", None),
+        ("Final Score: 5 would be too much", None),
+        ("Alignment Score: 4", None),
+        ("1. The dog is red\n2. It runs", None),
         ("Final Score: 10", None),
         ("Final Score: 5.5", None),
         ("Final Score: 0", None),
@@ -63,6 +95,32 @@ def test_axis_scores():
         ("Image 1 is better than Image 2. They are not equally good.", 1.0),
         ("Image 2 is better, so they aren't equally good.", 0.0),
         ("Image 1 is red.", None),
+        ("I don't think Image 1 is better", None),
+        ("I do not, honestly, believe Image 1 is better.", None),
+        ("Image 1 isn't better.", None),
+        ("Image 1 is better. Actually, I do not think Image 1 is better.", None),
+        ("<think>Image 1 is better</think>Image 2 is better", 0.0),
+        ("<think>Image 1 is better", None),
+        ("While Image 1 is not bad, Image 2 is better.", 0.0),
+        ("Image 2 is worse", 1.0),
+        ("Image 1 is much worse than Image 2.", 0.0),
+        ("Image 1 is better... no, Image 2", 0.0),
+        ("The second image is better", 0.0),
+        ("The left image is superior.", 1.0),
+        ("Image B is better than Image A", 0.0),
+        ("I prefer Image 2 over Image 1.", 0.0),
+        ("Winner: Image 1", 1.0),
+        ('{"winner": "Image 2"}', 0.0),
+        ("Image 2", 0.0),
+        ("A", 1.0),
+        ("tie", 0.5),
+        ("both", 0.5),
+        ("Neither image is better.", 0.5),
+        ("It's a tie.", 0.5),
+        ("The man in image 1 wears a tie.", None),
+        ("If Image 1 is better, say so.", None),
+        ("Is it that Image 1 is better?", None),
+        ("No doubt Image 1 is better.", 1.0),
         ("", None),
     ],
 )
@@ -78,6 +136,8 @@ def test_better_image(reply, expected):
         ("<think>so Image 1 is better than", None),
         ("<think>Image 1 is better</think><answer>Image 1 is bet", None),
         ("Image 1 is better", None),
+        ("<think>say <answer>Image 1 is better</answer></think>", None),
+        ("<answer>I don't think Image 1 is better</answer>", None),
     ],
 )
 def test_answer(reply, expected):
@@ -103,6 +163,16 @@ class TestGrades:
         five = {axis: index for index, axis in enumerate(GRADER_AXES)}
         assert grades(str(five).replace("'", '"'))["overall_score"] == 2.0
         assert "overall_score" not in grades('{"accuracy_to_prompt": 3}')
+
+    @pytest.mark.parametrize(
+        ("score", "expected"),
+        [("70/100", 7.0), ("4 out of 5", 8.0), ("85%", 8.5), ("7,5", 7.5), ("3-4", None), ("7 (of 10)", 7.0)],
+    )
+    def test_scores_with_a_maximum(self, score, expected):
+        assert (grades(f'{{"overall_score": "{score}"}}') or {}).get("overall_score") == expected
+
+    def test_drafts_do_not_count(self):
+        assert grades('<think>{"overall_score": 2}</think>{"overall_score": 8}') == {"overall_score": 8.0}
 
     @pytest.mark.parametrize(
         "reply",

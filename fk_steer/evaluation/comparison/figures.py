@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ..statistics import Estimate
-from .results import OVERALL, CellResults
+from .results import OVERALL, CellResults, Value
 
 
 def interval(difference: Estimate, reach: float, width: int = 84, height: int = 14) -> str:
@@ -17,6 +17,9 @@ def interval(difference: Estimate, reach: float, width: int = 84, height: int = 
         reach: the difference at the edges.
     """
     mean, error = difference
+    if not math.isfinite(mean):
+        return ""
+    error = error if error is not None and math.isfinite(error) else None
     middle, scale = width / 2, (width / 2 - 4) / (reach or 1.0)
     spread = 2 * (error or 0.0)
     left, right = (middle + scale * (mean + sign * spread) for sign in (-1, 1))
@@ -30,20 +33,25 @@ def interval(difference: Estimate, reach: float, width: int = 84, height: int = 
 
 def reach(differences: Sequence[Estimate]) -> float:
     """The largest end of the intervals of `interval`."""
-    return max((abs(mean) + 2 * (error or 0.0) for mean, error in differences), default=1.0)
+    ends = (abs(mean) + 2 * (error or 0.0) for mean, error in differences)
+    return max((end for end in ends if math.isfinite(end)), default=1.0)
 
 
 def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], width: int = 520, height: int = 300) -> str:
     """Overall accuracy over the denoiser rows of an image, a point per cell with its standard error.
 
     Args:
-        results: of one list of prompts; those with an accuracy and a cost are shown.
+        results: of one list of prompts; those with an accuracy and a positive cost are shown, if costs differ.
         guides: the labels of all guides; their order gives the colours.
     """
     points = [
         (one, one.costs["nfe"].mean, one.accuracy[OVERALL])
         for one in results
-        if OVERALL in one.accuracy and "nfe" in one.costs
+        if OVERALL in one.accuracy
+        and "nfe" in one.costs
+        and math.isfinite(one.costs["nfe"].mean)
+        and one.costs["nfe"].mean > 0
+        and math.isfinite(one.accuracy[OVERALL].mean)
     ]
     if len({nfe for _, nfe, _ in points}) < 2:
         return ""
@@ -52,8 +60,8 @@ def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], widt
     pad = 0.08 * (max(logs) - min(logs))
     low_x, high_x = min(logs) - pad, max(logs) + pad
     ticks = _ticks(
-        min(value.mean - (value.error or 0) for *_, value in points),
-        max(value.mean + (value.error or 0) for *_, value in points),
+        min(value.mean - _spread(value) for *_, value in points),
+        max(value.mean + _spread(value) for *_, value in points),
     )
     low_y, high_y = ticks[0], ticks[-1]
 
@@ -90,12 +98,17 @@ def accuracy_by_cost(results: Sequence[CellResults], guides: Sequence[str], widt
             f'<g class="{colour}" data-prompts="{escape(cell.prompts)}" data-model="{escape(cell.model)}" '
             f'data-guide="{escape(cell.guide)}"><title>{escape(title)}</title>'
         )
-        if value.error is not None:
-            ends = (y(value.mean - value.error), y(value.mean + value.error))
+        if _spread(value):
+            ends = (y(value.mean - _spread(value)), y(value.mean + _spread(value)))
             parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
         parts.append(_marker(models.index(cell.model), at, y(value.mean)) + "</g>")
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _spread(value: Value) -> float:
+    """The standard error, where there is one."""
+    return value.error if value.error is not None and math.isfinite(value.error) else 0.0
 
 
 def marker_key(number: int) -> str:
@@ -120,7 +133,10 @@ def _marker(number: int, x: float, y: float) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers that enclose an interval, four to nine of them."""
-    span = max(high - low, 1e-6)
+    # Where everything is equal, it stands in the middle.
+    if high - low < 1e-6:
+        low, high = low - 0.05, high + 0.05
+    span = high - low
     step = 10.0 ** math.floor(math.log10(span))
     step = next(step * factor for factor in (0.2, 0.5, 1.0, 2.0) if span / (step * factor) <= 6)
     first, last = math.floor(low / step), math.ceil(high / step)

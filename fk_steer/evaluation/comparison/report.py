@@ -17,6 +17,7 @@ from PIL import Image
 
 from llava_reward_guide.images import load_image
 
+from ...records import UnreadableFile
 from ...report.figures import figure_png
 from ...report.trace import Trace
 from .figures import accuracy_by_cost, interval, marker_key, reach
@@ -72,9 +73,9 @@ def digest(results: Mapping[str, Any], images: int) -> str:
 
 def digest_of(page: Path) -> str | None:
     """The digest that a page was written with; None if there is no page."""
-    if not page.exists():
+    if not page.is_file():
         return None
-    with page.open(encoding="utf-8") as file:
+    with page.open(encoding="utf-8", errors="replace") as file:
         _, found, after = file.read(1000).partition(f'name="{MARK}" content="')
     return after.partition('"')[0] if found else None
 
@@ -238,7 +239,12 @@ def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[
             by_run.append(found)
     plots = []
     for cell, item, name in [one for found in by_run for one in found[: max(1, most // len(by_run))]]:
-        plot = base64.b64encode(figure_png(Trace.load(out / name).plot())).decode()
+        try:
+            trace = Trace.load(out / name)
+        # Of a run that failed; it is among the failures.
+        except UnreadableFile:
+            continue
+        plot = base64.b64encode(figure_png(trace.plot())).decode()
         plots.append(
             {
                 "title": f"{cell.model}, {cell.guide}: {item.prompt}",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...records import Misplaced, UnreadableFile
+from ...report.trace import strict
 from ..folders import Item, read_items
 from ..generation.run import SampleRecord, read_records
+from ..geneval.evaluator import read_results
 from ..panel.metrics import Metric
 from ..panel.scores import read_scores, scores_file
 from ..statistics import Estimate, clustered_mean, mean_by, mean_of_means
@@ -19,6 +21,9 @@ from .study import Cell, Study
 
 TASKS = ("color_attr", "counting", "position", "colors", "two_object", "single_object")
 """GenEval's tasks in the order of the LLaVA-Reward paper's table."""
+
+UNREADABLE = (f"{UnreadableFile.__name__}:", f"{Misplaced.__name__}:")
+"""How the failures of cells begin of which a file cannot be read."""
 
 OVERALL = "overall"
 COSTS = ("nfe", "reward_calls", "seconds")
@@ -93,10 +98,13 @@ class CellResults:
         return accuracy | self.metrics | {f"cost/{name}": value for name, value in self.costs.items()}
 
 
-def gather(study: Study, out: Path) -> list[CellResults]:
-    """The results of the cells that have images, from their files alone."""
+def gather(study: Study, out: Path, failures: Mapping[str, str]) -> list[CellResults]:
+    """The results of the cells that have images, from their files alone; those of which files cannot be read, as
+    `failures` says, are left out."""
     results = []
     for cell in study.cells():
+        if failures.get(cell.name, "").startswith(UNREADABLE):
+            continue
         folder = out / cell.name
         try:
             items = read_items(folder)
@@ -147,8 +155,7 @@ def _verdicts(file: Path) -> dict[str, tuple[bool, str]]:
     """Name of an image -> whether it is correct and why not."""
     if not file.exists():
         return {}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {"/".join(Path(row["filename"]).parts[-3:]): (row["correct"], row["reason"]) for row in rows}
+    return {"/".join(Path(one.filename).parts[-3:]): (one.correct, one.reason) for one in read_results(file)}
 
 
 Measure = Callable[[Picture], float | None]
@@ -266,4 +273,4 @@ def to_dict(results: Sequence[CellResults], study: Study, failures: Mapping[str,
                 "values": {name: dataclasses.asdict(value) for name, value in one.values().items()},
             }
         )
-    return {"baseline": study.baseline, "cells": cells, "failures": dict(failures), "study": study.to_dict()}
+    return {"baseline": study.baseline, "cells": strict(cells), "failures": dict(failures), "study": study.to_dict()}

@@ -25,6 +25,7 @@ def run(
     processes: int = 1,
     metric_batch_size: int = 8,
     report_prompts: int = 24,
+    repair: bool = False,
 ) -> dict[str, str]:
     """Run a study, write what it gave and print the tables.
 
@@ -35,12 +36,15 @@ def run(
         processes: workers that generate.
         metric_batch_size: images scored at a time by a metric.
         report_prompts: prompts of each list shown with images.
+        repair: set aside what cannot be read, and make it anew.
 
     Returns:
         What failed -> why.
     """
     made = read_study(config)
-    failures = run_study(made, out, device=device, processes=processes, metric_batch_size=metric_batch_size)
+    failures = run_study(
+        made, out, device=device, processes=processes, metric_batch_size=metric_batch_size, repair=repair
+    )
     if not is_first_process():
         return failures
     results = _write(made, out, failures, report_prompts)
@@ -54,12 +58,14 @@ def run(
 
 def _write(study: Study, out: Path, failures: dict[str, str], images: int) -> list[CellResults]:
     """Write results, tables and report, unless they are there already."""
-    results = gather(study, out)
+    results = gather(study, out, failures)
     if not results:
         return results
     plain = to_dict(results, study, failures)
     report = out / "report.html"
-    if digest_of(report) == digest(plain, images):
+    made = [out / "results.json", out / "results.csv"]
+    made += [out / "tables" / f"{table.name}.tex" for table in tables(results, study.baseline)]
+    if digest_of(report) == digest(plain, images) and all(path.is_file() for path in made):
         return results
     write_json(out / "results.json", plain)
     write_atomically(out / "results.csv", long_csv(results).encode())

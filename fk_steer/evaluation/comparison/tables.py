@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 import rich.table
 from rich.markup import escape
 
+from ...csvs import csv_text
 from ..statistics import Estimate, plus_minus
 from .results import COSTS, OVERALL, TASKS, CellResults, Value
 
@@ -193,17 +192,17 @@ def _latex(text: str) -> str:
 
 
 def long_csv(results: Sequence[CellResults]) -> str:
-    """All values, one a line."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    """All values, one a line; texts that a spreadsheet would take for formulas begin with an apostrophe."""
     columns = ("images", "prompts", "self_scored", "rank", "fair_rank", "file")
-    writer.writerow(
-        ["prompt_list", "model", "guide", "measure", "mean", "standard_error", "difference"]
-        + ["difference_standard_error", *columns]
-    )
+    rows: list[list[object]] = [
+        [
+            *("prompt_list", "model", "guide", "measure", "mean", "standard_error", "difference"),
+            *("difference_standard_error", *columns),
+        ]
+    ]
     for one in results:
         for name, value in one.values().items():
             difference = value.difference or ("", "")
             row = [one.cell.prompts, one.cell.model, one.cell.guide, name, value.mean, value.error, *difference]
-            writer.writerow([*row, *(getattr(value, column) for column in columns)])
-    return buffer.getvalue()
+            rows.append([*row, *(getattr(value, column) for column in columns)])
+    return csv_text(rows)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ...bundled import bundled_options
+from ...loading import DTYPES
 from ...report.trace import lenient, strict
 from ...rewards.chat import check_recordable
 from ...search import DEFAULT_PRESET, Strategy
 from ...search import preset as settings_of
+from ...smc import brief, unknown
+from ...smc.checks import integer, numbers, real
 from ..prompts import evenly, prompt_list
 
 
@@ -75,13 +78,24 @@ class GenerationSettings:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(self.seeds))
-        for name in ("samples_per_prompt", "batch_size", "limit", "steps", "height", "width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"Expected `seeds` to be different numbers of at least 0, but got {self.seeds}.")
+        for name in ("samples_per_prompt", "batch_size"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1))
+        for name in ("limit", "steps", "height", "width", "max_rows"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 1, optional=True))
+        object.__setattr__(self, "guidance", real("guidance", self.guidance, optional=True))
+        seeds = numbers("seeds", self.seeds)
+        if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(seed, int) or seed < 0 for seed in seeds):
+            raise ValueError(f"Expected `seeds` to be different integers of at least 0, but got {brief(self.seeds)}.")
+        object.__setattr__(self, "seeds", seeds)
+        for name in ("model", "prompts", "dtype"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"Expected `{name}` to be a text, but got {brief(getattr(self, name))}.")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.scheduler is not None and not isinstance(self.scheduler, str):
+            raise ValueError(f"Expected `scheduler` to be the name of a class, but got {brief(self.scheduler)}.")
+        if not isinstance(self.reward_options, Mapping):
+            raise ValueError(f"Expected `reward_options` to be a mapping, but got {brief(self.reward_options)}.")
         if self.reward is None:
             for name in ("particles", "lmbda", "max_rows"):
                 if getattr(self, name) is not None:
@@ -113,6 +127,7 @@ class SampleRecord:
         nfe: denoiser rows, an equal share of its call's.
         reward_calls: images scored, an equal share of its call's.
         seconds: wall time, an equal share of its call's.
+        sha256: digest of the image's file; empty before that is written.
     """
 
     prompt_index: int
@@ -126,6 +141,7 @@ class SampleRecord:
     nfe: float
     reward_calls: float
     seconds: float
+    sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for standard JSON: infinite rewards become strings."""
@@ -133,8 +149,18 @@ class SampleRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SampleRecord:
-        """Inverse of `to_dict`."""
-        return cls(**{**values, **{name: lenient(values[name]) for name in ("reward", "rewards", "scores")}})
+        """Inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        made = cls(**{**values, **{name: lenient(values[name]) for name in ("reward", "rewards", "scores")}})
+        for name in ("nfe", "reward_calls", "seconds"):
+            if not isinstance(getattr(made, name), (int, float)):
+                raise ValueError(f"expected `{name}` to be a number, got {getattr(made, name)!r}")
+        if not isinstance(made.rewards, list) or not isinstance(made.reward, (int, float, type(None))):
+            raise ValueError("expected `reward` to be a number and `rewards` a list")
+        return made
 
 
 @dataclass(frozen=True)

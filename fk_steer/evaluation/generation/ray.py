@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +65,11 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
     actors: list[Any] = []
     started = not ray.is_initialized()
     if started:
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own ends the process with another exit status.
+            signal.signal(signal.SIGTERM, handler)
     try:
         resources = ray.cluster_resources()
         kind = "CPU" if device == "cpu" or not resources.get("GPU") else "GPU"

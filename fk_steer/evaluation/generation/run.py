@@ -17,11 +17,12 @@ resumed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ...loading import find_model
+from ...records import read_record, say_set_aside
 from ...rewards.loading import default_device
 from ...smc import unknown
 from .folder import Progress, RunFolder
@@ -42,6 +43,7 @@ def generate(
     engine: str = "local",
     device: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    repair: bool = False,
 ) -> None:
     """Make what is missing in a folder; returns when it is complete, at once and without loading a model if it is.
 
@@ -55,10 +57,11 @@ def generate(
         engine: 'local', or 'ray' for workers on a Ray cluster; lost ones are replaced.
         device: None for CUDA if there is a device, else the CPU.
         progress: called with the numbers of samples there and of all.
+        repair: set aside what cannot be read, in `.unreadable` within the folder, and make it anew.
 
     Raises:
         ValueError: if the folder was made with other settings, naming the first that differs; for an unknown engine,
-            or workers of workers.
+            or workers of workers; `UnreadableFile` for broken files, unless `repair`.
         OSError: if the prompts cannot be had or a file not be written. What was finished is there.
         ImportError: for the engine 'ray' without Ray.
         RuntimeError: if all workers were lost.
@@ -70,9 +73,16 @@ def generate(
     launched = launched_processes() > 1
     if launched and (processes > 1 or engine == "ray"):
         raise ValueError("Expected one process and the engine 'local' where a launcher has started several already.")
+    if not (Path(out) / "settings.json").exists():
+        # Before prompts are fetched, and the folder is that of a model which is none.
+        find_model(settings.model)
     plan = Plan.of(settings)
     folder = RunFolder(out, plan)
+    if repair:
+        for problem in folder.repair():
+            say_set_aside(problem)
     folder.check()
+    folder.check_files()
     rank, world = 0, 1
     if launched:
         from accelerate import PartialState
@@ -125,4 +135,4 @@ def is_complete(settings: GenerationSettings, out: str | Path) -> bool:
 def read_records(out: str | Path) -> list[SampleRecord]:
     """The records of a folder, by prompt and sample; those of unfinished runs too."""
     paths = sorted(Path(out).glob("*/records/*.json"))
-    return [SampleRecord.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return [read_record(path, SampleRecord.from_dict) for path in paths]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...console import console, progress_bar
 from ...files import check_settings, record_settings, write_atomically, write_json
+from ...records import read_record
 from .evaluator import Summary, evaluate_folder, lines, samples, summarize
 
 
@@ -87,7 +88,7 @@ def evaluate_folders(
             summary = summarize(results)
             plain = json.loads(json.dumps({**asdict(summary), "unreadable": unreadable}))
             # A finished evaluation is left as it is.
-            if not (out / "summary.json").exists() or json.loads((out / "summary.json").read_text()) != plain:
+            if not (out / "summary.json").exists() or read_record(out / "summary.json", dict) != plain:
                 write_atomically(out / "summary.txt", ("\n".join(lines(summary)) + "\n").encode())
                 write_json(out / "summary.json", plain)
             summaries.append(summary)

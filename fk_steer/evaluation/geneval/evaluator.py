@@ -21,6 +21,7 @@ from llava_reward_guide.images import ImageError, load_image
 from llava_reward_guide.texts import read_json
 
 from ...files import write_atomically
+from ...records import read_lines
 from ..folders import prompt_folders
 from ..prompts import check_metadata
 from ..statistics import Estimate, clustered_mean, mean_of_means, plus_minus
@@ -143,7 +144,7 @@ def evaluate_folder(
 
 def _read(results: Path, images: Sequence[Sample]) -> dict[str, Result]:
     """Name of an image -> its result, where that is still of this image and this prompt. The folder may have moved."""
-    read = (Result(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines())
+    read = read_results(results)
     by_name = {Path(one.filename).parts[-3:]: one for one in read}
     written = results.stat().st_mtime
     found = {}
@@ -152,6 +153,22 @@ def _read(results: Path, images: Sequence[Sample]) -> dict[str, Result]:
         if one and one.metadata == json.dumps(sample.metadata) and sample.path.stat().st_mtime <= written:
             found[str(sample.path)] = replace(one, filename=str(sample.path))
     return found
+
+
+def read_results(file: Path) -> list[Result]:
+    """The verdicts in a file of `evaluate_folder`.
+
+    Raises:
+        OSError, UnreadableFile: naming the file.
+    """
+    return read_lines(file, _result)
+
+
+def _result(values: dict[str, Any]) -> Result:
+    made = Result(**values)
+    if not isinstance(made.correct, bool) or not isinstance(made.filename, str):
+        raise ValueError("expected `correct` to be true or false and `filename` a text")
+    return made
 
 
 def _in_order(done: dict[str, Result], images: Sequence[Sample]) -> Iterator[Result]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_reward_guide.data.items import HUB_PREFIX
+
 from ...console import console, progress_bar
 from ...files import check_settings, is_file_name, record_settings, write_json
 from ...loading import load_guide
@@ -13,6 +15,7 @@ from ...rewards.chat import check_recordable
 from ...rewards.loading import default_device
 from .agreement import statistics
 from .data import read
+from .hub import export
 from .scores import check_images, digest, score
 from .table import write_table
 
@@ -35,7 +38,7 @@ def run(
     """Score what is missing, write the reward's results and the table of all rewards in the folder, and show it.
 
     Args:
-        data: a file that `read` takes.
+        data: a file that `read` takes, or 'hf:NAME[:SPLIT]' with such rows.
         out: folder for all rewards on the same data.
         reward, options: see `load_reward`.
         label: name in the table; None for the reward's.
@@ -55,6 +58,8 @@ def run(
         raise ValueError(f"Expected `label` to be usable as the name of a folder, but got {label!r}.")
     options = dict(options)
     check_recordable(options)
+    if str(data).startswith(HUB_PREFIX):
+        data = export(str(data).removeprefix(HUB_PREFIX), out / "data")
     content = read(data, human)
     root = images or data.parent
     check_images(content, root)

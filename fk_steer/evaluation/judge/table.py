@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 
 from ...console import show_on_its_side
+from ...csvs import csv_text
 from ...files import write_atomically, write_json
 from ..statistics import plus_minus
 
@@ -21,9 +20,7 @@ def write_table(out: Path) -> None:
     for label, result in results.items():
         cells = [_cell(name, result["statistics"].get(name)) for name in names]
         lines.append([label, *cells, *(str(result[name]) for name in counts), f"{result['seconds per image']:.4g}"])
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows(lines)
-    write_atomically(out / "table.csv", buffer.getvalue().encode())
+    write_atomically(out / "table.csv", csv_text(lines).encode())
     write_json(out / "table.json", results)
     show_on_its_side(lines)
 

@@ -21,6 +21,7 @@ from ...rewards.clip import CLIPReward
 from ...rewards.judge import scores_or_none
 from ...rewards.local import unit
 from ...rewards.registry import reward_factory
+from ...smc import brief
 
 
 DIVERSITY = "diversity"
@@ -95,8 +96,14 @@ def read_metrics(entries: Mapping[str, Any] | Sequence[str]) -> list[Metric]:
     Raises:
         ValueError: for an unknown reward or anything of another form.
     """
-    if not isinstance(entries, Mapping):
+    if isinstance(entries, str):
+        entries = [entries]
+    if isinstance(entries, Sequence) and all(isinstance(name, str) for name in entries):
         return parse_metrics(entries)
+    if not isinstance(entries, Mapping) or not entries:
+        raise ValueError(
+            f"Expected metrics as a list of names or a mapping from labels to options, but got {brief(entries)}."
+        )
     metrics = []
     for label, given in entries.items():
         given = {} if given is None else given

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.table import Table
 from llava_reward_guide.texts import read_yaml
 
 from ...console import console, progress_bar, report_failure
+from ...csvs import csv_text
 from ...files import write_atomically, write_json
 from ...rewards.loading import default_device
 from ..folders import Item, read_items
@@ -52,16 +51,14 @@ def run(
     if detector is not None:
         summary["geneval"] = _accuracy(source, detector, device)
     write_json(out / "summary.json", {"metrics": summary, "failures": failures})
-    buffer = io.StringIO()
     columns = ("metric", "mean", "standard_error", "images", "prompts")
-    writer = csv.writer(buffer)
-    writer.writerow(columns)
+    rows: list[list[Any]] = [list(columns)]
     shown = Table(*(column.replace("_", " ") for column in columns), box=None, padding=(0, 2))
     for label, row in summary.items():
-        writer.writerow([label, *(row[column] for column in columns[1:])])
+        rows.append([label, *(row[column] for column in columns[1:])])
         error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
         shown.add_row(label, f"{row['mean']:.4f}", error, str(row["images"]), str(row["prompts"]))
-    write_atomically(out / "summary.csv", buffer.getvalue().encode())
+    write_atomically(out / "summary.csv", csv_text(rows).encode())
     console.print(shown)
     return not failures
 

@@ -7,7 +7,6 @@ Running again scores what is missing or has changed.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from llava_reward_guide.images import ImageError, load_image
 
 from ...files import write_json
+from ...records import read_record
 from ..folders import Item
 from ..statistics import Estimate, clustered_mean
 from .metrics import LazyScorer, Metric
@@ -59,7 +59,7 @@ def check_file(folder: Path, metric: Metric) -> None:
         ValueError: if they were made with other options.
     """
     file = scores_file(folder, metric.label)
-    if file.exists() and (before := json.loads(file.read_text())["settings"]) != metric.settings:
+    if file.exists() and (before := read_record(file, lambda values: values["settings"])) != metric.settings:
         raise ValueError(
             f"{file} was made with {before} instead of {metric.settings}. Give the metric another label, or move the "
             "file away."
@@ -71,7 +71,14 @@ def read_scores(folder: Path, label: str) -> dict[str, Row]:
     file = scores_file(folder, label)
     if not file.exists():
         return {}
-    return {name: Row(**row) for name, row in json.loads(file.read_text())["scores"].items()}
+    return read_record(file, lambda values: {name: _parsed(row) for name, row in values["scores"].items()})
+
+
+def _parsed(values: dict[str, Any]) -> Row:
+    row = Row(**values)
+    if not isinstance(row.score, (int, float, type(None))):
+        raise ValueError(f"expected `score` to be a number, got {row.score!r}")
+    return row
 
 
 def score_images(

@@ -1,0 +1,74 @@
+"""What the command lines share: errors and warnings as one line, and devices that can be used."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+TRACEBACK = "FK_STEER_TRACEBACK"
+"""Environment variable that has errors shown with where they come from."""
+
+_OF_USERS = (ValueError, OSError, ImportError, ArithmeticError)
+"""What is raised, with a message that says what to do, for what a user can do something about."""
+
+
+@contextmanager
+def errors_as_lines(prefix: str) -> Iterator[None]:
+    """Turn errors into one line and exit status 1, warnings into one line.
+
+    Args:
+        prefix: of errors.
+    """
+    shown_before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {_on_a_line(message)}\n"
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        text = _on_a_line(error)
+        if not isinstance(error, _OF_USERS):
+            text = f"{type(error).__name__}: {text} (With {TRACEBACK}=1 it is shown where this comes from.)"
+        typer.secho(prefix, err=True, fg=typer.colors.RED, nl=False)
+        typer.echo(f" {text}", err=True)
+        raise typer.Exit(1) from error
+    finally:
+        warnings.formatwarning = shown_before
+
+
+def usable_device(device: str | None) -> str | None:
+    """A device as it is given, if PyTorch can use it here; for options.
+
+    Raises:
+        typer.BadParameter: saying which devices there are.
+    """
+    if device is None:
+        return None
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        wanted = torch.device(device)
+        # Asking for memory would start CUDA, in a process whose workers are those that need it.
+        if wanted.type == "cuda" and (wanted.index or 0) >= count:
+            raise ValueError(device)
+        if wanted.type != "cuda":
+            torch.zeros(1, device=wanted).item()
+    # Each kind of device has an error of its own for not being there.
+    except Exception as error:
+        there = ["cpu", *(["cuda"] if count else []), *[f"cuda:{index}" for index in range(count)]]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        raise typer.BadParameter(f"{device!r} cannot be used here. There is: {', '.join(there)}.") from error
+    return device
+
+
+def _on_a_line(message: object) -> str:
+    return " ".join(str(message).split()) or type(message).__name__
