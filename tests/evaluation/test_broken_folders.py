@@ -139,9 +139,14 @@ def test_two_commands_on_one_folder(tmp_path):
 
 def started(kind, out, **options):
     command = [sys.executable, "-m", "fk_steer", *COMMANDS[kind], "--out", str(out), "--device", "cpu"]
-    return subprocess.Popen(
-        [*command, "--steps", "400"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
+    # Whoever runs the tests in the background has them ignore SIGINT, which would be handed on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*command, "--steps", "400"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
