@@ -3,7 +3,7 @@
 | check | what holds |
 |---|---|
 | no-op | one particle, no steering: the stock call's image, bit for bit |
-| particles | three particles that are only looked at: each the stock call's image for its generator (the first alone where images condition them, as these draws are shared) |
+| particles | three that are only looked at: each the stock image of its generator; with image conditions the first |
 | events | a search that looks at every step is shown every step |
 | reward | the rewards given back are those of the images given back |
 | x0 | x0 predictions are the scheduler's own, and what its last step returns |
