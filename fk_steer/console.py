@@ -25,21 +25,29 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    # Signals can be handled by the main thread alone.
+    # Signals can be handled by the main thread alone. A SIGINT that whoever started this has it ignore stays ignored;
+    # else it is no KeyboardInterrupt, of which Python may remember that it came and end by the signal itself.
     here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if here else None
+    before = {number: signal.getsignal(number) for number in _STOPPING if here}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt as error:  # a worker's
         _say_stopped(signal.SIGINT)
         raise SystemExit(128 + signal.SIGINT) from error
     except SystemExit as error:
-        if error.code == 128 + signal.SIGTERM:
-            _say_stopped(signal.SIGTERM)
+        for number in _STOPPING:
+            if error.code == 128 + number:
+                _say_stopped(number)
         raise
     finally:
-        if here:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def _say_stopped(number: signal.Signals) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from .records import read_record
 
@@ -39,6 +42,32 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep others from writing to a folder. The operating system frees the lock of a process that ends, however it
+    ends. A folder in which nothing came about does not stay.
+
+    Raises:
+        ValueError: if another command is at work in it.
+    """
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"Another command is at work in {out}. Wait until it is done, or choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and [path.name for path in out.iterdir()] == [".lock"]:
+            (out / ".lock").unlink()
+            out.rmdir()
 
 
 def write_json(path: str | Path, value: Any) -> None:

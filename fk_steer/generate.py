@@ -12,20 +12,19 @@ A folder is the record of a run:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from .bundled import BUNDLED, bundled_options
 from .console import console
 from .diffusion import Execution, steer
-from .files import check_settings, png, record_settings, write_atomically
+from .files import alone, check_settings, png, record_settings, write_atomically
 from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
 from .records import Misplaced, UnreadableFile, check_folder, check_png, say_set_aside, set_aside, unreadable
 from .report.figures import figure_png
@@ -164,7 +163,7 @@ def generate_into(
     if particle_parallel:
         (missing,) = broadcast_object_list([missing])
     if missing:
-        with _alone(out) if writes else nullcontext():
+        with alone(out) if writes else nullcontext():
             if not particle_parallel:
                 # Another command may have been at it just before.
                 missing = _missing(out, settings)
@@ -177,28 +176,6 @@ def generate_into(
         for what, reward, correct in summarize(results):
             text = f"{what}: mean reward {reward}" + (f", {correct} correct" if correct else "")
             console.print(text, highlight=False)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep others from writing to a folder. The operating system frees the lock of a process that ends, however it
-    ends. A folder in which nothing came about does not stay."""
-    made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(
-            f"Another command is at work in {out}. Wait until it is done, or choose another --out."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if made and [path.name for path in out.iterdir()] == [".lock"]:
-            (out / ".lock").unlink()
-            out.rmdir()
 
 
 def _update(path: Path, content: bytes) -> None:
@@ -245,7 +222,7 @@ def _repair(out: Path, settings: Generation) -> None:
     speaks against them."""
     if not out.is_dir():
         return
-    with _alone(out):
+    with alone(out):
         found = []
         try:
             check_settings(out, asdict(settings))

@@ -31,8 +31,8 @@ class UnreadableFile(ValueError):
         self.path, self.problem, self.others = Path(path), problem, others
         more = f" So are {others} more files." if others else ""
         super().__init__(
-            f"{path} is unreadable: {problem}.{more} Run again with --repair to set it aside and make it anew, delete "
-            "it, or choose another folder."
+            f"{path} is unreadable: {problem}.{more} Delete it to have it made anew, or choose another folder. "
+            "`generate`, `bench` and `compare` set it aside and make it anew with --repair."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ...console import console
-from ...files import write_atomically, write_json
+from ...files import alone, write_atomically, write_json
 from ..generation.run import is_first_process
 from .report import digest, digest_of, page
 from .results import CellResults, gather, to_dict
@@ -42,12 +43,13 @@ def run(
         What failed -> why.
     """
     made = read_study(config)
-    failures = run_study(
-        made, out, device=device, processes=processes, metric_batch_size=metric_batch_size, repair=repair
-    )
-    if not is_first_process():
-        return failures
-    results = _write(made, out, failures, report_prompts)
+    with alone(out) if is_first_process() else nullcontext():
+        failures = run_study(
+            made, out, device=device, processes=processes, metric_batch_size=metric_batch_size, repair=repair
+        )
+        if not is_first_process():
+            return failures
+        results = _write(made, out, failures, report_prompts)
     for table in map(for_terminal, tables(results, made.baseline)):
         # A table that does not fit is better wrapped by the terminal than squeezed.
         width = console.measure(table, options=console.options.update(width=1000)).maximum

@@ -7,7 +7,6 @@ again does what is missing.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from PIL import Image
 from llava_reward_guide.images import ImageError, load_image
 
 from ...files import write_json
+from ...records import read_record
 from ...rewards.base import MissingScoreError, RewardError, RewardFunction, name_of
 from ...rewards.judge import JudgeCounts, scores_or_none
 from .data import JudgeData, Judgement
@@ -109,7 +109,7 @@ def score(
     for start in range(0, len(data.judgements), batch_size):
         path = out / "scores" / f"{start:06d}.json"
         if path.exists():
-            batch = Batch(**json.loads(path.read_text(encoding="utf-8")))
+            batch = read_record(path, lambda stored: Batch(**stored))
         else:
             judge = judge or reward()
             batch = _score(judge, data.judgements[start : start + batch_size], start, root)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ...console import show_on_its_side
 from ...csvs import csv_text
 from ...files import write_atomically, write_json
+from ...records import read_record
 from ..statistics import plus_minus
 
 
 def write_table(out: Path) -> None:
     """Write the results of all rewards in a folder as table.csv and table.json, and show them."""
-    results = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/results.json"))}
+    results = {path.parent.name: read_record(path, dict) for path in sorted(out.glob("*/results.json"))}
     counts = ("judgements", "skipped")
     names = list(dict.fromkeys(name for result in results.values() for name in result["statistics"]))
     lines = [["reward", *names, *counts, "seconds per image"]]
