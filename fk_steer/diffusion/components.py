@@ -52,10 +52,12 @@ def is_modular(pipe: Any) -> bool:
 
 
 def call_names(pipe: Any) -> frozenset[str]:
-    """Names of the arguments of a pipeline's call."""
+    """Names of the arguments of a pipeline's call, those of the call that it inherits too, to which it may hand on
+    whatever it is given."""
     if is_modular(pipe):
         return frozenset(entry.name for entry in pipe.blocks.inputs if entry.name)
-    return frozenset(inspect.signature(type(pipe).__call__).parameters)
+    calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    return frozenset(name for call in calls for name in inspect.signature(call).parameters)
 
 
 def makes_videos(pipe: Any) -> bool:

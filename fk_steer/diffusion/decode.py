@@ -24,6 +24,7 @@ PLAIN = frozenset(
         "StableDiffusionImg2Img",
         "StableDiffusionControlNet",
         "StableDiffusionPAG",
+        "StableDiffusionSAG",
         "StableDiffusionXL",
         "StableDiffusionXLImg2Img",
         "StableDiffusionXLControlNet",

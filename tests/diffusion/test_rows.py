@@ -97,7 +97,7 @@ def test_everything_alive_is_passed_through_untouched():
 
     kwargs = {"encoder_hidden_states": torch.randn(8, 2, 5), "return_dict": False}
     output, count, copies = run_on_live_rows(
-        denoiser, Rows(2, 4), ALONE, Denoiser.parameters, None, (sample, timestep), kwargs
+        denoiser, Rows(2, 4), ALONE, Denoiser.parameters, None, (sample, timestep), kwargs, lambda *_: None
     )
     assert copies == 1
     (args, passed), *_ = seen
