@@ -87,7 +87,7 @@ class Reward:
             ValueError: unless there is one prompt per image.
             TypeError: if the class defines neither this nor `encode`.
         """
-        check_one_prompt_per_image(images, prompts)
+        check_one_prompt_per_image(images, prompts, self.takes_videos)
         of_prompt: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
             of_prompt.setdefault(prompt, []).append(index)
@@ -296,14 +296,15 @@ def names_of(rewards: Sequence[Reward]) -> dict[Reward, str]:
     return names
 
 
-def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
+def check_one_prompt_per_image(images: Images, prompts: Sequence[str], videos: bool = False) -> None:
     """For rewards to call on what they are given.
 
     Raises:
         ValueError: unless there are as many prompts as images, for a text instead of a list of them, or if the images
             are not as rewards take them.
     """
-    check_form(images)
+    if not videos:
+        check_form(images)
     if isinstance(prompts, str):
         raise ValueError(f"Expected a list of prompts, one per image, but got the text {prompts!r}.")
     if len(images) != len(prompts):
