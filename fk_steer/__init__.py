@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
     from .report.trace import Trace
-    from .rewards import Reward, RewardError, as_pil, load_reward
+    from .rewards import FrameReward, Reward, RewardError, as_pil, load_reward
     from .search import PRESETS, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
     from .smc import Resampling, Schedule
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "FrameReward",
     "PRESETS",
     "Execution",
     "FKSteering",
@@ -44,7 +45,7 @@ __all__ = [
 _PLACES = {
     "diffusion": ("Execution", "ScoringEvent", "SteeredOutput", "steer"),
     "report.trace": ("Trace",),
-    "rewards": ("Reward", "RewardError", "as_pil", "load_reward"),
+    "rewards": ("FrameReward", "Reward", "RewardError", "as_pil", "load_reward"),
     "search": (
         "PRESETS", "FKSteering", "Look", "Noise", "Plan", "Preview", "Search", "Start", "Stop", "Strategy", "preset",
     ),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .layout import Layout, combine, output_layout, take_units
 from .ranks import Ranks
-from .rows import Rows, join_rows, map_rows
+from .rows import Rows
 
 
 class Batch(NamedTuple):
@@ -36,6 +37,7 @@ def run_on_live_rows(
     chunk_size: int | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    layout_of: Callable[[Mapping[str, Any], int], Layout],
     together: bool = False,
 ) -> tuple[Any, int, int]:
     """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
@@ -48,6 +50,7 @@ def run_on_live_rows(
         ranks: who shares these rows.
         parameters: names of the denoiser's positional parameters.
         chunk_size: rows per call; None for all at once.
+        layout_of: says where the rows are in the arguments (by name), which hold them so many times.
         together: keep all that the batch holds of a row in one call, whose size may then exceed `chunk_size`.
 
     Returns:
@@ -55,38 +58,36 @@ def run_on_live_rows(
         the rows.
     """
     sample = args[0] if args else kwargs[parameters[0]]
-    size = sample.shape[0]
+    size, as_list = len(sample), isinstance(sample, list)
     copies, rest = divmod(size, rows.total)
     if rest or not copies:
         # Not the particles' batch: some other use of the module.
         return denoiser(*args, **kwargs), size, 0
     rows.part_by(sample[: rows.total])
+    device = sample[0].device
     batch: Batch = rows.kept(
-        ("batch", copies, chunk_size, together, sample.device),
-        lambda: _batch(rows, ranks, copies, chunk_size, together, sample.device),
+        ("batch", copies, chunk_size, together, device),
+        lambda: _batch(rows, ranks, copies, chunk_size, together, device),
     )
     if batch.chunks[0].numel() == size:
         return denoiser(*args, **kwargs), size, copies
 
+    layout = layout_of({**dict(zip(parameters, args)), **kwargs}, copies)
+    assert isinstance(layout, dict)
+
     def call(chunk: Tensor) -> Any:
         index = chunk.flatten()
+        some_args = [take_units(value, layout[name], index) for name, value in zip(parameters, args)]
+        some_kwargs = {name: take_units(value, layout[name], index) for name, value in kwargs.items()}
+        return denoiser(*some_args, **some_kwargs)
 
-        def take(tensor: Tensor) -> Tensor:
-            return tensor[index.to(tensor.device)]
-
-        def by_unit(tensor: Tensor) -> Tensor:
-            unit: Tensor = tensor.unflatten(0, chunk.shape)
-            return unit.transpose(0, 1)
-
-        some_args = [map_rows(take, value, size, name) for name, value in zip(parameters, args)]
-        return map_rows(by_unit, denoiser(*some_args, **map_rows(take, kwargs, size)), len(index))
-
-    def finish(tensor: Tensor) -> Tensor:
-        output = ranks.gather(tensor, batch.units).transpose(0, 1).flatten(0, 1)
+    def finish(parts: list[Tensor]) -> Tensor:
+        by_unit = [part.unflatten(0, (len(chunk), -1)).transpose(0, 1) for part, chunk in zip(parts, batch.chunks)]
+        output = ranks.gather(torch.cat(by_unit), batch.units).transpose(0, 1).flatten(0, 1)
         return output if batch.scatter is None else output[batch.scatter.to(output.device)]
 
     outputs = [call(chunk) for chunk in batch.chunks]
-    return join_rows(outputs, [chunk.shape[1] for chunk in batch.chunks], finish), batch.number, copies
+    return combine(outputs, output_layout(outputs[0], batch.chunks[0].numel(), as_list), finish), batch.number, copies
 
 
 def _batch(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..search import Strategy
-from .arguments import entries, names_per_prompt, number_of_prompts, per_row, reward_prompts, texts_or_keys
+from .arguments import number_of_prompts, reward_prompts, texts_or_keys
+from .components import makes_videos
 from .generators import draw_seed, fresh_generators, particle_generators
+from .inputs import NUMBERS, Way, entries_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Call:
         pipe: the pipeline.
         arguments: of its own call, by name, without those below.
         prompts: P texts that the reward reads.
-        per_prompt: populations per prompt, `num_images_per_prompt`.
+        per_prompt: populations per prompt, `num_images_per_prompt` or `num_videos_per_prompt`.
         num_slots: rows of the pipeline's batch for each population, one per particle.
         generators: P * num_slots, prompt by prompt; the noise of a row.
         search_generators: P, for what a search draws.
@@ -62,7 +64,7 @@ class Call:
         rest = dict(arguments)
         output_type, eta = rest.pop("output_type", "pil"), rest.pop("eta", None)
         generator = rest.pop("generator", None)
-        per_prompt = rest.pop("num_images_per_prompt", None) or 1
+        per_prompt = max(rest.pop(name, None) or 1 for name in NUMBERS)
         num_prompts = number_of_prompts(rest)
         texts = reward_prompts(rest, reward_prompt, num_prompts)
         num_rows = num_prompts * per_prompt * strategy.num_particles
@@ -91,6 +93,21 @@ class Call:
         return self.num_populations * self.num_slots
 
     @property
+    def num_prompts(self) -> int:
+        """Of the pipeline's call."""
+        return self.num_populations // self.per_prompt
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Of the pipeline's batch."""
+        return self.per_prompt * self.num_slots
+
+    @property
+    def videos(self) -> bool:
+        """Whether the pipeline gives videos."""
+        return makes_videos(self.pipe)
+
+    @property
     def stops_early(self) -> bool:
         """Whether the loop ends before its last step, so that what it leaves is noisy."""
         return self.arguments.get("denoising_end") is not None
@@ -99,24 +116,22 @@ class Call:
         """Those of some rows (L,)."""
         return [self.generators[row] for row in rows.tolist()]
 
-    def stock(self) -> dict[str, Any]:
-        """The arguments of the pipeline's own call, a row per particle."""
-        rows = per_row(
-            dict(self.arguments),
-            names_per_prompt(self.pipe),
-            self.num_populations // self.per_prompt,
-            self.per_prompt * self.num_slots,
-        )
-        output_type = "latent" if self.output_type == "latent" else "pt"
-        return {**rows, "generator": list(self.generators), "output_type": output_type, "return_dict": False}
+    def stock(self, way: Way) -> dict[str, Any]:
+        """The arguments of the pipeline's own call, a row per particle.
+
+        Args:
+            way: how the pipeline is asked for them.
+        """
+        prompts = [prompt for prompt in range(self.num_prompts) for _ in range(self.rows_per_prompt)]
+        asked = way.arguments(self.pipe, self.arguments, self.num_prompts, prompts)
+        return {**asked, "generator": list(self.generators)}
 
     def subset(self, populations: Sequence[int], strategy: Strategy) -> Call:
         """The same call for some of its populations, with other noise drawn from their generators."""
         arguments = {name: value for name, value in self.arguments.items() if name != "latents"}
-        num_prompts = self.num_populations // self.per_prompt
         chosen = [p // self.per_prompt for p in populations]
         asked: dict[str, Any] = {
-            **entries(arguments, names_per_prompt(self.pipe), num_prompts, chosen),
+            **entries_of(arguments, self.num_prompts, chosen),
             "generator": fresh_generators([self.search_generators[p] for p in populations]),
             "output_type": self.output_type,
         }

@@ -12,23 +12,22 @@ from torch import nn
 from .schedulers import parting_steps
 
 
-def denoiser_of(pipe: Any) -> Any:
-    """`pipe.unet` or `pipe.transformer`.
+def check_caches(denoisers: Mapping[str, nn.Module]) -> None:
+    """Check that no denoiser keeps what it computes from step to step.
+
+    Args:
+        denoisers: and control networks, by name of the component.
 
     Raises:
-        ValueError: if it, or a ControlNet, keeps what it computes from step to step.
+        ValueError: if one does.
     """
-    name = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
-    denoiser = getattr(pipe, name)
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise ValueError(
-            "The denoiser's cache keeps rows from step to step, which cannot follow particles that are resampled. Turn "
-            f"it off: `pipe.{name}.disable_cache()`."
-        )
-    _check_hooks(name, denoiser)
-    if isinstance(controlnet := getattr(pipe, "controlnet", None), nn.Module):
-        _check_hooks("controlnet", controlnet)
-    return denoiser
+    for name, denoiser in denoisers.items():
+        if getattr(denoiser, "is_cache_enabled", False):
+            raise ValueError(
+                "The denoiser's cache keeps rows from step to step, which cannot follow particles that are resampled. "
+                f"Turn it off: `pipe.{name}.disable_cache()`."
+            )
+        _check_hooks(name, denoiser)
 
 
 def _check_hooks(name: str, module: nn.Module) -> None:

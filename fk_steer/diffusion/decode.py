@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
+
+
+class Decoder(Protocol):
+    """Makes images of the x0 (M, ...) of rows (M,) of the batch: (M, 3, H, W), or videos (M, F, 3, H, W), in [0, 1]."""
+
+    def __call__(self, x0: Tensor, rows: Tensor, /) -> Tensor: ...
+
+
+PLAIN = frozenset(
+    f"{name}Pipeline"
+    for name in (
+        "StableDiffusion",
+        "StableDiffusionImg2Img",
+        "StableDiffusionControlNet",
+        "StableDiffusionPAG",
+        "StableDiffusionSAG",
+        "StableDiffusionXL",
+        "StableDiffusionXLImg2Img",
+        "StableDiffusionXLControlNet",
+        "StableDiffusionXLPAG",
+        "StableDiffusion3",
+        "Flux",
+    )
+)
+"""Classes of Diffusers that do nothing with their last latents but what `LatentDecoder` does."""
+
+
+def decodes_plainly(pipe: Any) -> bool:
+    """Whether a `LatentDecoder` makes the images that the pipeline would."""
+    return any(cls.__name__ in PLAIN and cls.__module__.startswith("diffusers.") for cls in type(pipe).__mro__)
 
 
 class LatentDecoder:
@@ -27,7 +57,7 @@ class LatentDecoder:
         # Taken before anything wraps it, so that previews are not counted as the pipeline's own decoding.
         self._decode: Callable[..., Any] = self.vae.decode
 
-    def __call__(self, latents: Tensor) -> Tensor:
+    def __call__(self, latents: Tensor, rows: Tensor | None = None, /) -> Tensor:
         """(B, ...) latents of the denoising loop -> (B, 3, H, W) images in [0, 1], float32."""
         if latents.ndim == 3 and hasattr(self.pipe, "_unpack_latents"):
             assert self.size is not None

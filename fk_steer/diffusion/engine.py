@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from ..search import Look, Plan, Search, Strategy
 from .call import Call
 from .judging import Judge, Judgement
 from .particles import Followed, Particles
+from .replay import step_output
 from .rows import map_rows
 from .solver import Solver, States
 from .watch import Watch
@@ -28,8 +28,8 @@ class Engine:
     Args:
         call, strategy: what is asked for.
         solver, particles, judge: the loop's scheduler, its particles, and who scores them.
-        begin: called at the first step with the samples, before anything else; gives the search, the number of steps,
-            and for each step whether its noise parts copies.
+        begin: called at the first step with the samples and the timestep, before anything else; gives the search, the
+            number of steps, and for each step whether its noise parts copies.
         announce: called after every scoring event.
         watch: for what is not finite.
     """
@@ -41,7 +41,7 @@ class Engine:
         solver: Solver,
         particles: Particles,
         judge: Judge,
-        begin: Callable[[Tensor], tuple[Search, int, list[bool]]],
+        begin: Callable[[Tensor, Any], tuple[Search, int, list[bool]]],
         announce: Announce,
         watch: Watch,
     ) -> None:
@@ -66,33 +66,41 @@ class Engine:
     ) -> Any:
         """In place of the scheduler's own `step`, which is `inner`."""
         if not self.num_steps:
-            self.search, self.num_steps, self.parting = self.begin(sample)
+            self.search, self.num_steps, self.parting = self.begin(sample, timestep)
         index, rows = self.solver.advance(), self.particles.rows
+        if index >= self.num_steps:
+            raise ValueError(
+                f"{type(self.call.pipe).__name__} takes more than the {self.num_steps} steps of its loop, as one that "
+                "makes an image or video piece by piece does. Particles can be steered within one loop alone."
+            )
         if self.halted is not None:
-            return self._to_all_rows(_output(self.halted, kwargs), len(self.halted))
+            return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
+        tokens = kwargs.pop("per_token_timesteps", None)
         self.watch.step(index, sample, model_output)
 
         stepped, late = rows.live, None
         if self.due(index):
-            plan, followed = self.act(index, model_output, sample)
+            plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
             if self.halting:
                 self.halted = followed.states.x0.to(sample.dtype)
                 self.last_x0 = None if self.last_x0 is None else followed.states.x0
-                return self._to_all_rows(_output(self.halted, kwargs), len(self.halted))
+                return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
             if plan.resume is not None:
                 sample = self.resume(index, plan, followed.states).to(sample.dtype)
-                return self._to_all_rows(_output(sample, kwargs), len(sample))
+                return self._to_all_rows(step_output(sample, kwargs), len(sample))
             if plan.after_noise:  # which is that of the rows in which the particles were before
                 late = followed.moved
             else:
                 stepped, model_output, sample = rows.live, followed.states.model_output, followed.states.sample
         if self.call.stops_early and self.solver.whole_step:
-            self.last_x0 = self.solver.x0(index, model_output, sample)
+            self.last_x0 = self.solver.x0(index, model_output, sample, self._of_live(tokens))
 
         kwargs.pop("eta", None)
+        if tokens is not None:  # which are those of a row's population
+            kwargs["per_token_timesteps"] = tokens[stepped.to(tokens.device)]
         quiet = self.particles.quiet(stepped)
         generators = self.generators_of(stepped)
         output = self.solver.step(inner, index, quiet, generators, model_output, timestep, sample, *args, **kwargs)
@@ -115,9 +123,15 @@ class Engine:
         self.overdue = not self.solver.whole_step
         return not self.overdue
 
-    def act(self, index: int, model_output: Tensor, sample: Tensor) -> tuple[Plan, Followed]:
-        """Show the search the x0 predictions of the live rows and let the particles follow its plan."""
-        x0, slots = self.solver.x0(index, model_output, sample), self.particles.rows.slots
+    def act(
+        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None
+    ) -> tuple[Plan, Followed]:
+        """Show the search the x0 predictions of the live rows and let the particles follow its plan.
+
+        Args:
+            tokens: (L, tokens) the timesteps of tokens that have their own.
+        """
+        x0, slots = self.solver.x0(index, model_output, sample, tokens), self.particles.rows.slots
         judgement = None
         if index not in self.search.unscored:
             try:
@@ -156,18 +170,33 @@ class Engine:
         self.solver.seek(target)
         return sample
 
+    def check_finished(self) -> None:
+        """Check that the loop has been steered to its end, unless it was interrupted.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        pipe = self.call.pipe
+        interrupted = self.halted is not None or getattr(pipe, "interrupt", False)
+        if self.num_steps and (interrupted or self.strategy.goes_back):
+            return
+        if not self.num_steps or any(event > self.solver.count for event in self.search.events):
+            raise ValueError(
+                f"{type(pipe).__name__} did not take its steps with `pipe.scheduler` as it should, so its images were "
+                "not steered. Pipelines that take them with copies of it, or with code of their own, cannot be."
+            )
+
     def generators_of(self, rows: Tensor) -> list[torch.Generator]:
         """Those of rows (L,); copies for rows that sleep, for what those draw must not be missed when they wake."""
         asleep = self.particles.rows.asleep[rows].tolist()
         return [one.clone_state() if sleeps else one for one, sleeps in zip(self.call.generators_of(rows), asleep)]
+
+    def _of_live(self, values: Tensor | None) -> Tensor | None:
+        rows = self.particles.rows
+        return values if values is None or rows.all_live else values[rows.live_on(values.device)]
 
     def _to_all_rows(self, output: Any, num_live: int) -> Any:
         rows = self.particles.rows
         if num_live == rows.total:
             return output
         return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)
-
-
-def _output(sample: Tensor, options: dict[str, Any]) -> Any:
-    """What a scheduler's step returns for samples."""
-    return (sample, sample) if options.get("return_dict") is False else SchedulerOutput(prev_sample=sample)

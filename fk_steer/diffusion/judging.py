@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..rewards.base import Reward, blaming, check_combined, check_scores, names_of
-from .decode import LatentDecoder
+from .decode import Decoder
 from .rows import Rows
 from .scoring import Scorer
 from .watch import check_decoder
@@ -51,8 +51,8 @@ class Judge:
         scorer: Scorer,
         prompts: tuple[str, ...],
         rows: Rows,
-        decoder: LatentDecoder,
-        preview: LatentDecoder | None = None,
+        decoder: Decoder,
+        preview: Decoder | None = None,
         until: float = 0.0,
     ) -> None:
         self.reward, self.scorer, self.prompts, self.rows = reward, scorer, prompts, rows
@@ -79,20 +79,22 @@ class Judge:
         scores = self.scorer.of_images(reward, images, prompts, _FINAL)
         return self._combined(reward, scores, particles, _FINAL, lambda: images.cpu()[particles])
 
-    def _of_latents(self, reward: Reward, latents: Tensor, decoder: LatentDecoder, where: str) -> Judgement:
+    def _of_latents(self, reward: Reward, latents: Tensor, decoder: Decoder, where: str) -> Judgement:
         position, inverse = self.rows.distinct_live()
         particles = self.rows.particles
         distinct = latents[position.to(latents.device)] if len(position) < len(latents) else latents
+        rows = self.rows.live
+        theirs = rows[position]
         try:
-            scores = self.scorer.of_latents(reward, distinct, decoder, self._prompts(position), where)
+            scores = self.scorer.of_latents(reward, distinct, theirs, decoder, self._prompts(position), where)
         except ValueError:
-            check_decoder(decoder.vae, decoder(distinct), distinct)
+            check_decoder(getattr(decoder, "vae", None), decoder(distinct, theirs), distinct)
             raise
 
         def images() -> Tensor:
             size = self.scorer.execution.decode_batch_size or len(latents)
-            chunks = [latents[start : start + size] for start in range(0, len(latents), size)]
-            return torch.cat([decoder(some).cpu() for some in chunks])[particles]
+            chunks = zip(latents.split(size), rows.split(size))
+            return torch.cat([decoder(some, theirs).cpu() for some, theirs in chunks])[particles]
 
         return self._combined(reward, scores, inverse[particles], where, images)
 

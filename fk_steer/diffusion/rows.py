@@ -6,7 +6,7 @@ the same row twice until noise parts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,10 +14,6 @@ from torch import Tensor
 
 
 T = TypeVar("T")
-
-WITHOUT_ROWS = frozenset({"img_ids", "txt_ids", "skip_layers", "image_rotary_emb"})
-"""Arguments of denoisers whose first dimension is not the batch, whatever its size: position ids and embeddings,
-numbers of layers."""
 
 
 class Rows:
@@ -132,14 +128,16 @@ class Rows:
                 self.source[row] = first_of.setdefault(source, row) if still else row
         self._kept.clear()
 
-    def part_by(self, values: Tensor) -> None:
+    def part_by(self, values: Tensor | Sequence[Tensor]) -> None:
         """Drop the claims of equality that do not hold for `values` (B, ...). Waits for their device if there are
         claims."""
         if not self.has_copies:
             return
         claims = [row for row in self.live.tolist() if self.source[row] != row and not self.asleep[row]]
-        first = self.source[claims]
-        equal = (values[claims] == values[first.tolist()]).flatten(1).all(1).tolist()
+        first = self.source[claims].tolist()
+        if not isinstance(values, Tensor):
+            values = torch.stack(list(values))
+        equal = (values[claims] == values[first]).flatten(1).all(1).tolist()
         parted = [row for row, same in zip(claims, equal) if not same]
         if parted:
             self.source[parted] = torch.tensor(parted)
@@ -164,37 +162,16 @@ def _unique(rows: Tensor) -> tuple[Tensor, Tensor]:
     return live, torch.empty_like(live).scatter_(0, inverse.flip(0), index)
 
 
-def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int, name: str = "") -> Any:
+def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int) -> Any:
     """Apply `function` to every tensor in `value` that has `num_rows` rows, inside tuples, lists and mappings too.
 
-    Entries of mappings named in `WITHOUT_ROWS` are left alone, and so are scalars, tensors of other sizes and anything
-    that is not a tensor.
+    Scalars, tensors of other sizes and anything that is not a tensor are left alone.
     """
-    if name in WITHOUT_ROWS:
-        return value
     if isinstance(value, Tensor):
         return function(value) if value.ndim and value.shape[0] == num_rows else value
     if isinstance(value, Mapping):
-        mapped = {key: map_rows(function, item, num_rows, str(key)) for key, item in value.items()}
+        mapped = {key: map_rows(function, item, num_rows) for key, item in value.items()}
         return mapped if type(value) is dict else type(value)(**mapped)
     if type(value) in (tuple, list):
         return type(value)(map_rows(function, item, num_rows) for item in value)
     return value
-
-
-def join_rows(outputs: list[Any], sizes: list[int], finish: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
-    """Concatenate the row tensors of several equally structured outputs, and apply `finish` to each.
-
-    Args:
-        outputs: what calls on `sizes` rows returned: a tensor, a tuple, list or mapping of them.
-    """
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        with_rows = first.ndim and all(output.shape[0] == size for output, size in zip(outputs, sizes))
-        return finish(torch.cat(outputs)) if with_rows else first
-    if isinstance(first, Mapping):
-        joined = {key: join_rows([output[key] for output in outputs], sizes, finish) for key in first}
-        return joined if type(first) is dict else type(first)(**joined)
-    if type(first) in (tuple, list):
-        return type(first)(join_rows(list(parts), sizes, finish) for parts in zip(*outputs))
-    return first

@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -23,17 +23,22 @@ from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
 from .call import Call
 from .callbacks import check_callback, with_callback
-from .checks import check_noise, check_steps, denoiser_of
-from .decode import LatentDecoder
+from .checks import check_caches, check_noise, check_steps
+from .components import autoencoder_of, denoisers_of, is_control, parameters_of
+from .conditions import begins_with_image
+from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
 from .execution import Execution
+from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
+from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
+from .outputs import as_tensor, convert, run_pipeline, tensor_type
 from .particles import Followed, Particles
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
-from .rows import join_rows
-from .schedulers import intercept, intercept_step
+from .replay import Replay, outline
+from .schedulers import intercept, intercept_step, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
@@ -83,30 +88,28 @@ class Run:
         self.clock = Stopwatch(pipe._execution_device)
         keep = None if thumbnail_side is None else thumbnails(thumbnail_side)
         self.scorer = Scorer(ranks, self.clock, execution, keep)
-        decoder = LatentDecoder(pipe, size=image_size(pipe, dict(call.arguments)))
-        preview, until = _preview(strategy, pipe, decoder)
+        self.autoencoder = autoencoder_of(pipe)
+        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0])
+        decoder, preview, until = self._decoders()
         self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
-        self.watch = Watch(
-            denoiser_of(pipe), pipe.scheduler, pipe.vae, call.arguments.get("callback_on_step_end") is not None
-        )
+        self.denoisers = denoisers_of(pipe)
+        check_caches(self.denoisers)
+        denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
+        vae = None if self.autoencoder is None else self.autoencoder[1]
+        self.watch = Watch(denoiser, pipe.scheduler, vae, call.arguments.get("callback_on_step_end") is not None)
         self.engine = Engine(
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
-        self.last_output: Any = None
-        """Of the denoiser."""
+        self._last: dict[str, Any] = {}
+        """The last output of each denoiser."""
+        self._layouts: dict[tuple[str, int, str], Layout] = {}
 
     def __call__(self) -> Result:
         """Run the pipeline."""
         started = time.perf_counter()
-        pipe = self.pipe
         with ExitStack() as patches:
-            patches.enter_context(intercept_step(pipe.scheduler, self.engine.step))
-            patches.enter_context(_intercept_forward(denoiser_of(pipe), self.denoise))
-            if (controlnet := getattr(pipe, "controlnet", None)) is not None:
-                patches.enter_context(_intercept_forward(controlnet, self.control))
-            patches.enter_context(intercept(pipe.vae, "decode", lambda inner: functools.partial(self.decode, inner)))
-            self.solver.prepare(patches)
-            output = pipe(**with_callback(self.call.stock(), self.particles.rows.total))
+            self._patch(patches)
+            output = self._run()
         result = self.finish(*output)
         total = time.perf_counter() - started
         seconds = self.clock.seconds()
@@ -114,45 +117,125 @@ class Run:
         self.trace.seconds = self.ranks.first({**parts, "rest": total - sum(parts.values()), "total": total})
         return result
 
-    # The wrapped methods, beside the engine's.
+    def _patch(self, patches: ExitStack) -> None:
+        """Let what matters of the pipeline come here for the length of a call."""
+        pipe = self.pipe
 
-    def run_denoiser(
-        self, inner: Callable[..., Any], parameters: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, int, int]:
+        def wrap(owner: Any, name: str, run: Callable[..., Any]) -> None:
+            patches.enter_context(intercept(owner, name, lambda inner: functools.partial(run, inner)))
+
+        patches.enter_context(intercept_step(pipe.scheduler, self.step))
+        for name, module in self.denoisers.items():
+            # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
+            entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
+            wrap(module, entry, functools.partial(self.forward, name, is_control(module), parameters_of(module)))
+        if self.autoencoder is not None:
+            wrap(self.autoencoder[1], "decode", self.decode)
+            if hasattr(self.autoencoder[1], "encode") and not begins_with_image(pipe, self.call.arguments):
+                wrap(self.autoencoder[1], "encode", self.replay.conditions.encode)
+        if hasattr(pipe, "encode_prompt"):
+            wrap(pipe, "encode_prompt", self.encode_prompt)
+        self.solver.prepare(patches)
+
+    def _run(self) -> tuple[Any, ...]:
+        """The pipeline's own call, asked for its rows in the first way that it understands."""
+        states = [generator.get_state() for generator in self.call.generators]
+        failure: Exception | None = None
+        for way in ways_of(self.pipe, self.call.arguments, self.call.num_prompts):
+            self.replay.begin(way)
+            for generator, state in zip(self.call.generators, states):
+                generator.set_state(state)
+            try:
+                asked = with_callback(self.call.stock(way), self.call.num_rows)
+                latent = self.call.output_type == "latent"
+                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
+            except Exception as error:
+                if self.engine.num_steps or self.trace.denoiser_calls:
+                    raise
+                failure = failure or error
+        assert failure is not None
+        if self.call.num_rows > 1 and self.replay.takes_one_row():
+            raise ValueError(
+                f"{type(self.pipe).__name__} cannot be given a row for each of {self.call.num_rows} particles, so it "
+                f"cannot be steered. ({type(failure).__name__}: {failure})"
+            ) from failure
+        raise failure
+
+    # The wrapped methods.
+
+    def step(
+        self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """In place of the scheduler's."""
+        if self.replay.active:
+            return self.replay.step(sample, kwargs)
+        return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
+
+    def forward(
+        self, name: str, control: bool, parameters: list[str], inner: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """In place of a denoiser's."""
+        if self.replay.active:
+            return self.replay.forward(name, inner, parameters, args, kwargs)
+        if self.engine.halted is not None and name in self._last:
+            return self._last[name]  # what is made of it is not used
         # Its attention compares what the batch holds of a row.
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
         size = self.execution.denoise_batch_size
+        layout_of = functools.partial(self.layout, name)
 
         def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
-            return run_on_live_rows(denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, together)
+            return run_on_live_rows(
+                denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, layout_of, together
+            )
 
         with self.clock("denoiser"):
-            return with_attention(self.pipe, inner, on_rows) if stores_attention(self.pipe) else on_rows(inner)
+            stores = stores_attention(self.pipe)
+            output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
+        self.replay.remember_output(name, args[0] if args else kwargs[parameters[0]], output)
+        self._last[name] = output
+        if not control and copies:
+            self.trace.nfe += num_rows
+            self.trace.nfe_saved += copies * int(self.particles.stopped.sum()) * (self.particles.number - 1)
+            self.trace.denoiser_calls += 1
+        return output
 
-    def control(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
-        return self.run_denoiser(inner, parameters, args, kwargs)[0]
-
-    def denoise(self, inner: Callable[..., Any], parameters: list[str], *args: Any, **kwargs: Any) -> Any:
-        if self.engine.halted is not None:
-            return self.last_output  # what is made of it is not used
-        self.last_output, num_rows, copies = self.run_denoiser(inner, parameters, args, kwargs)
-        self.trace.nfe += num_rows
-        self.trace.nfe_saved += copies * int(self.particles.stopped.sum()) * (self.particles.number - 1)
-        self.trace.denoiser_calls += 1
-        return self.last_output
+    def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
+        """Where the rows are in a denoiser's arguments."""
+        sizes = name, copies, repr(outline(arguments))
+        if sizes not in self._layouts:
+            try:
+                self._layouts[sizes] = known_layout(arguments, copies * self.particles.rows.total)
+            except UnknownLayoutError:
+                self._layouts[sizes] = self.replay.layout(name, arguments, copies)
+        return self._layouts[sizes]
 
     def decode(self, inner: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """In place of the autoencoder's: of the final latents, in chunks."""
         rows = self.particles.rows
-        if z.shape[0] == rows.total:
+        if self.replay.active or z.shape[0] != rows.total or "num_frames" in kwargs:
+            return inner(z, *args, **kwargs)
+        plain = isinstance(self.judge.decoder, LatentDecoder)
+        if plain and not rows.all_live:
             z = z[rows.live_on(z.device)]
         self.watch.sample(z)
         mine = z[self.ranks.rows(len(z))]
         chunks = mine.split(self.execution.decode_batch_size or len(mine))
+
+        def join(parts: list[Tensor]) -> Tensor:
+            return self.ranks.gather(torch.cat(parts), len(z))
+
         with self.clock("decode"):
             outputs = [inner(chunk, *args, **kwargs) for chunk in chunks]
-            return join_rows(
-                outputs, [len(chunk) for chunk in chunks], lambda images: self.ranks.gather(images, len(z))
-            )
+            return combine(outputs, output_layout(outputs[0], len(chunks[0])), join)
+
+    def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of the pipeline's."""
+        if self.replay.active:
+            return self.replay.encode_prompt(inner, *args, **kwargs)
+        encoded = encoded_once(inner, list(inspect.signature(inner).parameters), args, kwargs)
+        self.replay.remember_encoded(encoded)
+        return encoded
 
     # What the engine asks and says.
 
@@ -160,16 +243,17 @@ class Run:
         """The noise of a step."""
         return self.eta if self.strategy.noise.on(index, self.trace.num_steps) else 0.0
 
-    def begin(self, sample: Tensor) -> tuple[Search, int, list[bool]]:
+    def begin(self, sample: Tensor, timestep: Any) -> tuple[Search, int, list[bool]]:
         """At the first step: what can only be checked with the loop's timesteps, and the search."""
         pipe, rows = self.pipe, self.particles.rows
         if sample.shape[0] != rows.total:
             raise ValueError(
-                f"{type(pipe).__name__} runs {sample.shape[0]} rows where {rows.total} were asked for by "
-                "`num_images_per_prompt`, so particles and prompts cannot be told apart."
+                f"{type(pipe).__name__} runs {sample.shape[0]} rows where {rows.total} were asked for, so particles "
+                "and prompts cannot be told apart."
             )
         self.ranks.agree({"initial latents": sample})
-        self.trace.num_steps = num_steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
+        self.trace.num_steps = num_steps = getattr(pipe, "num_timesteps", None) or steps_from(pipe.scheduler, timestep)
+        self.replay.num_steps = num_steps
         if self.strategy.goes_back:
             check_steps(pipe, self.call.arguments)
         self.solver.begin(num_steps, from_end=not self.call.stops_early)
@@ -231,7 +315,10 @@ class Run:
     def finish(self, images: Any, *others: Any) -> Result:
         """Weigh and sort the final images."""
         call, rows, x0 = self.call, self.particles.rows, self.engine.last_x0
-        if call.output_type == "latent":
+        self.engine.check_finished()
+        if call.output_type != "latent":
+            images = as_tensor(images, call.videos)
+        if len(images) == rows.total:
             images = images[rows.live.to(images.device)]
         if call.output_type == "latent" or x0 is not None:
             if x0 is None:
@@ -240,7 +327,7 @@ class Run:
             judgement = self.judge.of_latents(images if x0 is None else x0)
         else:
             self.watch.check_images(images)
-            judgement = self.judge.of_images(images.float())
+            judgement = self.judge.of_images(images)
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)
@@ -250,41 +337,45 @@ class Run:
         order = rewards.argsort(dim=1, descending=True, stable=True)
         flat = rows.particles.gather(1, order).flatten()
         images = images[flat.to(images.device)]
-        if call.output_type not in ("pt", "latent"):
-            images = self.pipe.image_processor.pt_to_numpy(images)
-        if call.output_type == "pil":
-            images = self.pipe.image_processor.numpy_to_pil(images)
-        sorted_others = [[other[i] for i in flat.tolist()] if isinstance(other, list) else other for other in others]
+        if call.output_type != "latent":
+            images = convert(images, call.output_type)
+        whole = rows.live[flat].tolist()
+        sorted_others = [
+            [other[i] for i in (whole if len(other) == rows.total else flat.tolist())]
+            if isinstance(other, list)
+            else other
+            for other in others
+        ]
         estimates = self.engine.search.log_normalizer
         unknown = torch.full((call.num_populations,), torch.nan)
         self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()
         log_weights = outcome.weights.log_normalized
         return Result(images, sorted_others, rewards.gather(1, order).float(), log_weights.gather(1, order).float())
 
+    def _decoders(self) -> tuple[Decoder, Decoder | None, float]:
+        """Of final latents, and of early x0 predictions up to some progress."""
+        pipe, preview = self.pipe, self.strategy.preview
+        plain = decodes_plainly(pipe) and not self.call.videos
+        size = image_size(pipe, dict(self.call.arguments)) if plain else None
+        decoder: Decoder = self.replay.images
+        if plain:
+            decoder = LatentDecoder(pipe, size=size)
+        if preview is None:
+            return decoder, None, 0.0
+        small = load_preview(preview.decoder, pipe) if isinstance(preview.decoder, str) else preview.decoder
+        if not hasattr(small, "decode") or not hasattr(small, "config"):
+            raise ValueError(
+                "Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
+                f"{brief(small)}."
+            )
+        small.to(pipe._execution_device, pipe.vae.dtype)
+        early: Decoder = functools.partial(self.replay.images, vae=small)
+        if plain:
+            early = LatentDecoder(pipe, small, size)
+        return decoder, early, preview.until
+
 
 def facts(reward: Reward) -> RewardFacts:
     """What a strategy may know of a reward."""
     lmbda = real("default_lmbda", reward.default_lmbda, 0.0, optional=True)
     return RewardFacts(reward.name, lmbda, reward.at(1.0).relative, reward.standardize)
-
-
-def _preview(strategy: Strategy, pipe: Any, decoder: LatentDecoder) -> tuple[LatentDecoder | None, float]:
-    if strategy.preview is None:
-        return None, 0.0
-    small = strategy.preview.decoder
-    small = load_preview(small, pipe) if isinstance(small, str) else small
-    if not hasattr(small, "decode") or not hasattr(small, "config"):
-        raise ValueError(
-            f"Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
-            f"{brief(small)}."
-        )
-    small.to(pipe._execution_device, pipe.vae.dtype)
-    return LatentDecoder(pipe, small, decoder.size), strategy.preview.until
-
-
-def _intercept_forward(module: Any, run: Callable[..., Any]) -> Any:
-    """Context manager in which calling the module calls `run(inner, parameters, ...)`."""
-    parameters = list(inspect.signature(getattr(module, "_orig_mod", module).forward).parameters)
-    # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
-    entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
-    return intercept(module, entry, lambda inner: functools.partial(run, inner, parameters))

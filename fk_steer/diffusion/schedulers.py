@@ -26,14 +26,31 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
     compiled `scheduler.step`, an accelerate hook) is what gets wrapped, and is put back.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    setattr(owner, name, functools.wraps(method)(replace(method)))
+    object.__setattr__(owner, name, _Replacement(method, replace(method), owner))
     try:
         yield
     finally:
         if own is None:
-            delattr(owner, name)
+            object.__delattr__(owner, name)
         else:
-            setattr(owner, name, own)
+            object.__setattr__(owner, name, own)
+
+
+class _Replacement:
+    """Stands in for a method, with its signature. A copy of its owner has its own method again."""
+
+    def __init__(self, method: Callable[..., Any], replacement: Callable[..., Any], owner: Any) -> None:
+        functools.update_wrapper(self, method)
+        self._replacement, self._owner = replacement, type(owner).__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._replacement(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise UnsupportedSchedulerError(
+            f"The pipeline takes its steps with copies of its {self._owner}, so its particles cannot be told when to "
+            "move. Steer a pipeline that takes them with `pipe.scheduler` itself."
+        )
 
 
 def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:
@@ -41,7 +58,9 @@ def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:
     return intercept(scheduler, "step", lambda inner: functools.partial(step, inner))
 
 
-def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+def predict_x0(
+    scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, per_token_timesteps: Tensor | None = None
+) -> Tensor:
     """The x0 prediction of one denoiser call, by formula, before the scheduler takes its step.
 
     With alpha_t^2 the share of signal and sigma_t^2 of noise (alpha_t^2 + sigma_t^2 = 1 unless noted), the predicted
@@ -53,12 +72,15 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
     | scaled by 1 / alpha, s = sigma / alpha (Euler, Heun, KDPM2, LMS) | x0 + s eps | x_t - s m | (x_t - s sqrt(s^2 + 1) m) / (s^2 + 1) |
     | EDM | x0 + s eps | `precondition_outputs` | `precondition_outputs` |
     | flow | (1 - s) x0 + s eps | - | x_t - s m |
+    | flow, inverted (`invert_sigmas`) | s x0 + (1 - s) eps, m = x0 - eps | - | x_t + (1 - s) m |
+    | trigonometric flow (SCM, arXiv 2410.11081), time t | cos(t) x0 + sin(t) eps | - | cos(t) x_t - sin(t) m |
 
     Args:
         scheduler: with its timesteps set.
         model_output: (B, ...) what the pipeline passes to `scheduler.step`, guidance included.
         timestep: the timestep passed to `scheduler.step`; a number on the CPU makes no device wait.
         sample: (B, ...) x_t.
+        per_token_timesteps: (B, tokens) of a flow whose tokens have noise of their own.
 
     Returns:
         (B, ...) float32, clipped or thresholded if the scheduler does so.
@@ -69,7 +91,10 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
     m, x = model_output.float(), sample.float()
     prediction = scheduler.config.get("prediction_type")
     kind = parametrisation(scheduler)
-    if kind == "variance-preserving":
+    if kind == "trigonometric":
+        time: Tensor = scheduler.timesteps[start_index(scheduler, timestep)].to(torch.float32)
+        x0 = time.cos() * x - time.sin() * m
+    elif kind == "variance-preserving":
         alpha_squared = scheduler.alphas_cumprod[int(timestep)]
         if m.shape[1] == 2 * x.shape[1]:  # the second half is a learned variance
             m = m[:, : x.shape[1]]
@@ -80,12 +105,17 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
         if kind == "edm":
             x0 = scheduler.precondition_outputs(x, m, sigma)
         elif kind == "flow":
-            x0 = x - sigma * m
+            if per_token_timesteps is not None:  # with which the step takes the velocity from noise to x0
+                x0 = x + per_token_timesteps[..., None] / scheduler.config.num_train_timesteps * m
+            else:
+                x0 = x + (1 - sigma) * m if _inverted(scheduler) else x - sigma * m
         elif kind == "variance-preserving-sigmas":
             x0 = _from_signal_and_noise(prediction, m, x, *scheduler._sigma_to_alpha_sigma_t(sigma))
         else:
             alpha = (sigma**2 + 1).rsqrt()
             x0 = _from_signal_and_noise(prediction, m, alpha * x, alpha, alpha * sigma)
+    if type(scheduler).__name__ in _NEVER_CLIP:
+        return x0
     if scheduler.config.get("thresholding"):
         thresholded: Tensor = scheduler._threshold_sample(x0)
         return thresholded
@@ -93,6 +123,15 @@ def predict_x0(scheduler: Any, model_output: Tensor, timestep: Any, sample: Tens
         limit = scheduler.config.get("clip_sample_range", 1.0)
         return x0.clamp(-limit, limit)
     return x0
+
+
+_NEVER_CLIP = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"})
+"""Schedulers that have settings for clipping which their steps do not read."""
+
+
+def _inverted(scheduler: Any) -> bool:
+    """Whether a flow's sigmas are the share of signal, and its velocity points from noise to x0."""
+    return bool(scheduler.config.get("invert_sigmas"))
 
 
 def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]:
@@ -103,16 +142,26 @@ def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]
         index: of the step among the scheduler's sigmas.
     """
     kind = parametrisation(scheduler)
+    if kind == "trigonometric":
+        time: Tensor = scheduler.timesteps[index].to(torch.float32)
+        return time.cos(), time.sin() * scheduler.config.sigma_data
     if kind == "variance-preserving":
         alpha_squared = scheduler.alphas_cumprod[int(timestep)]
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
     sigma = scheduler.sigmas[index].to(torch.float32)
     if kind == "flow":
-        return 1 - sigma, sigma
+        return (sigma, 1 - sigma) if _inverted(scheduler) else (1 - sigma, sigma)
     if kind == "variance-preserving-sigmas":
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         return alpha, sigma
     return torch.ones_like(sigma), sigma
+
+
+def steps_from(scheduler: Any, timestep: Any) -> int:
+    """How many steps a loop takes that goes on from a timestep to the last one."""
+    timesteps = scheduler.timesteps.as_subclass(Tensor).tolist()
+    first = float(timestep)
+    return len(timesteps) - (timesteps.index(first) if first in timesteps else 0)
 
 
 def start_index(scheduler: Any, timestep: float) -> int:
@@ -148,6 +197,8 @@ def parametrisation(scheduler: Any) -> str:
             return "scaled"
     elif hasattr(scheduler, "alphas_cumprod"):
         return "variance-preserving"
+    elif scheduler.config.get("prediction_type") == "trigflow":
+        return "trigonometric"
     raise UnsupportedSchedulerError(
         f"{name} does not say how x0 follows from its samples. Use another scheduler, for example "
         "`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`."
@@ -205,6 +256,10 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
         wanted = EulerAncestralDiscreteScheduler if eta > 0 else EulerDiscreteScheduler
         yield step if isinstance(scheduler, wanted) else functools.partial(wanted.step, scheduler)
         return
+    if _inverted(scheduler) and eta > 0:
+        with _noisy_inverted(scheduler, step) as take_step:
+            yield take_step
+        return
     for name, quiet, noisy in (
         ("stochastic_sampling", False, True),
         ("algorithm_type", "dpmsolver++", "sde-dpmsolver++"),
@@ -218,6 +273,24 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
                 scheduler.register_to_config(**{name: before})
             return
     yield step
+
+
+@contextmanager
+def _noisy_inverted(scheduler: Any, step: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """A stochastic step of an inverted flow. The scheduler's own takes sigma for the share of noise, so that the loop
+    would end in noise; with sigmas and velocity turned round it is right."""
+
+    def take_step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return step(-model_output, *args, **kwargs)
+
+    sigmas, stochastic = scheduler.sigmas, scheduler.config.stochastic_sampling
+    scheduler.sigmas = 1 - sigmas
+    scheduler.register_to_config(stochastic_sampling=True)
+    try:
+        yield functools.wraps(step)(take_step)
+    finally:
+        scheduler.sigmas = sigmas
+        scheduler.register_to_config(stochastic_sampling=stochastic)
 
 
 @contextmanager
@@ -282,13 +355,16 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     probe = copy.deepcopy(_on_cpu(probe))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     sample = torch.ones(2, 4, 2, 2)
+    # A learned variance comes as the second half of the output's channels.
+    learned = str(scheduler.config.get("variance_type")).startswith("learned")
+    output = torch.zeros(2, 8 if learned else 4, 2, 2)
     parted = []
     for index, timestep in enumerate(timesteps):
         sample = sample[:1].repeat(2, 1, 1, 1)
         gather_history(probe, sample.shape, torch.zeros(2, dtype=torch.long))  # in which earlier noise goes on
         with noise_switched(probe, probe.step, eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
-            sample = step(torch.zeros_like(sample), torch.tensor(timestep), sample, **options)[0]
+            sample = step(output, torch.tensor(timestep), sample, **options)[0]
         if not sample.isfinite().all():
             raise UnsupportedSchedulerError(_not_finite(scheduler, index, timestep))
         parted.append(not torch.equal(sample[0], sample[1]))

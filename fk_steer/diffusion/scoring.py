@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..report.trace import Stopwatch
 from ..rewards.base import Reward, check_scores, encode_images, names_of
-from .decode import LatentDecoder
+from .decode import Decoder
 from .execution import Execution
 from .ranks import Ranks, join_entries
 
@@ -50,13 +50,15 @@ class Scorer:
         )
 
     def of_latents(
-        self, reward: Reward, latents: Tensor, decoder: LatentDecoder, prompts: Sequence[str], where: str
+        self, reward: Reward, latents: Tensor, rows: Tensor, decoder: Decoder, prompts: Sequence[str], where: str
     ) -> dict[Reward, Any]:
-        """The same of latents (D, ...). Only one block of images is in memory at a time, beside what leaves keep of
-        each image."""
+        """The same of latents (D, ...) of rows (D,) of the batch. Only one block of images is in memory at a time,
+        beside what leaves keep of each image."""
         return self._shared(
             reward,
-            lambda share: self._collect(reward, self._decoded(latents[share], decoder), prompts[share], where),
+            lambda share: self._collect(
+                reward, self._decoded(latents[share], rows[share], decoder), prompts[share], where
+            ),
             len(latents),
         )
 
@@ -69,13 +71,14 @@ class Scorer:
         self.kept = found.pop("kept", [])
         return {leaf: found[name] for leaf, name in names.items()}
 
-    def _decoded(self, latents: Tensor, decoder: LatentDecoder) -> Any:
+    def _decoded(self, latents: Tensor, rows: Tensor, decoder: Decoder) -> Any:
         size = self.execution.decode_batch_size or len(latents)
         both = self.execution.decode_batch_size and self.execution.reward_batch_size
         block = max(size, self.execution.reward_batch_size or 0) if both else len(latents)
-        for some in latents.split(block):
+        for some, theirs in zip(latents.split(block), rows.split(block)):
             with self.clock("decode"):
-                images = torch.cat([decoder(chunk) for chunk in some.split(size)])
+                chunks = zip(some.split(size), theirs.split(size))
+                images = torch.cat([decoder(chunk, row) for chunk, row in chunks])
             yield images
 
     def _collect(self, reward: Reward, blocks: Any, prompts: Sequence[str], where: str) -> dict[str, Any]:

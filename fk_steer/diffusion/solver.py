@@ -99,7 +99,8 @@ class Solver:
         self.timesteps: list[float] = []
         """Of the loop, on the CPU."""
         self._cursor: Cursor | None = None
-        self._count = -1
+        self.count = -1
+        """Of the last step."""
         self._offset = 0
         self._fresh: dict[str, Any] = {}
 
@@ -139,8 +140,8 @@ class Solver:
 
     def advance(self) -> int:
         """A step of the loop begins: its index, counted from zero."""
-        self._count += 1
-        return self._count if self._cursor is None else self._cursor.index
+        self.count += 1
+        return self.count if self._cursor is None else self._cursor.index
 
     @property
     def whole_step(self) -> bool:
@@ -152,9 +153,9 @@ class Solver:
         one."""
         return index - index % 2 if hasattr(self.scheduler, "state_in_first_order") else index
 
-    def x0(self, index: int, model_output: Tensor, sample: Tensor) -> Tensor:
+    def x0(self, index: int, model_output: Tensor, sample: Tensor, per_token_timesteps: Tensor | None = None) -> Tensor:
         """See `predict_x0`."""
-        return predict_x0(self.scheduler, model_output, self.timesteps[index], sample)
+        return predict_x0(self.scheduler, model_output, self.timesteps[index], sample, per_token_timesteps)
 
     def step(
         self,
@@ -176,6 +177,8 @@ class Solver:
             generators: L, one per row.
         """
         eta = self.eta_at(index)
+        if kwargs.get("per_token_timesteps") is not None and eta > 0:
+            model_output = -model_output  # its step with noise takes the velocity the other way round than that without
 
         def take(scheduler: Any, step: Callable[..., Any], eta: float, generators: Sequence[torch.Generator]) -> Any:
             with noise_switched(scheduler, step, eta) as take_step:

@@ -28,7 +28,14 @@ from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
 from .run import Run, facts
 from .schedulers import parametrisation
-from .validation import check_keywords, check_pipeline, check_texts, checked_arguments
+from .validation import (
+    check_form_of_images,
+    check_keywords,
+    check_pipeline,
+    check_stages,
+    check_texts,
+    checked_arguments,
+)
 
 
 THUMBNAIL = 128
@@ -76,10 +83,9 @@ def steer(
     The pipeline is changed only while a call runs.
 
     Args:
-        pipe: a Stable Diffusion, Stable Diffusion XL, Stable Diffusion 3 or Flux pipeline, or another with a VAE whose
-            denoiser is `pipe.unet` or `pipe.transformer`, whose call takes `num_images_per_prompt` and whose loop calls
-            `pipe.scheduler.step` with one row per image. Image-to-image, inpainting and ControlNet pipelines are among
-            them.
+        pipe: a pipeline of images or videos whose loop calls `pipe.scheduler.step` with one row per image. What it
+            makes of its last latents is left to its own code. Particles of one population share the draws of images
+            that condition them. Pipelines that cannot be steered are refused with a sentence.
         reward: any `Reward`, a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,) or (images) -> (B,), the name
             of a reward, or a mapping of any of these to weights, which is their sum. See `as_reward`.
         steering: settings, the name of a preset, or a `Strategy` of your own.
@@ -116,6 +122,8 @@ class SteeredPipeline:
             raise TypeError(f"Expected `execution` to be an `Execution`, but got {brief(execution)}.")
         self.pipe, self.reward = pipe, as_reward(reward)
         self.execution = execution or Execution()
+        check_stages(pipe)
+        check_form_of_images(pipe, self.reward)
         self.steering.check(facts(self.reward))
         if self.steering.looks:
             parametrisation(pipe.scheduler)

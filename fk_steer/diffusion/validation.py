@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from ..rewards.base import Reward
 from ..smc import brief, integer, real, suggestion, unknown
+from .components import call_names, is_modular, makes_videos
+from .inputs import NUMBERS
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -35,10 +38,41 @@ def check_pipeline(pipe: Any) -> None:
         raise TypeError(f"{expected}, but got {pipe!r}. `DiffusionPipeline.from_pretrained(...)` loads one.")
     if not callable(pipe) or not hasattr(pipe, "scheduler"):
         raise TypeError(f"{expected}, but got {brief(pipe)}. The pipeline comes first, then the reward.")
-    if getattr(pipe, "vae", None) is None:
+    if "vae" in pipe.components and pipe.vae is None:
         raise ValueError(
             f"{type(pipe).__name__} has no `vae`, which makes the images that are scored. Load it with one."
         )
+
+
+def check_stages(pipe: Any) -> None:
+    """
+    Raises:
+        ValueError: for a pipeline of two stages, each with a scheduler.
+    """
+    if is_modular(pipe) or not hasattr(pipe, "prior_pipe"):
+        return
+    second = type(getattr(pipe, "decoder_pipe", pipe)).__name__
+    raise ValueError(
+        f"{type(pipe).__name__} runs two stages, of which the second makes the images. Run the first by itself "
+        f"(`pipe.prior_pipe(...)`) and steer the second with what it returns: `steer(pipe.decoder_pipe, reward)`, a "
+        f"{second}."
+    )
+
+
+def check_form_of_images(pipe: Any, reward: Reward) -> None:
+    """
+    Raises:
+        ValueError: if the pipeline gives videos and the reward takes images, or the other way.
+    """
+    videos = makes_videos(pipe)
+    for leaf in reward.leaves:
+        if videos and not leaf.takes_videos:
+            raise ValueError(
+                f"{type(pipe).__name__} gives videos, and '{leaf.name}' scores images. `FrameReward(reward)` scores "
+                "the frames of a video; a function of videos (B, F, 3, H, W) says so by `takes_videos = True`."
+            )
+        if leaf.takes_videos and not videos:
+            raise ValueError(f"{type(pipe).__name__} gives images, and '{leaf.name}' scores videos.")
 
 
 def check_keywords(pipe: Any, keywords: Mapping[str, Any], *others: str) -> None:
@@ -51,10 +85,14 @@ def check_keywords(pipe: Any, keywords: Mapping[str, Any], *others: str) -> None
     Raises:
         TypeError: for an unknown one.
     """
-    calls = [(vars(kind)["__call__"], kind) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
-    if not any(kind.__module__.startswith("diffusers.") for _, kind in calls):
-        return  # what others do with theirs is not known
-    known = {name: None for call, _ in calls for name in inspect.signature(call).parameters}
+    known: dict[str, None]
+    if is_modular(pipe):
+        known = dict.fromkeys([*sorted(call_names(pipe)), "output"])
+    else:
+        calls = [(vars(kind)["__call__"], kind) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+        if not any(kind.__module__.startswith("diffusers.") for _, kind in calls):
+            return  # what others do with theirs is not known
+        known = {name: None for call, _ in calls for name in inspect.signature(call).parameters}
     names = [name for name in (*known, *others) if name not in ("self", "args", "kwargs")]
     for name in keywords:
         if name not in names and name not in _LEGACY:
@@ -102,7 +140,7 @@ def checked_arguments(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]
     if isinstance(found.get("prompt"), tuple):
         found["prompt"] = list(found["prompt"])
     check_generator(found.get("generator"))
-    for name in ("num_inference_steps", "num_images_per_prompt", "height", "width"):
+    for name in ("num_inference_steps", *NUMBERS, "height", "width"):
         if name in found:
             # None of them is the same as leaving it out.
             optional = name != "num_inference_steps" or any(

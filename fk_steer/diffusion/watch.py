@@ -16,7 +16,7 @@ class Watch:
     """Remembers of every step whether what went in and out was finite. No device waits before `check`.
 
     Args:
-        denoiser, scheduler, vae: of the pipeline, for messages.
+        denoiser, scheduler, vae: of the pipeline, for messages; None for one that it has not.
         callback: whether a function of the user's may change the latents after a step.
     """
 
@@ -57,7 +57,8 @@ class Watch:
         Raises:
             NotFiniteError: unless all are finite.
         """
-        self._check(images, f"The decoder ({type(self.vae).__name__}) made NaN of finite latents", self.vae.dtype)
+        made = _decoder_made(self.vae)
+        self._check(images, made, None if self.vae is None else self.vae.dtype)
 
     def _check(self, values: Tensor, otherwise: str, dtype: torch.dtype | None = None) -> None:
         if values.isfinite().all():
@@ -72,14 +73,18 @@ class Watch:
 def check_decoder(vae: Any, images: Tensor, latents: Tensor) -> None:
     """
     Args:
-        vae: that made `images` of `latents`.
+        vae: that made `images` of `latents`; None if that was more than an autoencoder.
 
     Raises:
         NotFiniteError: if it made NaN of finite latents.
     """
     if images.isnan().any() and latents.isfinite().all():
-        made = f"The decoder ({type(vae).__name__}) made NaN of finite latents"
-        raise NotFiniteError(f"{made}. {advice(vae.dtype)}")
+        made = "The decoder made NaN of finite latents" if vae is None else _decoder_made(vae)
+        raise NotFiniteError(f"{made}. {advice(latents.dtype if vae is None else vae.dtype)}")
+
+
+def _decoder_made(vae: Any) -> str:
+    return f"The decoder ({type(vae).__name__}) made NaN of finite latents"
 
 
 def advice(dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 from .base import MissingScoreError, Reward, RewardError, as_pil, as_reward
 from .card import RewardCard
 from .composite import Cascade, Clipped, Composite, Standardized, WeightedSum, ZScoreSum
+from .frames import FrameReward
 from .general_preference import GeneralPreferenceReward
 from .loading import RewardLoadError
 from .pairwise import PairwiseReward
@@ -10,6 +11,7 @@ from .registry import available_rewards, load_reward, markdown_table
 
 
 __all__ = [
+    "FrameReward",
     "Cascade",
     "Clipped",
     "Composite",

@@ -62,12 +62,14 @@ class Reward:
         relative: whether it says only how the particles of a prompt compare with one another, so that its values mean
             nothing elsewhere and no normalising constant can be estimated from them.
         standardize: whether steering weighs z-scores of it within each prompt.
+        takes_videos: whether it scores videos (B, F, 3, H, W) in [0, 1] in place of images.
     """
 
     name: str = _ClassName()  # type: ignore[assignment]
     default_lmbda: float | None = None
     relative: bool = False
     standardize: bool = False
+    takes_videos: bool = False
 
     @torch.no_grad()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
@@ -85,7 +87,7 @@ class Reward:
             ValueError: unless there is one prompt per image.
             TypeError: if the class defines neither this nor `encode`.
         """
-        check_one_prompt_per_image(images, prompts)
+        check_one_prompt_per_image(images, prompts, self.takes_videos)
         of_prompt: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
             of_prompt.setdefault(prompt, []).append(index)
@@ -159,8 +161,8 @@ class FunctionReward(Reward):
     """A function of images and prompts, or of images alone, as a reward. Two of one function are equal.
 
     Args:
-        function: (images, prompts) -> B numbers, or (images) -> B numbers; its `name`, `default_lmbda`, `relative` and
-            `standardize` are the reward's, where it has them.
+        function: (images, prompts) -> B numbers, or (images) -> B numbers; its `name`, `default_lmbda`, `relative`,
+            `standardize` and `takes_videos` are the reward's, where it has them.
     """
 
     def __init__(self, function: Callable[[Any, Sequence[str]], Any]) -> None:
@@ -169,6 +171,7 @@ class FunctionReward(Reward):
         self.default_lmbda = getattr(function, "default_lmbda", None)
         self.relative = bool(getattr(function, "relative", False))
         self.standardize = bool(getattr(function, "standardize", False))
+        self.takes_videos = bool(getattr(function, "takes_videos", False))
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """What the function returns, as a tensor."""
@@ -293,14 +296,15 @@ def names_of(rewards: Sequence[Reward]) -> dict[Reward, str]:
     return names
 
 
-def check_one_prompt_per_image(images: Images, prompts: Sequence[str]) -> None:
+def check_one_prompt_per_image(images: Images, prompts: Sequence[str], videos: bool = False) -> None:
     """For rewards to call on what they are given.
 
     Raises:
         ValueError: unless there are as many prompts as images, for a text instead of a list of them, or if the images
             are not as rewards take them.
     """
-    check_form(images)
+    if not videos:
+        check_form(images)
     if isinstance(prompts, str):
         raise ValueError(f"Expected a list of prompts, one per image, but got the text {prompts!r}.")
     if len(images) != len(prompts):

@@ -5,8 +5,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from fk_steer.diffusion.batches import run_on_live_rows
+from fk_steer.diffusion.layout import combine, known_layout, output_layout
 from fk_steer.diffusion.ranks import Ranks
-from fk_steer.diffusion.rows import Rows, join_rows, map_rows
+from fk_steer.diffusion.rows import Rows, map_rows
 
 
 ALONE = Ranks(False, torch.device("cpu"))
@@ -33,7 +34,16 @@ class Denoiser:
 
 def run(rows: Rows, *args, chunk_size=None, **kwargs):
     denoiser = Denoiser()
-    output, count, _ = run_on_live_rows(denoiser, rows, ALONE, Denoiser.parameters, chunk_size, args, kwargs)
+    output, count, _ = run_on_live_rows(
+        denoiser,
+        rows,
+        ALONE,
+        Denoiser.parameters,
+        chunk_size,
+        args,
+        kwargs,
+        lambda arguments, copies: known_layout(arguments, copies * rows.total),
+    )
     return output[0], count, denoiser.calls
 
 
@@ -87,7 +97,7 @@ def test_everything_alive_is_passed_through_untouched():
 
     kwargs = {"encoder_hidden_states": torch.randn(8, 2, 5), "return_dict": False}
     output, count, copies = run_on_live_rows(
-        denoiser, Rows(2, 4), ALONE, Denoiser.parameters, None, (sample, timestep), kwargs
+        denoiser, Rows(2, 4), ALONE, Denoiser.parameters, None, (sample, timestep), kwargs, lambda *_: None
     )
     assert copies == 1
     (args, passed), *_ = seen
@@ -172,7 +182,7 @@ def test_other_arguments_are_left_alone():
         "timestep_cond": torch.randn(1, 8),
         "guidance": torch.tensor(3.5),
         "skip_layers": [1, 2, 3, 4],
-        "cross_attention_kwargs": {"scale": 0.5, "deep": {"mask": torch.randn(1, 4)}},
+        "cross_attention_kwargs": {"scale": 0.5, "deep": {"encoder_attention_mask": torch.randn(1, 4)}},
         "return_dict": False,
         "nothing": None,
     }
@@ -182,19 +192,20 @@ def test_other_arguments_are_left_alone():
         assert passed[name] is kwargs[name]
     assert passed["cross_attention_kwargs"]["scale"] == 0.5
     assert torch.equal(
-        passed["cross_attention_kwargs"]["deep"]["mask"], kwargs["cross_attention_kwargs"]["deep"]["mask"]
+        passed["cross_attention_kwargs"]["deep"]["encoder_attention_mask"],
+        kwargs["cross_attention_kwargs"]["deep"]["encoder_attention_mask"],
     )
 
 
 def test_rows_inside_lists_and_dictionaries_are_taken():
     residuals = (torch.randn(4, 2), torch.randn(4, 3))
-    embeds = {"ip_adapter_image_embeds": [torch.randn(4, 1, 2)]}
+    embeds = {"image_embeds": [torch.randn(4, 1, 2)]}
     _, _, calls = run(
         pruned(4, (1, 2)), torch.randn(4, 5), torch.ones(4), down_block_additional_residuals=residuals, joint=embeds
     )
     passed = calls[0][1]
     assert torch.equal(passed["down_block_additional_residuals"][1], residuals[1][[1, 2]])
-    assert torch.equal(passed["joint"]["ip_adapter_image_embeds"][0], embeds["ip_adapter_image_embeds"][0][[1, 2]])
+    assert torch.equal(passed["joint"]["image_embeds"][0], embeds["image_embeds"][0][[1, 2]])
 
 
 def test_a_batch_that_is_not_the_particles_passes_through():
@@ -205,9 +216,8 @@ def test_a_batch_that_is_not_the_particles_passes_through():
 
 
 def test_output_classes_are_kept():
-    joined = join_rows(
-        [UNet2DConditionOutput(sample=torch.ones(2, 1)), UNet2DConditionOutput(sample=torch.zeros(1, 1))], [2, 1]
-    )
+    outputs = [UNet2DConditionOutput(sample=torch.ones(2, 1)), UNet2DConditionOutput(sample=torch.zeros(1, 1))]
+    joined = combine(outputs, output_layout(outputs[0], 2), torch.cat)
     assert isinstance(joined, UNet2DConditionOutput)
     assert joined.sample.flatten().tolist() == [1, 1, 0]
     mapped = map_rows(lambda tensor: tensor[:1], UNet2DConditionOutput(sample=torch.ones(2, 1)), 2)

@@ -101,7 +101,7 @@ class Waits(TorchDispatchMode):
 def waits(pipe, steering, **call):
     """What our own code waited for in each step, and the trace."""
     mode = Waits()
-    own_step, own_denoise = Engine.step, Run.denoise
+    own_step, own_denoise = Engine.step, Run.forward
 
     def step(engine, inner, model_output, timestep, sample, *args, **kwargs):
         mode.mark((model_output, timestep, sample, pipe.scheduler.timesteps))
@@ -110,14 +110,14 @@ def waits(pipe, steering, **call):
         mode.of_step.append(Counter())
         return output
 
-    def denoise(run, inner, parameters, *args, **kwargs):
+    def denoise(run, name, control, parameters, inner, *args, **kwargs):
         mode.mark((args, kwargs))
         with mode.within(True):
-            return own_denoise(run, mode.theirs(inner), parameters, *args, **kwargs)
+            return own_denoise(run, name, control, parameters, mode.theirs(inner), *args, **kwargs)
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(Engine, "step", step))
-        stack.enter_context(patch.object(Run, "denoise", denoise))
+        stack.enter_context(patch.object(Run, "forward", denoise))
         # What the models, the scheduler and the reward do is theirs.
         kind = type(pipe.scheduler)
         stack.enter_context(patch.object(kind, "step", mode.theirs(kind.step)))

@@ -1,0 +1,68 @@
+"""Which components of a pipeline do what, whatever they are called."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+
+_TIMES = frozenset({"timestep", "timesteps", "t", "timestep_ratio", "r"})
+"""What denoisers call the time they are at."""
+
+
+def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The components that are called with noisy rows and a time in every step, by name: denoisers, control networks."""
+    return {
+        name: component
+        for name, component in pipe.components.items()
+        if isinstance(component, torch.nn.Module) and _TIMES & set(parameters_of(component))
+    }
+
+
+def is_control(module: torch.nn.Module) -> bool:
+    """Whether a denoiser's output goes into another denoiser."""
+    return "ControlNet" in type(original(module)).__name__
+
+
+def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
+    """Name and component that makes images of latents; None for a pipeline that works on pixels."""
+    for name in ("vae", "movq", "vqgan"):
+        component = pipe.components.get(name)
+        if component is not None and hasattr(component, "decode"):
+            return name, component
+    return None
+
+
+def original(module: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, where it was compiled."""
+    inner: torch.nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+def parameters_of(module: torch.nn.Module) -> list[str]:
+    """Names of what a module's forward takes."""
+    return list(inspect.signature(original(module).forward).parameters)
+
+
+def is_modular(pipe: Any) -> bool:
+    """Whether a pipeline is made of blocks."""
+    return hasattr(pipe, "blocks") and not hasattr(pipe, "register_modules")
+
+
+def call_names(pipe: Any) -> frozenset[str]:
+    """Names of the arguments of a pipeline's call, those of the call that it inherits too, to which it may hand on
+    whatever it is given."""
+    if is_modular(pipe):
+        return frozenset(entry.name for entry in pipe.blocks.inputs if entry.name)
+    calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    return frozenset(name for call in calls for name in inspect.signature(call).parameters)
+
+
+def makes_videos(pipe: Any) -> bool:
+    """Whether a pipeline gives frames rather than images."""
+    if is_modular(pipe):
+        return any(entry.name == "videos" for entry in pipe.blocks.outputs)
+    names = call_names(pipe)
+    return bool(names & {"num_frames", "num_videos_per_prompt", "video_length", "num_frames_per_chunk"})

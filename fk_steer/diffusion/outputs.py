@@ -1,0 +1,87 @@
+"""What pipelines return, as tensors, and tensors as what users ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
+from torch import Tensor
+
+from .components import autoencoder_of, call_names, is_modular
+
+
+def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> tuple[Any, ...]:
+    """What a pipeline's call returns: its images or videos, and anything beside."""
+    names, asked = call_names(pipe), dict(arguments)
+    if "output_type" in names:
+        asked["output_type"] = output_type
+    if is_modular(pipe):
+        found = {entry.name for entry in pipe.blocks.outputs}
+        asked.pop("output", None)
+        return (pipe(**asked, output=next(name for name in ("videos", "images", "image") if name in found)),)
+    if "return_dict" in names:
+        asked["return_dict"] = False
+    output = pipe(**asked)
+    if isinstance(output, tuple):
+        return output
+    return tuple(output.values()) if isinstance(output, Mapping) else (output,)
+
+
+def tensor_type(pipe: Any) -> str:
+    """The `output_type` with which a pipeline gives images in [0, 1]: 'pt', where a processor makes them of what an
+    autoencoder decodes, else 'np', as tensors may then be in [-1, 1]."""
+    if is_modular(pipe):
+        return "pt"
+    processor = hasattr(pipe, "image_processor") or hasattr(pipe, "video_processor")
+    return "pt" if processor and autoencoder_of(pipe) is not None else "np"
+
+
+def as_tensor(images: Any, videos: bool) -> Tensor:
+    """Images (B, 3, H, W), or videos (B, F, 3, H, W), in [0, 1] as float32.
+
+    Args:
+        images: a tensor, an array with the channels last, PIL images, or lists of these.
+        videos: whether they are videos.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    tensor = _tensor(images)
+    dims = 5 if videos else 4
+    if videos and tensor.ndim == 5 and tensor.shape[1] == 3 != tensor.shape[2]:
+        tensor = tensor.transpose(1, 2)
+    if tensor.ndim == 3 and tensor.shape[0] != 3:
+        tensor = tensor[:, None].expand(-1, 3, -1, -1)  # greyscale
+    if tensor.ndim != dims or tensor.shape[-3] not in (1, 3, 4):
+        kind = "videos (B, F, 3, H, W)" if videos else "images (B, 3, H, W)"
+        raise ValueError(f"Expected the pipeline to give {kind}, but it gave {tuple(tensor.shape)}.")
+    return tensor.float()
+
+
+def _tensor(images: Any) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    if isinstance(images, np.ndarray):
+        tensor = torch.from_numpy(images)
+        return tensor.movedim(-1, -3) if tensor.shape[-1] in (1, 3, 4) else tensor
+    if isinstance(images, Image):
+        return torch.from_numpy(np.array(images.convert("RGB"))).movedim(-1, -3).float() / 255
+    if isinstance(images, (list, tuple)) and images:
+        return torch.stack([_tensor(image) for image in images])
+    raise ValueError(f"Expected the pipeline to give images, but it gave {type(images).__name__}.")
+
+
+def convert(images: Tensor, output_type: str) -> Any:
+    """Images (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1] as 'pt', 'np' (channels last) or 'pil': B images, or B
+    lists of F."""
+    if output_type == "pt":
+        return images
+    if images.ndim == 5:
+        frames = [convert(video, output_type) for video in images]
+        return np.stack(frames) if output_type == "np" else frames
+    arrays = VaeImageProcessor.pt_to_numpy(images)
+    return VaeImageProcessor.numpy_to_pil(arrays) if output_type == "pil" else arrays

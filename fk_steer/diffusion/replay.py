@@ -1,0 +1,354 @@
+"""A pipeline's call, run again for some rows with its costly parts left out.
+
+What a pipeline does before and after its loop (packing, scaling, sizes, frames, compositing of masks) is its own
+affair. Run once more with the denoiser stubbed and `scheduler.step` returning given x0, it makes of these the images
+that a user would get; run for one row, it shows which arguments of the denoiser hold the rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from .call import Call
+from .conditions import Conditions
+from .inputs import Way, entries_of, number_name, ways_of
+from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
+from .outputs import as_tensor, run_pipeline, tensor_type
+
+
+@dataclass
+class StepOutput(BaseOutput):  # type: ignore[misc]
+    """What schedulers' steps return, in the words of all of them."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+    denoised: Tensor | None = None
+
+
+def step_output(sample: Tensor, options: Mapping[str, Any]) -> Any:
+    """What a scheduler's step called with these options returns for samples."""
+    if options.get("return_dict") is False:
+        return sample, sample
+    return StepOutput(sample, sample, sample)
+
+
+class _Enough(Exception):
+    """All that was wanted has been seen."""
+
+
+class Replay:
+    """Runs the call of a run again.
+
+    Args:
+        call: the steered call, whose main run goes on meanwhile.
+        autoencoder: name of the component that decodes; None if there is none.
+
+    Attributes:
+        way: how the pipeline was asked for its rows.
+        active: whether a replay is running, so that what is wrapped for the main run comes here.
+        num_steps: of the main run's loop, once it has begun.
+        conditions: what particles have in common.
+    """
+
+    def __init__(self, call: Call, autoencoder: str | None) -> None:
+        self.call, self.autoencoder = call, autoencoder
+        self.way = Way("nothing")
+        self.active = False
+        self.num_steps = 0
+        self.conditions = Conditions()
+        self._populations = [row // call.num_slots for row in range(call.num_rows)]
+        self._initial = [generator.get_state() for generator in call.generators]
+        self._step: Callable[[Tensor, Mapping[str, Any]], Any] = step_output
+        self._rows: list[int] = []
+        self._templates: dict[str, tuple[int, bool, Any]] = {}
+        """Of each denoiser: rows, whether they came as a list, and the output, without its data."""
+        self._encoded: list[Any] = []
+        """What `encode_prompt` returned in the main run, call by call."""
+        self._encoded_layouts: list[Layout] | None = None
+        self._seen: list[Any] = []
+        """What it returned for one row."""
+        self._count = 0
+        self._calls: defaultdict[str, list[Any]] = defaultdict(list)
+        """Of each denoiser: its arguments for one row, without their data, call by call."""
+        self._probing = self._probed = False
+
+    # What the main run tells.
+
+    def begin(self, way: Way) -> None:
+        """The main run begins, asked for its rows in this way."""
+        self.way, self._encoded = way, []
+        self.conditions.forget()
+        self.conditions.begin(self.call.generators, self._populations)
+
+    def remember_output(self, name: str, sample: Any, output: Any) -> None:
+        """An output of a denoiser."""
+        if name not in self._templates:
+            self._templates[name] = len(sample), isinstance(sample, list), outline(output)
+
+    def remember_encoded(self, encoded: Any) -> None:
+        """What `encode_prompt` returned."""
+        self._encoded.append(encoded)
+
+    # What is asked.
+
+    def images(self, x0: Tensor, rows: Tensor, vae: Any = None) -> Tensor:
+        """The images (M, 3, H, W), or videos (M, F, 3, H, W), in [0, 1] that the pipeline makes of x0.
+
+        Args:
+            x0: (M, ...) as the scheduler's samples.
+            rows: (M,) of the batch that they belong to, on the CPU.
+            vae: decodes in place of the pipeline's own.
+        """
+        if self.call.num_rows > 1:
+            self._probe()
+        prompts = (rows // self.call.rows_per_prompt).tolist()
+        parts = [list(range(len(rows)))]
+        if self.way.repeats == "nothing":
+            parts = [[i for i, p in enumerate(prompts) if p == prompt] for prompt in dict.fromkeys(prompts)]
+        images: list[Tensor | None] = [None] * len(rows)
+        for part in parts:
+            some = x0[torch.tensor(part, device=x0.device)]
+
+            def step(sample: Tensor, options: Mapping[str, Any], some: Tensor = some) -> Any:
+                return step_output(some.to(sample.device, sample.dtype), options)
+
+            with self._component(vae):
+                output = self._again([int(rows[i]) for i in part], step)
+            for position, image in zip(part, as_tensor(output[0], self.call.videos)):
+                images[position] = image
+        return torch.stack([image for image in images if image is not None])
+
+    def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
+        """Where the rows are in a denoiser's arguments.
+
+        Args:
+            name: of the denoiser.
+            arguments: of a call in the main run, by name, for all rows.
+            copies: how often it holds the rows.
+
+        Raises:
+            UnknownLayoutError: if that cannot be told.
+        """
+        self._probe()
+        failure = UnknownLayoutError(name)
+        for one in self._calls[name]:
+            try:
+                return learned_layout(one, arguments, self.call.num_rows, copies)
+            except UnknownLayoutError as error:
+                failure = error
+        raise failure
+
+    def takes_one_row(self) -> bool:
+        """Whether the pipeline comes to its denoiser when it is asked for one row, as it should for any arguments that
+        are right."""
+
+        def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
+            raise _Enough
+
+        for way in ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts):
+            self.way = way
+            try:
+                self._again([0], step)
+            except _Enough:
+                return True
+            except Exception:
+                continue
+        return False
+
+    # The wrapped methods, while a replay runs.
+
+    def forward(self, name: str, inner: Callable[..., Any], parameters: Sequence[str], args: Any, kwargs: Any) -> Any:
+        """In place of a denoiser's own."""
+        sample = args[0] if args else kwargs[parameters[0]]
+        if self._probing:
+            self._calls[name].append(outline({**dict(zip(parameters, args)), **kwargs}))
+        if name not in self._templates:
+            output = inner(*args, **kwargs)
+            self._templates[name] = len(sample), isinstance(sample, list), outline(output)
+            return output
+        num_rows, as_list, template = self._templates[name]
+        return _zeros(template, output_layout(template, num_rows, as_list), len(sample), sample)
+
+    def step(self, sample: Tensor, options: Mapping[str, Any]) -> Any:
+        """In place of the scheduler's own."""
+        return self._step(sample, options)
+
+    def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of the pipeline's own: what it returned in the main run, for these rows."""
+        if self._probing or self._encoded_layouts is None:
+            encoded = inner(*args, **kwargs)
+            self._seen.append(encoded)
+            return encoded
+        number, self._count = self._count, self._count + 1
+        if number >= len(self._encoded_layouts):
+            return inner(*args, **kwargs)
+        encoded, layout = self._encoded[number], self._encoded_layouts[number]
+        rows = torch.tensor(self._rows)
+        units = next((n for n in _numbers(encoded, layout) if n is not None), self.call.num_rows)
+        index = rows if units == self.call.num_rows else rows // self.call.rows_per_prompt
+        return take_units(encoded, layout, index)
+
+    # How.
+
+    def _probe(self) -> None:
+        """See what the call is like for the first row alone."""
+        if self._probed:
+            return
+        self._probed = self._probing = True
+        steps = 0
+
+        def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps >= self.num_steps:
+                raise _Enough
+            return step_output(sample, options)
+
+        try:
+            self._again([0], step)
+        except _Enough:
+            pass
+        finally:
+            self._probing = False
+        self._encoded_layouts = self._layouts_of_encoded()
+
+    def _layouts_of_encoded(self) -> list[Layout] | None:
+        if len(self._seen) != len(self._encoded):
+            return None
+        layouts = []
+        for one, many in zip(self._seen, self._encoded):
+            for number in (self.call.num_rows, self.call.num_rows // self.call.rows_per_prompt):
+                try:
+                    layouts.append(learned_layout(one, many, number))
+                    break
+                except UnknownLayoutError:
+                    continue
+            else:
+                return None
+        return layouts
+
+    def _again(self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any]) -> tuple[Any, ...]:
+        call, pipe = self.call, self.call.pipe
+        num_prompts = call.num_rows // call.rows_per_prompt
+        prompts = [row // call.rows_per_prompt for row in rows]
+        arguments = {name: value for name, value in call.arguments.items() if name not in _LEFT_OUT}
+        if self.way.repeats == "nothing":
+            number = number_name(pipe)
+            assert number is not None
+            asked = {**entries_of(arguments, num_prompts, prompts[:1]), number: len(rows)}
+        else:
+            asked = self.way.arguments(pipe, arguments, num_prompts, prompts)
+        generators = []
+        for row in rows:
+            generator = torch.Generator(call.generators[row].device)
+            generator.set_state(self._initial[row])
+            generators.append(generator)
+        self.conditions.begin(generators, [self._populations[row] for row in rows])
+        self._rows, self._count, self._step = rows, 0, step
+        with _as_before(pipe), torch.no_grad():
+            self.active = True
+            try:
+                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
+            finally:
+                self.active = False
+
+    @contextmanager
+    def _component(self, vae: Any) -> Iterator[None]:
+        if vae is None or self.autoencoder is None:
+            yield
+            return
+        pipe, own = self.call.pipe, self.call.pipe.components[self.autoencoder]
+        object.__setattr__(pipe, self.autoencoder, vae)
+        try:
+            yield
+        finally:
+            object.__setattr__(pipe, self.autoencoder, own)
+
+
+_LEFT_OUT = frozenset(
+    {
+        "latents",
+        "callback",
+        "callback_steps",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "denoising_end",
+    }
+)
+
+
+@contextmanager
+def _as_before(pipe: Any) -> Iterator[None]:
+    """Put back, at the end, what a call changes in a pipeline and its components that are not modules."""
+    owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
+    saved = [{name: _copied(value) for name, value in vars(owner).items()} for owner in owners]
+    if hasattr(pipe, "_progress_bar_config"):
+        pipe._progress_bar_config = {**pipe._progress_bar_config, "disable": True}
+    else:
+        pipe._progress_bar_config = {"disable": True}
+    try:
+        yield
+    finally:
+        for owner, state in zip(owners, saved):
+            vars(owner).clear()
+            vars(owner).update(state)
+
+
+def _has_state(component: Any) -> bool:
+    return hasattr(component, "__dict__") and not isinstance(component, (torch.nn.Module, type))
+
+
+def _copied(value: Any) -> Any:
+    """Lists, and small objects that a component keeps its state in, as they are now."""
+    if isinstance(value, list):
+        return list(value)
+    if type(value).__module__.startswith("diffusers.guiders"):
+        return copy.copy(value)
+    return value
+
+
+def outline(value: Any) -> Any:
+    """A structure of tensors without their data."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, Mapping):
+        outlined = {key: outline(item) for key, item in value.items()}
+        return outlined if type(value) is dict else type(value)(**outlined)
+    if isinstance(value, (list, tuple)):
+        return type(value)(outline(item) for item in value)
+    return value
+
+
+def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
+    """Zeros for `num_rows` rows, in the form of a template, on the device of `sample`."""
+    device = (sample[0] if isinstance(sample, list) else sample).device
+    index = torch.zeros(num_rows, dtype=torch.long)
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.zeros(value.shape, dtype=value.dtype, device=device)
+        if isinstance(value, Mapping):
+            made = {key: of(item) for key, item in value.items()}
+            return made if type(value) is dict else type(value)(**made)
+        return type(value)(of(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+    return of(take_units(template, layout, index.to("cpu")))
+
+
+def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:
+    """How many rows each part of `value` holds."""
+    if isinstance(layout, dict):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _numbers(item, layout.get(key))
+    else:
+        yield num_units(value, layout)
