@@ -159,7 +159,8 @@ def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: in
     """
     import diffusers
 
-    from .diffusion.schedulers import adds_noise, parametrisation
+    from .diffusion.noise import adds_noise
+    from .diffusion.schedulers import parametrisation
 
     if name is not None:
         scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None

@@ -6,14 +6,13 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .attention import ATTENTION
-from .terminal import errors_as_lines, usable_device
+from .terminal import errors_as_lines, print_version, usable_device
 
 
 if TYPE_CHECKING:
@@ -27,16 +26,11 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"llava-reward {version('fk-steer')}")
-        raise typer.Exit
-
-
 @app.callback()
 def main(
     show: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=print_version("llava-reward"), is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """LLaVA-Reward: how good an image is for a prompt."""

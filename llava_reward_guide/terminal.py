@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import typer
 
@@ -41,6 +42,17 @@ def errors_as_lines(prefix: str) -> Iterator[None]:
         raise typer.Exit(1) from error
     finally:
         warnings.formatwarning = shown_before
+
+
+def print_version(program: str) -> Callable[[bool], None]:
+    """The callback of a `--version` option, which prints it and ends."""
+
+    def show(asked: bool) -> None:
+        if asked:
+            typer.echo(f"{program} {version('fk-steer')}")
+            raise typer.Exit
+
+    return show
 
 
 def usable_device(device: str | None) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
+from llava_reward_guide.terminal import print_version
 
 from .compare import compare
 from .evaluation import app as evaluation
@@ -25,16 +26,10 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"fk-steer {version('fk-steer')}")
-        raise typer.Exit
-
-
 @app.callback()
 def main(
     show: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version("fk-steer"), is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Feynman-Kac steering for Hugging Face Diffusers."""

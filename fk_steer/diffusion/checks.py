@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
 from torch import nn
 
-from .schedulers import parting_steps
+from .noise import parting_steps
 
 
 def check_caches(denoisers: Mapping[str, nn.Module]) -> None:

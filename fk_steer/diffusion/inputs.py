@@ -24,7 +24,8 @@ from .components import call_names
 _TEXT = re.compile(r"(negative_)?prompt(_\d)?")
 _ENCODED = re.compile(r"(?!ip_adapter|negative_ip_adapter).*(embeds|embeddings|attention_mask|embeds_mask)(_\w+)?|hint")
 _IMAGE = re.compile(
-    r"(image|video|mask_image|mask|control_image|control_video|control_mask|last_image|original_image|frames|mask_video)"
+    r"(image|video|mask_image|mask|control_image|control_video|control_mask|last_image|original_image|frames|mask_video|"
+    r"conditioning_frames)"
     r"|(masked_)?(image|video)_latents|depth_map"
 )
 
@@ -56,7 +57,6 @@ class Way:
             number = number_name(pipe)
             assert number is not None
             return {**arguments, number: len(prompts) // num_prompts}
-        names_images = self.repeats == "everything"
         one_image_per_net = hasattr(getattr(pipe, "controlnet", None), "nets")
 
         def of(name: str, value: Any) -> Any:
@@ -66,7 +66,7 @@ class Way:
                 return _indexed(value, num_prompts, prompts)
             if _IMAGE.fullmatch(name) and not one_image_per_net:
                 several = num_prompts > 1 and _has_one_per_prompt(value, num_prompts)
-                if several or names_images:
+                if several or self.repeats == "everything":
                     return _images(name, value, num_prompts, prompts)
             return value
 
@@ -171,16 +171,12 @@ def _indexed(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
 
 def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
     """One image or video per row, of one for all, or one per prompt."""
-    dims = 5 if "video" in name or name == "frames" else 4
+    dims = 5 if "video" in name or "frames" in name else 4
     if isinstance(value, Image):
         return [value] * len(prompts)
     if isinstance(value, (Tensor, np.ndarray)):
         whole = value if value.ndim >= dims else value[None]
-        return (
-            _indexed(whole, len(whole), [0] * len(prompts))
-            if len(whole) == 1
-            else _indexed(whole, num_prompts, prompts)
-        )
+        return _indexed(whole, 1, [0] * len(prompts)) if len(whole) == 1 else _indexed(whole, num_prompts, prompts)
     if isinstance(value, (list, tuple)):
         if dims == 5 and value and not isinstance(value[0], (list, tuple)) and getattr(value[0], "ndim", 3) < 4:
             return [value] * len(prompts)  # the frames of one video

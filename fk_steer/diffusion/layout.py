@@ -65,7 +65,17 @@ WITHOUT_ROWS = frozenset({"img_ids", "txt_ids", "skip_layers", "image_rotary_emb
 
 
 class UnknownLayoutError(ValueError):
-    """It cannot be told where the rows of an argument are."""
+    """It cannot be told where the rows of an argument are.
+
+    Args:
+        name: of the argument.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"It cannot be told which part of the denoiser's argument `{name}` belongs to which particle, so particles "
+            "cannot be computed apart. Use a search that neither prunes nor copies, without a `denoise_batch_size`."
+        )
 
 
 def known_layout(arguments: Mapping[str, Any], num_rows: int) -> Layout:

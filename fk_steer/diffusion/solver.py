@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .noise import noise_switched
 from .rows import map_rows
 from .schedulers import (
     accepts,
     gather_history,
     in_first_order_stage,
     levels,
-    noise_switched,
     predict_x0,
     start_index,
 )

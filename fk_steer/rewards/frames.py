@@ -43,9 +43,19 @@ class FrameReward(Reward):
         if self.reward.takes_videos:
             raise ValueError(f"'{self.reward.name}' scores videos itself: use it without `FrameReward`.")
         self.frames, self.reduce = frames, reduce
+        self._at: dict[Reward, FrameReward] = {}
         self.name = f"{self.reward.name} of frames"
         self.default_lmbda = self.reward.default_lmbda
         self.relative, self.standardize = self.reward.relative, self.reward.standardize
+
+    def at(self, progress: float) -> Reward:
+        """Of the frames, what is in force for images."""
+        now = self.reward.at(progress)
+        if now is self.reward:
+            return self
+        if now not in self._at:
+            self._at[now] = FrameReward(now, self.frames, self.reduce)
+        return self._at[now]
 
     def encode(self, images: Images, prompts: Sequence[str]) -> list[Any]:
         """For each video what the leaves of the reward keep of its frames."""
@@ -56,7 +66,7 @@ class FrameReward(Reward):
         shown = images[:, chosen].flatten(0, 1)
         texts = [prompt for prompt in prompts for _ in range(number)]
         kept: list[dict[Reward, Any]] = [{} for _ in prompts]
-        for leaf in self.reward.at(1.0).leaves:
+        for leaf in self.reward.leaves:
             encodings = encode_images(leaf, shown, texts, "for frames")
             if isinstance(encodings, Tensor):
                 encodings = encodings.to("cpu", torch.float64)
@@ -68,7 +78,7 @@ class FrameReward(Reward):
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
         """Frame by frame what the reward makes of them, reduced."""
-        reward, rewards = self.reward.at(1.0), []
+        reward, rewards = self.reward, []
         for group, prompt in zip(members, prompts):
             distinct, inverse = group.unique(return_inverse=True)
             videos: list[Any] = [encodings[video] for video in distinct.tolist()]

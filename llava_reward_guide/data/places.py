@@ -49,7 +49,7 @@ def find_images(paths: Iterable[str], folder: Path, by_end: bool = True) -> Plac
     """Look for images in a folder.
 
     A path that is not there as it is listed is the file below the folder that fits the longest end of it, so that
-    `/home/author/data/images/0.png` is `FOLDER/images/0.png`, or else `FOLDER/0.png`. A file that two different paths
+    `/data/of/authors/images/0.png` is `FOLDER/images/0.png`, or else `FOLDER/0.png`. A file that two different paths
     come down to is neither. An absolute path that the folder has nothing for may still exist where it says.
 
     Args:

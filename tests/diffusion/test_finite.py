@@ -10,7 +10,7 @@ import torch
 
 from fk_steer import Execution, FKSteering, Noise, Resampling, steer
 from fk_steer.diffusion import UnsupportedSchedulerError
-from fk_steer.diffusion.schedulers import noise_switched, parting_steps
+from fk_steer.diffusion.noise import noise_switched, parting_steps
 from fk_steer.diffusion.watch import NotFiniteError
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd, sd_scheduler, sdxl
 

@@ -14,7 +14,8 @@ from fk_steer.diffusion.layout import (
     learned_layout,
     take_units,
 )
-from fk_steer.diffusion.schedulers import noise_switched, predict_x0
+from fk_steer.diffusion.noise import noise_switched
+from fk_steer.diffusion.schedulers import predict_x0
 from fk_steer.testing import row_generators
 
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from fk_steer.diffusion import UnsupportedSchedulerError, intercept_step, predict_x0
+from fk_steer.diffusion.noise import adds_noise, noise_switched, parting_steps
 from fk_steer.diffusion.schedulers import (
-    adds_noise,
     gather_history,
     in_first_order_stage,
-    noise_switched,
     parametrisation,
-    parting_steps,
 )
 from fk_steer.testing import sd_scheduler
 
