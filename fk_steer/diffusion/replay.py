@@ -123,7 +123,7 @@ class Replay:
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            for position, image in zip(part, as_tensor(output[0], self.call.videos)):
+            for position, image in zip(part, as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)):
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
 

@@ -175,3 +175,9 @@ def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int) ->
     if type(value) in (tuple, list):
         return type(value)(map_rows(function, item, num_rows) for item in value)
     return value
+
+
+def overwrite(whole: Tensor, values: Tensor) -> None:
+    """Let a pipeline's own tensor (B, ...) hold `values`, for what it takes from it after a step."""
+    if all(stride or size == 1 for stride, size in zip(whole.stride(), whole.shape)):  # no row stands for several
+        whole.copy_(values)
