@@ -13,7 +13,7 @@ from .call import Call
 from .judging import Judge, Judgement
 from .particles import Followed, Particles
 from .replay import step_output
-from .rows import map_rows
+from .rows import map_rows, overwrite
 from .solver import Solver, States
 from .watch import Watch
 
@@ -94,6 +94,7 @@ class Engine:
             )
         if self.halted is not None:
             return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+        whole = sample
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -105,6 +106,10 @@ class Engine:
         if self.due(index):
             plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
             self.taken = Taken(index, stepped, followed.moved, plan.after_noise)
+            if tokens is not None and followed.moved is not None:
+                # Tokens that are not denoised in this step the pipeline takes from the samples as they were before.
+                kept = sample[followed.moved.to(sample.device)] if plan.after_noise else followed.states.sample
+                overwrite(whole, self.to_all_rows(kept, len(kept)))
             if self.halting:
                 self.halted = followed.states.x0.to(sample.dtype)
                 self.last_x0 = None if self.last_x0 is None else followed.states.x0

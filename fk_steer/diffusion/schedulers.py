@@ -39,7 +39,7 @@ def intercept(owner: Any, name: str, replace: Replace, of_copy: OfCopy = _as_it_
             that method itself.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    replacement = _Replacement(method, replace(method), owner, of_copy)
+    replacement = _Replacement(owner, name, method, replace(method), of_copy)
     object.__setattr__(owner, name, replacement)
     try:
         yield
@@ -56,14 +56,10 @@ class _Replacement:
     """Stands in for a method, with its signature."""
 
     def __init__(
-        self,
-        method: Callable[..., Any],
-        replacement: Callable[..., Any],
-        owner: Any,
-        of_copy: OfCopy,
+        self, owner: Any, name: str, method: Callable[..., Any], replacement: Callable[..., Any], of_copy: OfCopy
     ) -> None:
         functools.update_wrapper(self, method)
-        self._replacement, self._owner, self._of_copy = replacement, owner, of_copy
+        self._owner, self._name, self._replacement, self._of_copy = owner, name, replacement, of_copy
         self.copies: list[Any] = []
         """Of the owner, whose methods are replaced too."""
 
@@ -79,8 +75,8 @@ class _Replacement:
                 "told when to move. Steer a pipeline that takes them with `pipe.scheduler` itself."
             )
         self.copies.append(copied)
-        method = getattr(type(owner), self.__name__).__get__(copied)
-        return _Replacement(method, self._of_copy(copied)(method), copied, _as_it_is)
+        method = getattr(type(owner), self._name).__get__(copied)
+        return _Replacement(copied, self._name, method, self._of_copy(copied)(method), _as_it_is)
 
 
 def intercept_step(scheduler: Any, step: Callable[..., Any], of_copy: OfCopy = _as_it_is) -> Any:
