@@ -126,7 +126,9 @@ class Call:
         asked = way.arguments(self.pipe, self.arguments, self.num_prompts, prompts)
         # What is denoised may be moved in place.
         own = {
-            name: value.clone() for name, value in asked.items() if name.endswith("latents") and isinstance(value, Tensor)
+            name: value.clone()
+            for name, value in asked.items()
+            if name.endswith("latents") and isinstance(value, Tensor)
         }
         return {**asked, **own, "generator": list(self.generators)}
 

@@ -64,14 +64,21 @@ class Companion:
             overwrite(whole, engine.to_all_rows(sample[moved], len(moved)))
             if not taken.late or engine.halted is not None:
                 self.solver.gather(sample.shape, moved)
-                stepped, moved, model_output, sample = engine.particles.rows.live, None, model_output[moved], sample[moved]
+                stepped, moved, model_output, sample = (
+                    engine.particles.rows.live,
+                    None,
+                    model_output[moved],
+                    sample[moved],
+                )
         if engine.halted is not None:
             self._halted = predict_x0(self.scheduler, model_output, timestep, sample).to(sample.dtype)
             return engine.to_all_rows(step_output(self._halted, kwargs), len(sample))
 
         kwargs.pop("eta", None)
         quiet, generators = engine.particles.quiet(stepped), engine.generators_of(stepped)
-        output = self.solver.step(inner, taken.index, quiet, generators, model_output, timestep, sample, *args, **kwargs)
+        output = self.solver.step(
+            inner, taken.index, quiet, generators, model_output, timestep, sample, *args, **kwargs
+        )
         if moved is not None:
             self.solver.gather(sample.shape, moved)
             index = moved

@@ -23,7 +23,9 @@ def begins_with_image(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the encoded image is where the particles begin, and not what they are conditioned on."""
     names, given = call_names(pipe), {name for name, value in arguments.items() if value is not None}
     # `strength` is that of conditions where these have places of their own in a video.
-    return "strength" in names and not ({"conditions", "frame_index"} & names or {"mask_image", "control_image"} & given)
+    return "strength" in names and not (
+        {"conditions", "frame_index"} & names or {"mask_image", "control_image"} & given
+    )
 
 
 class Conditions:

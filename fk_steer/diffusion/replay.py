@@ -21,7 +21,16 @@ from torch import Tensor
 from .call import Call
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
-from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
+from .layout import (
+    Layout,
+    UnknownLayoutError,
+    learned_layout,
+    members_of,
+    num_units,
+    output_layout,
+    rebuilt,
+    take_units,
+)
 from .outputs import as_tensor, run_pipeline, tensor_type
 
 
@@ -327,7 +336,8 @@ def outline(value: Any) -> Any:
         return outlined if type(value) is dict else type(value)(**outlined)
     if isinstance(value, (list, tuple)):
         return type(value)(outline(item) for item in value)
-    return value
+    members = members_of(value)
+    return value if members is None else rebuilt(value, {key: outline(item) for key, item in members.items()})
 
 
 def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
@@ -341,7 +351,10 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
         if isinstance(value, Mapping):
             made = {key: of(item) for key, item in value.items()}
             return made if type(value) is dict else type(value)(**made)
-        return type(value)(of(item) for item in value) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(of(item) for item in value)
+        members = members_of(value)
+        return value if members is None else rebuilt(value, {key: of(item) for key, item in members.items()})
 
     return of(take_units(template, layout, index.to("cpu")))
 
@@ -349,8 +362,8 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
 def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:
     """How many rows each part of `value` holds."""
     if isinstance(layout, dict):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
+        members = value if isinstance(value, Mapping) else members_of(value)
+        for key, item in enumerate(value) if members is None else members.items():
             yield from _numbers(item, layout.get(key))
     else:
         yield num_units(value, layout)

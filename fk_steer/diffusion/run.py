@@ -34,7 +34,7 @@ from .events import Observer, ScoringEvent
 from .execution import Execution
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
-from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
+from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline, tensor_type
 from .particles import Followed, Particles
 from .ranks import Ranks
@@ -225,7 +225,7 @@ class Run:
 
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments."""
-        sizes = name, copies, repr(outline(arguments))
+        sizes = name, copies, repr(outline(as_containers(arguments)))
         if sizes not in self._layouts:
             try:
                 self._layouts[sizes] = known_layout(arguments, copies * self.particles.rows.total)

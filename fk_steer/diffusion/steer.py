@@ -203,9 +203,7 @@ class SteeredPipeline:
         if not return_dict:
             return (images, *others, particles, result.rewards, result.log_weights, trace)
         flags = others[0] if others and isinstance(others[0], list) else None
-        return SteeredOutput(
-            images, particles, result.rewards, result.log_weights, trace, flags, tuple(others)
-        )
+        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, flags, tuple(others))
 
     def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:
         pipe = self.pipe
