@@ -10,6 +10,7 @@
 | decode | the picture of the last step's x0 prediction is the final image |
 | resampling | after a copy, children have their parent's image and not the one they would have had |
 | copies | copies that draw the same noise stay equal, with the sampler's noise and without |
+| pruning | when the first is dropped, the others end as they would have |
 | chunks | one row at a time gives the same images |
 | neighbours | a second prompt in the batch changes nothing, where it does not in the stock call |
 | prompts | another prompt gives other images, where it does in the stock call |
@@ -89,6 +90,14 @@ class Copying(Strategy):
 
     def copying(self, num_steps: int) -> list[int]:
         return []
+
+
+@dataclass(frozen=True)
+class Pruning(Copying):
+    """In the middle of the loop the first is dropped."""
+
+    def step(self, look: Look) -> Plan:
+        return Plan(look.everyone[:, 1:])
 
 
 @dataclass
@@ -187,6 +196,12 @@ def check(case: Case) -> dict[str, Finding]:
         _check_watched(report, watched, alone)
         _check_decode(report, watched, pictures, steps)
     _check_copies(report, watched)
+    if watched is not None and _repeats(report):
+        pruning = Pruning(PARTICLES, noise=Noise(case.natural_eta))
+        pruned = report.attempt(["pruning"], lambda: steered(case, pruning, generators(0)))
+        if pruned is not None:
+            difference = _difference(in_slots(pruned)[0], in_slots(watched)[0, 1:])
+            report.hold_in_batch("pruning", difference, "what is left when another is dropped has changed")
     _check_shuffled(report, alone)
     result = report.attempt(["preset"], lambda: _preset(case))
     if result is not None:
