@@ -122,8 +122,8 @@ def _check_common(name: str, value: Any, layout: Layout, rows: Rows, copies: int
     for one, other in zip(tensors_of(value), tensors_of(first)):
         if not torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"What the denoiser keeps in its argument `{name}` differs between particles, and does not follow those "
-                "that are resampled. Use a search that neither prunes nor copies."
+                f"What the denoiser keeps in its argument `{name}` differs between particles, and does not follow "
+                "those that are resampled. Use a search that neither prunes nor copies."
             )
 
 
