@@ -26,6 +26,12 @@ def is_control(module: torch.nn.Module) -> bool:
     return "ControlNet" in type(original(module)).__name__
 
 
+def mixes_rows(module: torch.nn.Module) -> bool:
+    """Whether a denoiser's output for a row depends on the first row of its batch: OmniGen's rotary embedding takes the
+    positions of that for all."""
+    return type(original(module)).__name__ == "OmniGenTransformer2DModel"
+
+
 def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     """Name and component that makes images of latents; None for a pipeline that works on pixels."""
     for name in ("vae", "movq", "vqgan"):
@@ -33,6 +39,11 @@ def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
         if component is not None and hasattr(component, "decode"):
             return name, component
     return None
+
+
+def schedulers_of(pipe: Any) -> list[Any]:
+    """The components that take steps."""
+    return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]
 
 
 def original(module: torch.nn.Module) -> torch.nn.Module:
