@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from ..diffusion.steer import steer
 from ..diffusion.validation import check_generator, check_keywords
 from ..search import DEFAULT_PRESET
+
+
+STEERABLE = "_steerable"
+"""Set in the `model_index.json` of what was saved from a steerable class; Diffusers passes over it."""
+
+
+def stock_class(steerable: type[Any]) -> type[DiffusionPipeline]:
+    """The class of Diffusers that a steerable one is made of."""
+    return next(
+        base
+        for base in steerable.__mro__
+        if issubclass(base, DiffusionPipeline) and not issubclass(base, SteeringMixin)
+    )
 
 
 class SteeringMixin:
@@ -20,7 +36,8 @@ class SteeringMixin:
         ...
     ```
 
-    Without a reward the call is the stock pipeline's own.
+    Without a reward the call is the stock pipeline's own. What `save_pretrained` writes is a pipeline of the stock
+    class, which loads wherever Diffusers is, and as a steerable one wherever `fk_steer.pipelines` is imported.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -52,6 +69,28 @@ class SteeringMixin:
         call.__doc__ = f"{_DOCUMENTATION}\n{inspect.getdoc(named) or ''}"
         call.__signature__ = _with_steering_parameters(named)  # type: ignore[attr-defined]
         cls.__call__ = call  # type: ignore[method-assign]
+
+    def to_json_string(self) -> str:
+        """The content of `model_index.json`, under the name of the stock class."""
+        config = json.loads(super().to_json_string())  # type: ignore[misc]
+        config |= {"_class_name": stock_class(type(self)).__name__, STEERABLE: True}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A pipeline of this class from the components of another, which both share.
+
+        Args:
+            pipeline: another, such as a stock one.
+            **kwargs: components and settings in place of its own. Without `dtype` the components keep theirs; stock
+                pipelines would make them float32, in both.
+        """
+        if kwargs.keys() & {"dtype", "torch_dtype", "custom_pipeline"}:
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        kept = type(cls.__name__, (cls,), {"to": lambda self, *args, **kwargs: self})
+        made = super(SteeringMixin, kept).from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        made.__class__ = cls
+        return made
 
 
 def _with_steering_parameters(stock: Any) -> inspect.Signature:
