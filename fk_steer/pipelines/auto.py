@@ -1,6 +1,7 @@
 """What Diffusers finds by names alone: the class of a saved pipeline, and that of another task with the same weights.
 
-Diffusers looks for both among its own classes. So that steerable pipelines stay steerable, importing `fk_steer.pipelines`
+Diffusers looks for both among its own classes. So that steerable pipelines stay steerable, the import of
+`fk_steer.pipelines`
 
 - enters steerable classes in the tables of `AutoPipelineForText2Image` and its kin, beside the stock ones, and
 - lets `DiffusionPipeline.from_pretrained` make what was saved from a steerable class steerable again.
@@ -18,6 +19,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
 
+from ..smc import brief
 from .mixin import STEERABLE, SteeringMixin, stock_class
 
 
@@ -28,7 +30,17 @@ def steerable(stock: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
     ```py
     FKStableDiffusionInpaintPipeline = steerable(StableDiffusionInpaintPipeline)
     ```
+
+    Args:
+        stock: a pipeline class. One that is steerable already is returned.
+
+    Raises:
+        TypeError: for anything else.
     """
+    if not isinstance(stock, type) or not issubclass(stock, DiffusionPipeline):
+        raise TypeError(f"Expected the class of a pipeline, but got {brief(stock)}.")
+    if issubclass(stock, SteeringMixin):
+        return stock
     for known in SteeringMixin.__subclasses__():
         if stock_class(known) is stock and known.__module__.startswith(f"{__package__}."):
             return known
