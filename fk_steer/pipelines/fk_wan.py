@@ -18,6 +18,6 @@ class FKWanPipeline(SteeringMixin, WanPipeline):
         steering=FKSteering(num_particles=4),
         num_frames=33,
     )
-    export_to_video(out.images[0], "cat.mp4", fps=16)
+    export_to_video(out.frames[0], "cat.mp4", fps=16)
     ```
     """

@@ -116,11 +116,12 @@ _ARGUMENTS = {
 }
 """What a steered call takes beside the pipeline's own arguments, with the defaults."""
 
-_DOCUMENTATION = """Generate images, steered by a reward if one is given.
+_DOCUMENTATION = """Generate images or videos, steered by a reward if one is given.
 
 Steering arguments (the others are the stock pipeline's, below):
     reward: a `Reward`, a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,) or (images) -> (B,), the name of a
-        reward, loaded anew each time, or a mapping of any of these to weights. None runs the stock pipeline.
+        reward, loaded anew each time, or a mapping of any of these to weights. Of videos (B, F, 3, H, W) where the
+        pipeline gives these: `FrameReward`. None runs the stock pipeline.
     steering: an `FKSteering`, another `Strategy` or the name of a preset; defaults to 'adaptive'.
     execution: an `Execution`: how much to do at a time, which changes no result.
     reward_prompt: what the reward reads in place of `prompt`, one text or one per prompt.
@@ -129,7 +130,7 @@ Steering arguments (the others are the stock pipeline's, below):
     callback_on_scoring_event: called after every scoring event with a `ScoringEvent`; may stop the run.
     keep_predictions: keep small pictures of the x0 predictions in the trace.
 
-With a reward the result is a `SteeredOutput`: `images`, the best of each population, and beside them `particles`, all
-that were alive at the end, best first, with `rewards`, `log_weights` and `trace`. With `return_dict=False` those four
-follow the stock pipeline's tuple.
+With a reward the result is a `SteeredOutput`: `images` (`frames`, of videos), the best of each population, and beside
+them `particles`, all that were alive at the end, best first, with `rewards`, `log_weights` and `trace`. With
+`return_dict=False` those four follow the stock pipeline's tuple.
 """

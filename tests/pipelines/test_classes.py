@@ -8,6 +8,7 @@ import json
 import re
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -180,6 +181,18 @@ def test_the_call_documents_both(kind):
     assert {*stock, *added} <= parameters.keys()
     assert "guidance_scale" in kind.fk.__call__.__doc__
     assert "reward_prompt" in kind.fk.__call__.__doc__
+
+
+def test_unasked_it_gives_what_the_stock_pipeline_gives(kind):
+    call = {name: value for name, value in kind.call.items() if name != "output_type"}
+    pipe = quiet(kind.fk.from_pipe(kind.stock()))
+    plain = pipe(PROMPTS, generator=row_generators(0, 1), **call)
+    output = pipe(PROMPTS, reward=kind.reward, steering=STEERING, generator=row_generators(0, 1), **call)
+    name = "frames" if kind.name == "FKWanPipeline" else "images"
+    found, expected = getattr(output, name), plain[name]
+    assert type(found) is type(expected)
+    assert type(found[0]) is type(expected[0])
+    assert [np.shape(each) for each in found] == [np.shape(each) for each in expected]
 
 
 def test_what_is_saved_stays_steerable(kind, tmp_path):
