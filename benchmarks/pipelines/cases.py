@@ -23,6 +23,7 @@ from diffusers import modular_pipelines
 from torch import Tensor
 
 from fk_steer.diffusion.components import makes_videos
+from fk_steer.diffusion.outputs import tensor_type
 from fk_steer.testing import quiet
 from fk_steer.testing.tiny import modular_of
 
@@ -62,13 +63,15 @@ class Case:
         """(B, ...) images of the pipeline's own call."""
         torch.manual_seed(0)
         call = {**self.arguments, "generator": generator, **self.options(), **overrides}
+        # Some pipelines write into lists that they are given.
+        call = {name: list(value) if isinstance(value, list) else value for name, value in call.items()}
         with torch.no_grad():
             result = self.pipe(**call)
         return as_tensor(result[0] if self.output is None else result)
 
     def options(self) -> dict[str, Any]:
-        """The arguments, of those that the pipeline takes, by which its call gives tensors."""
-        wanted = {"output_type": "pt", "return_dict": False, "output": self.output}
+        """The arguments, of those that the pipeline takes, by which its call gives tensors or arrays in [0, 1]."""
+        wanted = {"output_type": tensor_type(self.pipe), "return_dict": False, "output": self.output}
         return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @property

@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from .call import Call
+from .components import loops_of
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
 from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
@@ -41,8 +42,8 @@ def step_output(sample: Tensor, options: Mapping[str, Any]) -> Any:
     return StepOutput(sample, sample, sample)
 
 
-class _Enough(Exception):
-    """All that was wanted has been seen."""
+class _Enough(BaseException):
+    """All that was wanted has been seen. No error, of which modular pipelines write the traceback to the log."""
 
 
 class Replay:
@@ -289,12 +290,11 @@ _LEFT_OUT = frozenset(
 @contextmanager
 def _as_before(pipe: Any) -> Iterator[None]:
     """Put back, at the end, what a call changes in a pipeline and its components that are not modules."""
-    owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
+    bars = [pipe, *loops_of(pipe)]
+    owners = [*bars, *(part for part in pipe.components.values() if _has_state(part))]
     saved = [{name: _copied(value) for name, value in vars(owner).items()} for owner in owners]
-    if hasattr(pipe, "_progress_bar_config"):
-        pipe._progress_bar_config = {**pipe._progress_bar_config, "disable": True}
-    else:
-        pipe._progress_bar_config = {"disable": True}
+    for owner in bars:
+        owner._progress_bar_config = {**getattr(owner, "_progress_bar_config", {}), "disable": True}
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.transformers import transformer_kandinsky
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..pipelines import DIM, clip_text_config, clip_tokenizer, quiet, sd3, sd_scheduler, vae
@@ -47,6 +48,9 @@ def flux2() -> diffusers.Flux2Pipeline:
         text_encoder=texts.mistral3(),
         tokenizer=texts.tokenizer(),
     )
+    for weight in pipe.transformer.parameters():
+        if weight.ndim > 1:
+            weight.data *= 2.0  # untrained, it hardly minds the text
     pipe.system_message = "You are a prompt engineer."
     return quiet(pipe)
 
@@ -62,6 +66,7 @@ def qwen_image() -> diffusers.QwenImagePipeline:
         latents_mean=[0.1, -0.2, 0.3, -0.4],
         latents_std=[0.8, 0.9, 1.1, 1.2],
     )
+    autoencoder.decoder.conv_out.weight.data *= 8.0  # untrained, its images are grey
     pipe = diffusers.QwenImagePipeline(
         transformer=diffusers.QwenImageTransformer2DModel(
             in_channels=16,
@@ -230,6 +235,10 @@ def kandinsky5() -> diffusers.Kandinsky5T2IPipeline:
         text_encoder_2=CLIPTextModel(clip_text_config(max_position_embeddings=77)),
         tokenizer_2=clip_tokenizer(),
     )
+    for modulation in pipe.transformer.modules():
+        if isinstance(modulation, transformer_kandinsky.Kandinsky5Modulation):
+            # Untrained it lets nothing through, neither the text.
+            torch.nn.init.normal_(modulation.out_layer.weight, std=0.3)
     pipe.resolutions = [(32, 32), (32, 64), (64, 32)]
     return quiet(pipe)
 

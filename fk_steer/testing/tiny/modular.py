@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers import modular_pipelines
 
+from ...diffusion.components import loops_of
 from ..pipelines import flux, sd_scheduler, sdxl
 
 
@@ -20,7 +21,8 @@ def modular_flux() -> Any:
 def modular_of(plain: Any, blocks: Any) -> Any:
     """The modular pipeline of some blocks, with the components and settings of a plain pipeline."""
     pipe = blocks.init_pipeline()
-    pipe.set_progress_bar_config(disable=True)
+    for loop in loops_of(pipe):
+        loop.set_progress_bar_config(disable=True)
     made_here = {"feature_extractor", "image_processor"}  # by the modular pipeline itself
     for name, component in plain.components.items():
         if component is not None and name in pipe._component_specs and name not in made_here:

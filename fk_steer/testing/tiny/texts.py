@@ -6,6 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
+import torch
 import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -91,24 +92,30 @@ def _decoder(dim: int) -> dict[str, Any]:
     }
 
 
+def _loud(model: Any) -> Any:
+    """With embeddings as large as those of trained models, so that the text matters."""
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    return model
+
+
 def llama(dim: int = 16, causal: bool = False) -> Any:
     config = transformers.LlamaConfig(**_decoder(dim))
-    return (transformers.LlamaForCausalLM if causal else transformers.LlamaModel)(config)
+    return _loud((transformers.LlamaForCausalLM if causal else transformers.LlamaModel)(config))
 
 
 def gemma2(dim: int = 16) -> Any:
-    return transformers.Gemma2Model(transformers.Gemma2Config(**_decoder(dim), attn_implementation="eager"))
+    return _loud(transformers.Gemma2Model(transformers.Gemma2Config(**_decoder(dim), attn_implementation="eager")))
 
 
 def qwen3(dim: int = 16) -> Any:
-    return transformers.Qwen3Model(transformers.Qwen3Config(**_decoder(dim)))
+    return _loud(transformers.Qwen3Model(transformers.Qwen3Config(**_decoder(dim))))
 
 
 def qwen2_5_vl(dim: int = 16) -> Any:
     rope = {"rope_type": "default", "mrope_section": [dim // 16, dim // 16, dim // 8]}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": dim}
     config = transformers.Qwen2_5_VLConfig(text_config={**_decoder(dim), "rope_parameters": rope}, vision_config=vision)
-    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return _loud(transformers.Qwen2_5_VLForConditionalGeneration(config))
 
 
 def mistral3(dim: int = 16) -> Any:
@@ -124,4 +131,4 @@ def mistral3(dim: int = 16) -> Any:
     config = transformers.Mistral3Config(
         text_config={**_decoder(dim), "model_type": "mistral"}, vision_config=vision, vision_feature_layer=-1
     )
-    return transformers.Mistral3ForConditionalGeneration(config)
+    return _loud(transformers.Mistral3ForConditionalGeneration(config))
