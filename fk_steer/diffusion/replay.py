@@ -258,7 +258,7 @@ class Replay:
         with _as_before(pipe), torch.no_grad():
             self.active = True
             try:
-                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
+                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe, arguments))
             finally:
                 self.active = False
 

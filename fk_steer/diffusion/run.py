@@ -148,7 +148,7 @@ class Run:
             try:
                 asked = with_callback(self.call.stock(way), self.call.num_rows)
                 latent = self.call.output_type == "latent"
-                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
+                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe, asked))
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
