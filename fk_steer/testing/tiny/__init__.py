@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import PIL.Image
 import torch
+from diffusers.utils import numpy_to_pil
+from PIL.Image import Image
 
 from ..pipelines import CALLS, SIZE, flux, sd, sd3, sdxl
 from .images import (
@@ -24,6 +27,7 @@ from .images import (
     qwen_image,
     sana,
     sd3_img2img,
+    sd_inpaint,
     z_image,
 )
 from .modular import modular_flux, modular_of, modular_sdxl
@@ -36,12 +40,28 @@ def picture(side: int = 16, seed: int = 1) -> torch.Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
+def photograph(side: int = 48) -> Image:
+    """An image, as a user has one."""
+    return numpy_to_pil(picture(side).movedim(1, -1).numpy())[0]
+
+
+def hole(side: int = 48) -> Image:
+    """A mask in which a part of an image is white."""
+    mask = PIL.Image.new("L", (side, side))
+    mask.paste(255, (side // 4, side // 3, side // 2, 2 * side // 3))
+    return mask
+
+
 _TEXT = {"max_sequence_length": 16}
 _EIGHTFOLD = {"height": 32, "width": 32}
 
 FAMILIES: Mapping[str, tuple[Callable[[], Any], Mapping[str, Any]]] = MappingProxyType(
     {
         **CALLS,
+        "sd-inpaint": (
+            sd_inpaint,
+            {**SIZE, "image": photograph(), "mask_image": hole(), "padding_mask_crop": 4, "strength": 1.0},
+        ),
         "sd3-img2img": (sd3_img2img, {"image": picture(), "strength": 0.75, "guidance_scale": 5.0}),
         "flux2": (flux2, {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}),
         "qwen-image": (qwen_image, {**SIZE, **_TEXT, "true_cfg_scale": 3.0, "negative_prompt": "blurry"}),
@@ -74,6 +94,7 @@ __all__ = [
     "flux",
     "flux2",
     "hidream",
+    "hole",
     "hunyuan_video",
     "kandinsky5",
     "ltx",
@@ -81,6 +102,7 @@ __all__ = [
     "modular_of",
     "modular_sdxl",
     "omnigen",
+    "photograph",
     "picture",
     "pixart",
     "qwen_image",
@@ -88,6 +110,7 @@ __all__ = [
     "sd",
     "sd3",
     "sd3_img2img",
+    "sd_inpaint",
     "sdxl",
     "wan",
     "z_image",

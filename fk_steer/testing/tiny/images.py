@@ -9,8 +9,13 @@ import torch
 from diffusers.models.transformers import transformer_kandinsky
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from ..pipelines import DIM, clip_text_config, clip_tokenizer, quiet, sd3, sd_scheduler, vae
+from ..pipelines import DIM, clip_text_config, clip_tokenizer, quiet, sd, sd3, sd_scheduler, vae
 from . import texts
+
+
+def sd_inpaint() -> diffusers.StableDiffusionInpaintPipeline:
+    components = sd(prediction_type="epsilon").components
+    return quiet(diffusers.StableDiffusionInpaintPipeline(**components, requires_safety_checker=False))
 
 
 def sd3_img2img() -> diffusers.StableDiffusion3Img2ImgPipeline:
