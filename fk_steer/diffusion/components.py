@@ -35,6 +35,11 @@ def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     return None
 
 
+def schedulers_of(pipe: Any) -> list[Any]:
+    """The components that take steps."""
+    return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]
+
+
 def original(module: torch.nn.Module) -> torch.nn.Module:
     """The module itself, where it was compiled."""
     inner: torch.nn.Module = getattr(module, "_orig_mod", module)

@@ -39,7 +39,7 @@ class Way:
 
     Attributes:
         repeats: what is given once per row: 'nothing', 'texts' (prompts and what was encoded of them), or 'everything',
-            images and videos too.
+            images and videos too; or 'as given', for one row of one prompt, which need not be a list then.
     """
 
     repeats: str
@@ -53,6 +53,8 @@ class Way:
             arguments: as given for `num_prompts` prompts, without the number of results per prompt.
             prompts: for each row the number of its prompt, those of one prompt together.
         """
+        if self.repeats == "as given":
+            return dict(arguments)
         if self.repeats == "nothing":
             number = number_name(pipe)
             assert number is not None

@@ -48,7 +48,8 @@ def tensor_type(pipe: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def as_tensor(images: Any, videos: bool) -> Tensor:
-    """Images (B, 3, H, W), or videos (B, F, 3, H, W), in [0, 1] as float32.
+    """Images (B, 3, H, W), or videos (B, F, 3, H, W), as float32: in [0, 1], but beyond 1 for linear light (HDR), of
+    which rewards and pictures of eight bits get what is within.
 
     Args:
         images: a tensor, an array with the channels last, PIL images, or lists of these.
@@ -91,4 +92,4 @@ def convert(images: Tensor, output_type: str) -> Any:
         frames = [convert(video, output_type) for video in images]
         return np.stack(frames) if output_type == "np" else frames
     arrays = VaeImageProcessor.pt_to_numpy(images)
-    return VaeImageProcessor.numpy_to_pil(arrays) if output_type == "pil" else arrays
+    return VaeImageProcessor.numpy_to_pil(arrays.clip(0.0, 1.0)) if output_type == "pil" else arrays

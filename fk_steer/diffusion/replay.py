@@ -22,7 +22,16 @@ from .call import Call
 from .components import loops_of
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
-from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
+from .layout import (
+    Layout,
+    UnknownLayoutError,
+    learned_layout,
+    members_of,
+    num_units,
+    output_layout,
+    rebuilt,
+    take_units,
+)
 from .outputs import as_tensor, run_pipeline, tensor_type
 
 
@@ -124,7 +133,7 @@ class Replay:
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            for position, image in zip(part, as_tensor(output[0], self.call.videos)):
+            for position, image in zip(part, as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)):
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
 
@@ -155,7 +164,9 @@ class Replay:
         def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
             raise _Enough
 
-        for way in ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts):
+        ways = ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts)
+        as_given = [Way("as given")] if self.call.num_prompts == 1 else []
+        for way in [*ways, *as_given]:
             self.way = way
             try:
                 self._again([0], step)
@@ -325,7 +336,8 @@ def outline(value: Any) -> Any:
         return outlined if type(value) is dict else type(value)(**outlined)
     if isinstance(value, (list, tuple)):
         return type(value)(outline(item) for item in value)
-    return value
+    members = members_of(value)
+    return value if members is None else rebuilt(value, {key: outline(item) for key, item in members.items()})
 
 
 def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
@@ -339,7 +351,10 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
         if isinstance(value, Mapping):
             made = {key: of(item) for key, item in value.items()}
             return made if type(value) is dict else type(value)(**made)
-        return type(value)(of(item) for item in value) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(of(item) for item in value)
+        members = members_of(value)
+        return value if members is None else rebuilt(value, {key: of(item) for key, item in members.items()})
 
     return of(take_units(template, layout, index.to("cpu")))
 
@@ -347,8 +362,8 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
 def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:
     """How many rows each part of `value` holds."""
     if isinstance(layout, dict):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
+        members = value if isinstance(value, Mapping) else members_of(value)
+        for key, item in enumerate(value) if members is None else members.items():
             yield from _numbers(item, layout.get(key))
     else:
         yield num_units(value, layout)
