@@ -264,7 +264,7 @@ class Replay:
             generator = torch.Generator(call.generators[row].device)
             generator.set_state(self._initial[row])
             generators.append(generator)
-        self.conditions.begin(generators, [self._populations[row] for row in rows])
+        self.conditions.begin(generators, [self._populations[row] for row in rows], again=True)
         self._rows, self._count, self._step = rows, 0, step
         with _as_before(pipe), torch.no_grad():
             self.active = True
