@@ -7,7 +7,6 @@ that a user would get; run for one row, it shows which arguments of the denoiser
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -319,12 +318,8 @@ def _has_state(component: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """Lists, and small objects that a component keeps its state in, as they are now."""
-    if isinstance(value, list):
-        return list(value)
-    if type(value).__module__.startswith("diffusers.guiders"):
-        return copy.copy(value)
-    return value
+    """Lists as they are now."""
+    return list(value) if isinstance(value, list) else value
 
 
 def outline(value: Any) -> Any:
