@@ -136,6 +136,25 @@ class Replay:
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
 
+    def shown(self) -> Callable[[Tensor], Tensor]:
+        """What makes images in [0, 1] of the tensors that the pipeline returns.
+
+        Raises:
+            ValueError: if it cannot be told.
+        """
+
+        def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
+            return step_output(sample, options)
+
+        images, tensors = (as_tensor(self._again([0], step, kind)[0], self.call.videos) for kind in ("np", "pt"))
+        for of in _FORMS:
+            if torch.allclose(of(tensors).clamp(0.0, 1.0), images, atol=1e-4):
+                return of
+        raise ValueError(
+            f"It cannot be told how images are made of the tensors that {type(self.call.pipe).__name__} returns, so "
+            "they cannot be scored. Ask for `output_type='np'`."
+        )
+
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments.
 
@@ -247,7 +266,9 @@ class Replay:
                 return None
         return layouts
 
-    def _again(self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any]) -> tuple[Any, ...]:
+    def _again(
+        self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any], output_type: str | None = None
+    ) -> tuple[Any, ...]:
         call, pipe = self.call, self.call.pipe
         num_prompts = call.num_rows // call.rows_per_prompt
         prompts = [row // call.rows_per_prompt for row in rows]
@@ -268,7 +289,8 @@ class Replay:
         with _as_before(pipe), torch.no_grad():
             self.active = True
             try:
-                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe, arguments))
+                kind = output_type or tensor_type(pipe, arguments)
+                return run_pipeline(pipe, {**asked, "generator": generators}, kind)
             finally:
                 self.active = False
 
@@ -284,6 +306,9 @@ class Replay:
         finally:
             object.__setattr__(pipe, self.autoencoder, own)
 
+
+_FORMS: tuple[Callable[[Tensor], Tensor], ...] = (lambda tensors: tensors, lambda tensors: tensors / 2 + 0.5)
+"""Of the tensors of pipelines, to [0, 1]: they are in [0, 1] or in [-1, 1]."""
 
 _LEFT_OUT = frozenset(
     {

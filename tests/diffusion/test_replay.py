@@ -17,7 +17,7 @@ from diffusers import (
 
 from benchmarks.pipelines.cases import modular_case, plain_case, recorded_steps
 from benchmarks.pipelines.checks import Copying, Watching, generators, in_slots, reward, steered
-from fk_steer import Execution, Noise
+from fk_steer import Execution, Noise, steer
 from fk_steer.diffusion.components import is_modular, loops_of, makes_videos
 from fk_steer.diffusion.inputs import Way
 from fk_steer.diffusion.layout import Block, Entries
@@ -326,6 +326,44 @@ class TestCosts:
         assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
         for owner in loops_of(case.pipe) or [case.pipe]:
             assert owner._progress_bar_config == {"file": shown}
+
+
+class TestTensorsOfPipelinesWithoutAutoencoder:
+    """DeepFloyd's are in [-1, 1], in which its next stage takes them."""
+
+    def run(self, pipe, output_type, scored):
+        def redness(images, prompts):
+            scored.append(images)
+            return images[:, 0].mean((1, 2))
+
+        call = {"num_inference_steps": 2, "output_type": output_type, **FAMILIES["deepfloyd-if"][1]}
+        steered = steer(pipe, redness, WATCHING)
+        return steered(PROMPTS[0], generator=generators(0), **call), call
+
+    def test_are_those_of_the_stock_call(self):
+        pipe, scored = FAMILIES["deepfloyd-if"][0](), []
+        tensors, call = self.run(pipe, "pt", scored)
+        arrays, _ = self.run(pipe, "np", [])
+        best = tensors.trace.events[-1].rewards[0].index(tensors.rewards.max().item())
+        stock = pipe(PROMPTS[0], generator=generators(0)[best], **call).images
+        assert stock.min() < -0.5
+        torch.testing.assert_close(tensors.images, stock, atol=1e-5, rtol=0.0)
+        torch.testing.assert_close(tensors.rewards, arrays.rewards)
+        assert all(images.min() >= 0 and images.max() <= 1 for images in scored)
+
+    def test_of_which_nothing_is_known_are_refused(self):
+        pipe = FAMILIES["deepfloyd-if"][0]()
+        stock = type(pipe).__call__
+
+        class Eightfold(type(pipe)):
+            @functools.wraps(stock)
+            def __call__(self, *args, **kwargs):
+                images, *others = stock(self, *args, **kwargs)
+                return (8 * images if kwargs["output_type"] == "pt" else images, *others)
+
+        pipe.__class__ = Eightfold
+        with pytest.raises(ValueError, match="tensors that Eightfold returns.*Ask for `output_type='np'`"):
+            self.run(pipe, "pt", [])
 
 
 def test_pipelines_that_take_one_row_are_told_from_wrong_arguments():
