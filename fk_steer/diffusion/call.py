@@ -125,7 +125,13 @@ class Call:
         """
         prompts = [prompt for prompt in range(self.num_prompts) for _ in range(self.rows_per_prompt)]
         asked = way.arguments(self.pipe, self.arguments, self.num_prompts, prompts)
-        return {**asked, "generator": list(self.generators)}
+        # What is denoised may be moved in place.
+        own = {
+            name: value.clone()
+            for name, value in asked.items()
+            if name.endswith("latents") and isinstance(value, Tensor)
+        }
+        return {**asked, **own, "generator": list(self.generators)}
 
     def subset(self, populations: Sequence[int], strategy: Strategy) -> Call:
         """The same call for some of its populations, with other noise drawn from their generators."""

@@ -57,6 +57,7 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
             are samples of p(x0) exp(lambda r(x0)) / Z.
         trace: every scoring event and where the time went.
         nsfw_content_detected: as in Stable Diffusion's own output, for `images`; None if the pipeline has none.
+        others: what the pipeline returns beside its images, for `images`: sound, for example.
     """
 
     images: Any
@@ -65,6 +66,7 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     log_weights: Tensor | None = None
     trace: Trace | None = None
     nsfw_content_detected: list[bool] | None = None
+    others: tuple[Any, ...] = ()
 
     @property
     def frames(self) -> Any:
@@ -206,7 +208,8 @@ class SteeredPipeline:
         particles = by_population(result)
         if not return_dict:
             return (images, *others, particles, result.rewards, result.log_weights, trace)
-        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, *others[:1])
+        flags = others[0] if others and isinstance(others[0], list) else None
+        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, flags, tuple(others))
 
     def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:
         pipe = self.pipe
