@@ -105,8 +105,8 @@ def run_on_live_rows(
 
 
 _CHANGED = (
-    "The denoiser changes what its argument `{}` holds from step to step, which cannot be put together of calls on some "
-    "of the rows. Use a search that neither prunes nor copies, without a `denoise_batch_size`."
+    "The denoiser changes what its argument `{}` holds from step to step, which cannot be put together of calls on "
+    "some of the rows. Use a search that neither prunes nor copies, without a `denoise_batch_size`."
 )
 
 

@@ -41,6 +41,12 @@ def conditions_of_all(conditions: Any, num_rows: int, size: int) -> Any:
     return conditions.repeat(num_rows, *[1] * (conditions.ndim - 1)) if missing else conditions
 
 
+def mixes_rows(module: torch.nn.Module) -> bool:
+    """Whether a denoiser's output for a row depends on the first row of its batch: OmniGen's rotary embedding takes the
+    positions of that for all."""
+    return type(original(module)).__name__ == "OmniGenTransformer2DModel"
+
+
 def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     """Name and component that makes images of latents; None for a pipeline that works on pixels."""
     for name in ("vae", "movq", "vqgan"):
@@ -69,6 +75,16 @@ def parameters_of(module: torch.nn.Module) -> list[str]:
 def is_modular(pipe: Any) -> bool:
     """Whether a pipeline is made of blocks."""
     return hasattr(pipe, "blocks") and not hasattr(pipe, "register_modules")
+
+
+def loops_of(pipe: Any) -> list[Any]:
+    """The blocks of a modular pipeline that show a progress bar of their own."""
+    found, blocks = [], [pipe._blocks] if is_modular(pipe) else []  # `blocks` is a copy
+    while blocks:
+        block = blocks.pop()
+        found += [block] if hasattr(block, "progress_bar") else []
+        blocks += getattr(block, "sub_blocks", {}).values()
+    return found
 
 
 def call_names(pipe: Any) -> frozenset[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from .solver import Solver, States
 from .watch import Watch
 
 
-class Taken(NamedTuple):
+@dataclass(frozen=True)
+class Taken:
     """A step that has been taken.
 
     Attributes:

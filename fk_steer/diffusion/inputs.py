@@ -149,7 +149,7 @@ def entries_of(arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence
 
     def of(name: str, value: Any) -> Any:
         if isinstance(value, str) and _TEXT.fullmatch(name):
-            return [value] * len(prompts)
+            return value if len(prompts) == 1 else [value] * len(prompts)
         if not (_TEXT.fullmatch(name) or _ENCODED.fullmatch(name) or _IMAGE.fullmatch(name)):
             return value
         return _indexed(value, num_prompts, prompts) if _has_one_per_prompt(name, value, num_prompts) else value

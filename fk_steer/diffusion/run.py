@@ -26,7 +26,15 @@ from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
 from .companions import Companion
-from .components import autoencoder_of, conditions_of_all, denoisers_of, is_control, parameters_of, schedulers_of
+from .components import (
+    autoencoder_of,
+    conditions_of_all,
+    denoisers_of,
+    is_control,
+    mixes_rows,
+    parameters_of,
+    schedulers_of,
+)
 from .conditions import InitialNoise, begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
@@ -104,6 +112,8 @@ class Run:
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.initial_noise = InitialNoise()
+        self.shown: Callable[[Tensor], Tensor] | None = None
+        """What makes images in [0, 1] of what the pipeline returns, where that is not in [0, 1]."""
         self._last: dict[str, Any] = {}
         """The last output of each denoiser."""
         self._layouts: dict[tuple[str, int, str], Layout] = {}
@@ -161,8 +171,13 @@ class Run:
                 generator.set_state(state)
             try:
                 asked = with_callback(self.call.stock(way), self.call.num_rows)
-                latent = self.call.output_type == "latent"
-                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
+                kind = tensor_type(self.pipe, asked)
+                as_stock = kind == "np" and self.call.output_type == "pt"
+                if as_stock or self.call.output_type == "latent":
+                    kind = self.call.output_type
+                output = run_pipeline(self.pipe, asked, kind)
+                self.shown = self.replay.shown() if as_stock else None
+                return output
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
@@ -207,7 +222,7 @@ class Run:
             conditions = conditions_of_all(kwargs["controlnet_cond"], self.particles.rows.total, len(sample))
             kwargs = {**kwargs, "controlnet_cond": conditions}
         # Its attention compares what the batch holds of a row.
-        together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
+        together = getattr(self.pipe, "do_perturbed_attention_guidance", False) or mixes_rows(self.denoisers[name])
         size = self.execution.denoise_batch_size
         layout_of = functools.partial(self.layout, name)
 
@@ -369,7 +384,7 @@ class Run:
             judgement = self.judge.of_latents(images if x0 is None else x0)
         else:
             self.watch.check_images(images)
-            judgement = self.judge.of_images(images.clamp(0.0, 1.0))
+            judgement = self.judge.of_images((self.shown(images) if self.shown else images).clamp(0.0, 1.0))
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)
