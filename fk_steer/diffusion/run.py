@@ -159,8 +159,9 @@ class Run:
                     wrap(scheduler, name, self.add_noise)
                 elif hasattr(scheduler, name):
                     wrap(scheduler, name, self.replay.conditions.add_noise)
-        if hasattr(pipe, "encode_prompt"):
-            wrap(pipe, "encode_prompt", self.encode_prompt)
+        for name in ("encode_prompt", "generate_prior_tokens"):  # tokens that are drawn for a prompt, in GLM-Image
+            if hasattr(pipe, name):
+                wrap(pipe, name, self.encode_prompt)
         self.solver.prepare(patches)
 
     def _run(self) -> tuple[Any, ...]:
@@ -381,8 +382,8 @@ class Run:
             images = as_tensor(images, call.videos)
         if len(images) not in (rows.total, len(rows.live)):
             raise ValueError(
-                f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so they "
-                "cannot be told apart."
+                f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so "
+                "they cannot be told apart."
             )
         if len(images) == rows.total:
             images = images[rows.live.to(images.device)]
