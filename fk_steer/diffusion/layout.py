@@ -3,8 +3,8 @@
 Denoisers take most things with a row per sample in the first dimension, but not all: some hold the rows in another
 dimension, several entries for each row (the frames of a video, one after another), a list with an entry per row, or
 none at all (position ids, whose number may equal that of the rows). Sizes alone do not tell these apart. Two calls
-do: what grows with the rows holds them. Objects that hold tensors, such as the keys and values that a denoiser keeps for
-later steps, are taken apart like mappings.
+do: what grows with the rows holds them. Objects that hold tensors, such as the keys and values that a denoiser keeps
+for later steps, are taken apart like mappings.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Entries:
 
 
 Layout = Block | Entries | dict[Any, "Layout | None"] | None
-"""Where rows are: in a tensor, in a list, in the members of a mapping, sequence or object (by key, position or name), or
-nowhere."""
+"""Where rows are: in a tensor, in a list, in the members of a mapping, sequence or object (by key, position or name),
+or nowhere."""
 
 ROWS_FIRST = frozenset(
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,12 @@ def tensor_type(pipe: Any, arguments: Mapping[str, Any]) -> str:
         return "pt"
     processor = hasattr(pipe, "image_processor") or hasattr(pipe, "video_processor")
     return "pt" if processor and autoencoder_of(pipe) is not None else "np"
+
+
+def default_output_type(pipe: Any) -> str:
+    """What a pipeline gives unasked: 'np' for the videos of some, 'pil' for most."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("output_type")
+    return next((kind for kind in ("np", "pt") if parameter is not None and parameter.default == kind), "pil")
 
 
 def as_tensor(images: Any, videos: bool) -> Tensor:

@@ -48,7 +48,8 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     end in each.
 
     Attributes:
-        images: N images in the `output_type` asked for, the best of each population, as the stock pipeline gives them.
+        images: N images or videos in the `output_type` asked for, the best of each population, as the stock pipeline
+            gives them.
         particles: all that were alive at the end: N lists of k images, best first, or for arrays and tensors one of
             shape (N, k, ...).
         rewards: (N, k) float32, in the order of `particles`.
@@ -66,6 +67,11 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     trace: Trace | None = None
     nsfw_content_detected: list[bool] | None = None
     others: tuple[Any, ...] = ()
+
+    @property
+    def frames(self) -> Any:
+        """`images`, under the name that stock pipelines of videos give them."""
+        return self.images
 
 
 def steer(

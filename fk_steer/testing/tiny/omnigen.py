@@ -14,7 +14,7 @@ from . import texts
 from .images import eightfold_vae
 
 
-class TextProcessor(processor_omnigen.OmniGenMultiModalProcessor):  # type: ignore[misc]
+class TextProcessor(processor_omnigen.OmniGenMultiModalProcessor):
     """Of prompts without images."""
 
     def __init__(self, text_tokenizer: Any, max_image_size: int = 1024) -> None:
