@@ -16,7 +16,7 @@ from fk_steer.testing.tiny import FAMILIES
 
 CHECKS = (
     "no-op", "particles", "events", "reward", "x0", "decode", "resampling", "copies", "chunks", "neighbours", "prompts",
-    "preset", "restored",
+    "pruning", "preset", "restored",
 )  # fmt: skip
 
 OF_STOCK = {("kandinsky5", "neighbours"): "in a stock batch by"}
