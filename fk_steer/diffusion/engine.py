@@ -78,6 +78,8 @@ class Engine:
         """(L, ...) the x0 predictions with which it has ended."""
         self.last_x0: Tensor | None = None
         """(L, ...) the last x0 predictions of a loop that stops before its end."""
+        self.shape: torch.Size | None = None
+        """Of the samples of all rows, once there was a step."""
         self.taken: Taken | None = None
         """The last step, unless there was none."""
 
@@ -96,7 +98,7 @@ class Engine:
             )
         if self.halted is not None:
             return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
-        whole = sample
+        whole, self.shape = sample, sample.shape
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -140,6 +142,15 @@ class Engine:
         elif self.parting[index]:
             rows.part(quiet)
         return self.to_all_rows(output, len(rows.live))
+
+    def size_of_row(self, sample: Any) -> int:
+        """How many of the samples that a denoiser is given belong to one row: those of a control network may be the
+        frames of videos, of which nothing moves before the first step."""
+        if self.shape is None or not isinstance(sample, Tensor) or sample.ndim >= len(self.shape):
+            return 1
+        copies, rest = divmod(sample.numel(), self.shape.numel())
+        size, more = divmod(len(sample), max(copies, 1) * self.shape[0])
+        return 1 if rest or more else size
 
     def due(self, index: int) -> bool:
         """Whether an event is due at this step. In the second stage of a two-stage solver it waits for the next step,

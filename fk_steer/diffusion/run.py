@@ -26,7 +26,15 @@ from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
 from .companions import Companion
-from .components import autoencoder_of, denoisers_of, is_control, mixes_rows, parameters_of, schedulers_of
+from .components import (
+    autoencoder_of,
+    conditions_of_all,
+    denoisers_of,
+    is_control,
+    mixes_rows,
+    parameters_of,
+    schedulers_of,
+)
 from .conditions import InitialNoise, begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
@@ -209,6 +217,10 @@ class Run:
             return self.replay.forward(name, inner, parameters, args, kwargs)
         if self.engine.halted is not None and name in self._last:
             return self._last[name]  # what is made of it is not used
+        sample = args[0] if args else kwargs[parameters[0]]
+        if control and "controlnet_cond" in kwargs:
+            conditions = conditions_of_all(kwargs["controlnet_cond"], self.particles.rows.total, len(sample))
+            kwargs = {**kwargs, "controlnet_cond": conditions}
         # Its attention compares what the batch holds of a row.
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False) or mixes_rows(self.denoisers[name])
         size = self.execution.denoise_batch_size
@@ -216,13 +228,22 @@ class Run:
 
         def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
             return run_on_live_rows(
-                denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, layout_of, together
+                denoiser,
+                self.particles.rows,
+                self.ranks,
+                parameters,
+                size,
+                args,
+                kwargs,
+                layout_of,
+                together,
+                self.engine.size_of_row(sample),
             )
 
         with self.clock("denoiser"):
             stores = stores_attention(self.pipe)
             output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
-        self.replay.remember_output(name, args[0] if args else kwargs[parameters[0]], output)
+        self.replay.remember_output(name, sample, output)
         self._last[name] = output
         if not control and copies:
             self.trace.nfe += num_rows
