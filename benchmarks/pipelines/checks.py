@@ -235,8 +235,7 @@ def steered(
     if strategy.num_particles == 1:
         call["generator"] = rows[:1]
     if tensors:
-        wanted = {"output_type": "pt", "output": case.output}
-        call |= {name: value for name, value in wanted.items() if name in case.options()}
+        call |= {name: value for name, value in case.options().items() if name != "return_dict"}
     elif case.output is not None:
         call["output"] = case.output
     if not isinstance(call.get("prompt"), (str, list)):

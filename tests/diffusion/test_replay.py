@@ -39,9 +39,11 @@ def flux_controlnet():
     return quiet(FluxControlNetPipeline(**pipe.components, controlnet=controlnet))
 
 
+PLAIN = ("sd", "sdxl", "sd3", "flux", "modular-sdxl", "sd3-img2img", "pixart", "z-image")
+"""Families that do nothing with their last latents but what others do, too."""
 CASES = {
-    **{name: FAMILIES[name] for name in FAMILIES if name not in ("sd", "sdxl", "sd3", "flux", "modular-sdxl")},
-    "size of the image": (
+    **{name: FAMILIES[name] for name in FAMILIES if name not in PLAIN},
+    "size of the call": (
         lambda: quiet(StableDiffusion3Img2ImgPipeline(**sd3().components)),
         {"image": picture(24), "strength": 1.0, "height": 16, "width": 24, "guidance_scale": 5.0},
     ),
@@ -212,7 +214,7 @@ class TestLayouts:
         (*_, (name, copies, layout)) = self.of("animatediff", layouts)
         assert (name, copies) == ("unet", 2)
         assert layout["sample"] == Block()
-        assert layout["encoder_hidden_states"] == Block(0, 3)
+        assert layout["encoder_hidden_states"] == Block(0, 2)
         assert layout["timestep"] is None
 
     def test_what_has_no_rows_though_it_has_their_number(self, layouts):
