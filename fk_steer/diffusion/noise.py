@@ -54,7 +54,7 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
         with _noisy_inverted(scheduler, step) as take_step:
             yield take_step
         return
-    if unbounded(scheduler) and eta > 0:
+    if unbounded(scheduler) and eta > 0 and "stochastic_sampling" in scheduler.config:
         with _noisy_unbounded(scheduler, step) as take_step:
             yield take_step
         return
