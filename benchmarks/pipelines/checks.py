@@ -311,7 +311,8 @@ def _check_watched(report: Report, watched: Any, alone: Tensor) -> None:
         report.say("particles", "n/a", report.findings["no-op"].detail)
     else:
         # Particles share the draws of what they are conditioned on, which are those of the first.
-        shares = any(name in case.arguments for name in IMAGES) and not begins_with_image(case.pipe, case.arguments)
+        conditioned = any(name in case.arguments for name in (*IMAGES, "controls"))
+        shares = conditioned and not begins_with_image(case.pipe, case.arguments)
         last = images[-1:] if shares else case.stock(generators(0)[-1])
         difference = max(_difference(images[:1], alone), _difference(images[-1:], last))
         detail = "not the stock images"
@@ -495,6 +496,8 @@ def _preset(case: Case) -> tuple[str, Any]:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape and a.squeeze().shape == b.squeeze().shape:  # videos of one frame
+        a, b = a.squeeze(), b.squeeze()
     if a.shape != b.shape:
         return float("inf")
     if not a.numel():

@@ -61,6 +61,20 @@ def schedulers_of(pipe: Any) -> list[Any]:
     return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]
 
 
+def asks_for_x0(pipe: Any) -> bool:
+    """Whether a pipeline's loop calls `scheduler.step` twice: first to be told x0, then, with an x0 of its own
+    (`pred_original_sample`), to go on (Cosmos 1)."""
+    if is_modular(pipe) or not accepts_x0(pipe.scheduler):
+        return False
+    code = inspect.unwrap(type(pipe).__call__).__code__
+    return any(isinstance(value, tuple) and "pred_original_sample" in value for value in code.co_consts)
+
+
+def accepts_x0(scheduler: Any) -> bool:
+    """Whether a scheduler's `step` can be given x0."""
+    return "pred_original_sample" in inspect.signature(scheduler.step).parameters
+
+
 def original(module: torch.nn.Module) -> torch.nn.Module:
     """The module itself, where it was compiled."""
     inner: torch.nn.Module = getattr(module, "_orig_mod", module)

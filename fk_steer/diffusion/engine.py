@@ -99,6 +99,8 @@ class Engine:
         if self.halted is not None:
             return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
         whole, self.shape = sample, sample.shape
+        known = kwargs.pop("pred_original_sample", None)  # x0, with which the step needs no model output
+        model_output = model_output if known is None else known
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -108,7 +110,7 @@ class Engine:
         stepped, late = rows.live, None
         self.taken = Taken(index, rows.live, None, False)
         if self.due(index):
-            plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
+            plan, followed = self.act(index, model_output, sample, self._of_live(tokens), known is not None)
             self.taken = Taken(index, stepped, followed.moved, plan.after_noise)
             if tokens is not None and followed.moved is not None:
                 # Tokens that are not denoised in this step the pipeline takes from the samples as they were before.
@@ -125,10 +127,12 @@ class Engine:
                 late = followed.moved
             else:
                 stepped, model_output, sample = rows.live, followed.states.model_output, followed.states.sample
-        if self.call.stops_early and self.solver.whole_step:
+        if self.call.stops_early and self.solver.whole_step and known is None:
             self.last_x0 = self.solver.x0(index, model_output, sample, self._of_live(tokens))
 
         kwargs.pop("eta", None)
+        if known is not None:
+            kwargs["pred_original_sample"] = model_output
         if tokens is not None:  # which are those of a row's population
             kwargs["per_token_timesteps"] = tokens[stepped.to(tokens.device)]
         quiet = self.particles.quiet(stepped)
@@ -163,14 +167,16 @@ class Engine:
         return not self.overdue
 
     def act(
-        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None
+        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None, known: bool = False
     ) -> tuple[Plan, Followed]:
         """Show the search the x0 predictions of the live rows and let the particles follow its plan.
 
         Args:
             tokens: (L, tokens) the timesteps of tokens that have their own.
+            known: whether what the pipeline passed to `step` is x0 itself.
         """
-        x0, slots = self.solver.x0(index, model_output, sample, tokens), self.particles.rows.slots
+        slots = self.particles.rows.slots
+        x0 = model_output.float() if known else self.solver.x0(index, model_output, sample, tokens)
         judgement = None
         if index not in self.search.unscored:
             try:

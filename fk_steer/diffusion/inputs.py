@@ -25,7 +25,7 @@ _TEXT = re.compile(r"(negative_)?prompt(_\d)?")
 _ENCODED = re.compile(r"(?!ip_adapter|negative_ip_adapter).*(embeds|embeddings|attention_mask|embeds_mask)(_\w+)?|hint")
 _IMAGE = re.compile(
     r"(image|video|mask_image|mask|control_image|control_video|control_mask|last_image|original_image|frames|mask_video|"
-    r"conditioning_frames)"
+    r"conditioning_frames|(\w+_)?images)"
     r"|(masked_)?(image|video)_latents|depth_map"
 )
 
@@ -172,7 +172,7 @@ def _indexed(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
 
 
 def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
-    """One image or video per row, of one for all, or one per prompt."""
+    """One image, video or list of images per row, of one for all, or one per prompt."""
     dims = 5 if "video" in name or "frames" in name else 4
     if isinstance(value, Image):
         return [value] * len(prompts)
@@ -180,16 +180,16 @@ def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> 
         whole = value if value.ndim >= dims else value[None]
         return _indexed(whole, 1, [0] * len(prompts)) if len(whole) == 1 else _indexed(whole, num_prompts, prompts)
     if isinstance(value, (list, tuple)):
-        if _is_one_video(name, value):
+        if _are_of_one(name, value):
             return [value] * len(prompts)
         return [value[0]] * len(prompts) if len(value) == 1 else _indexed(value, num_prompts, prompts)
     return value
 
 
-def _is_one_video(name: str, value: Any) -> bool:
-    """Whether a list holds the frames of one video."""
+def _are_of_one(name: str, value: Any) -> bool:
+    """Whether a list holds what is of one sample: the frames of a video, several images to be combined."""
     return (
-        ("video" in name or "frames" in name)
+        ("video" in name or "frames" in name or name.endswith("images"))
         and isinstance(value, (list, tuple))
         and len(value) > 0
         and not isinstance(value[0], (list, tuple))
@@ -198,7 +198,7 @@ def _is_one_video(name: str, value: Any) -> bool:
 
 
 def _has_one_per_prompt(name: str, value: Any, num_prompts: int) -> bool:
-    if _is_one_video(name, value):
+    if _are_of_one(name, value):
         return False
     if isinstance(value, (Tensor, np.ndarray)):
         return value.ndim >= 2 and len(value) == num_prompts

@@ -132,7 +132,10 @@ class Replay:
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            for position, image in zip(part, as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)):
+            made = as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)
+            if len(made) != len(part):
+                raise ValueError(f"{type(self.call.pipe).__name__} gives {len(made)} results of {len(part)} rows.")
+            for position, image in zip(part, made):
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
 

@@ -27,6 +27,7 @@ from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
 from .companions import Companion
 from .components import (
+    asks_for_x0,
     autoencoder_of,
     conditions_of_all,
     denoisers_of,
@@ -112,6 +113,7 @@ class Run:
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.initial_noise = InitialNoise()
+        self.asks_for_x0 = asks_for_x0(pipe)
         self.shown: Callable[[Tensor], Tensor] | None = None
         """What makes images in [0, 1] of what the pipeline returns, where that is not in [0, 1]."""
         self._last: dict[str, Any] = {}
@@ -157,8 +159,9 @@ class Run:
                     wrap(scheduler, name, self.add_noise)
                 elif hasattr(scheduler, name):
                     wrap(scheduler, name, self.replay.conditions.add_noise)
-        if hasattr(pipe, "encode_prompt"):
-            wrap(pipe, "encode_prompt", self.encode_prompt)
+        for name in ("encode_prompt", "generate_prior_tokens"):  # tokens that are drawn for a prompt, in GLM-Image
+            if hasattr(pipe, name):
+                wrap(pipe, name, self.encode_prompt)
         self.solver.prepare(patches)
 
     def _run(self) -> tuple[Any, ...]:
@@ -196,6 +199,8 @@ class Run:
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         """In place of the scheduler's."""
+        if self.asks_for_x0 and kwargs.get("pred_original_sample") is None:
+            return inner(model_output, timestep, sample, *args, **kwargs)
         if self.replay.active:
             return self.replay.step(sample, kwargs)
         return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
@@ -375,6 +380,11 @@ class Run:
         self.engine.check_finished()
         if call.output_type != "latent":
             images = as_tensor(images, call.videos)
+        if len(images) not in (rows.total, len(rows.live)):
+            raise ValueError(
+                f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so "
+                "they cannot be told apart."
+            )
         if len(images) == rows.total:
             images = images[rows.live.to(images.device)]
         if call.output_type == "latent" or x0 is not None:

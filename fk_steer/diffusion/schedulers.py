@@ -155,6 +155,7 @@ def predict_x0(
     | scaled by 1 / alpha, s = sigma / alpha (Euler, Heun, KDPM2, LMS) | x0 + s eps | x_t - s m | (x_t - s sqrt(s^2 + 1) m) / (s^2 + 1) |
     | EDM | x0 + s eps | `precondition_outputs` | `precondition_outputs` |
     | flow | (1 - s) x0 + s eps | - | x_t - s m |
+    | flow whose sigmas exceed 1 (`sigma_max`) | x0 + s eps | - | x_t - s m |
     | flow, inverted (`invert_sigmas`) | s x0 + (1 - s) eps, m = x0 - eps | - | x_t + (1 - s) m |
     | flow to the data (MiniMax-H3) | (1 - s) x0 + s eps, m = x0 - eps | - | x_t + s m |
     | trigonometric flow (SCM, arXiv 2410.11081), time t | cos(t) x0 + sin(t) eps | - | cos(t) x_t - sin(t) m |
@@ -219,6 +220,11 @@ def inverted(scheduler: Any) -> bool:
     return bool(scheduler.config.get("invert_sigmas"))
 
 
+def unbounded(scheduler: Any) -> bool:
+    """Whether a flow's sigmas are not shares: samples are x0 + sigma epsilon."""
+    return (scheduler.config.get("sigma_max") or 0.0) > 1.0 and hasattr(scheduler, "scale_noise")
+
+
 def leads_to_data(scheduler: Any) -> bool:
     """Whether a flow's velocity points from noise to x0."""
     return inverted(scheduler) or type(scheduler).__name__ == "MiniMaxH3Scheduler"
@@ -240,6 +246,8 @@ def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
     sigma = scheduler.sigmas[index].to(torch.float32)
     if kind == "flow":
+        if unbounded(scheduler):
+            return torch.ones_like(sigma), sigma
         return (sigma, 1 - sigma) if inverted(scheduler) else (1 - sigma, sigma)
     if kind == "variance-preserving-sigmas":
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)

@@ -67,11 +67,11 @@ def test_conditions_of_another_size_are_left_alone(rows, size):
 
 
 class Pipeline:
-    def __call__(self, prompt, conditioning_frames=None, video=None, image=None, num_videos_per_prompt=1):
+    def __call__(self, prompt, conditioning_frames=None, video=None, image=None, images=None, num_videos_per_prompt=1):
         pass
 
 
-@pytest.mark.parametrize("name", ["conditioning_frames", "video"])
+@pytest.mark.parametrize("name", ["conditioning_frames", "video", "images"])
 def test_as_many_frames_as_prompts_are_one_video(name):
     frames = [Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (0, 255)]
     arguments = {"prompt": ["a", "b"], name: frames}
@@ -86,3 +86,9 @@ def test_an_image_per_prompt_goes_with_its_prompt():
     images = [Image.new("RGB", (4, 4), colour) for colour in ("black", "white")]
     asked = Way("texts").arguments(Pipeline(), {"prompt": ["a", "b"], "image": images}, 2, [0, 0, 1])
     assert asked["image"] == [images[0], images[0], images[1]]
+
+
+def test_several_images_per_prompt_go_with_their_prompt():
+    one, two = ([Image.new("RGB", (4, 4), colour)] * 2 for colour in ("black", "white"))
+    asked = Way("everything").arguments(Pipeline(), {"prompt": ["a", "b"], "images": [one, two]}, 2, [0, 0, 1])
+    assert asked["images"] == [one, one, two]
