@@ -39,7 +39,10 @@ def flux_controlnet():
     return quiet(FluxControlNetPipeline(**pipe.components, controlnet=controlnet))
 
 
-PLAIN = ("sd", "sdxl", "sd3", "flux", "modular-sdxl", "sd3-img2img", "pixart", "z-image")
+PLAIN = (
+    "sd", "sdxl", "sd3", "flux", "modular-sdxl", "sd3-img2img", "pixart", "z-image", "hidream", "omnigen",
+    "hunyuan-video",
+)  # fmt: skip
 """Families that do nothing with their last latents but what others do, too."""
 CASES = {
     **{name: FAMILIES[name] for name in FAMILIES if name not in PLAIN},
