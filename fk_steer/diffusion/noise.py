@@ -12,7 +12,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from .schedulers import UnsupportedSchedulerError, accepts, gather_history, intercept, inverted
+from .schedulers import UnsupportedSchedulerError, accepts, gather_history, intercept, inverted, plain_step
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     for index, timestep in enumerate(timesteps):
         sample = sample[:1].repeat(2, 1, 1, 1)
         gather_history(probe, sample.shape, torch.zeros(2, dtype=torch.long))  # in which earlier noise goes on
-        with noise_switched(probe, probe.step, eta_at(index)) as step:
+        with noise_switched(probe, plain_step(probe), eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
             sample = step(output, torch.tensor(timestep), sample, **options)[0]
         if not sample.isfinite().all():
