@@ -35,6 +35,12 @@ def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     return None
 
 
+def several_autoencoders(pipe: Any) -> bool:
+    """Whether more than one component decodes, a sound beside frames for example."""
+    models = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return sum(hasattr(part, "decode") for part in models) > 1
+
+
 def original(module: torch.nn.Module) -> torch.nn.Module:
     """The module itself, where it was compiled."""
     inner: torch.nn.Module = getattr(module, "_orig_mod", module)

@@ -6,8 +6,8 @@ import functools
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +24,13 @@ from .batches import run_on_live_rows
 from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
-from .components import autoencoder_of, denoisers_of, is_control, parameters_of
+from .components import autoencoder_of, denoisers_of, is_control, parameters_of, several_autoencoders
 from .conditions import begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
 from .execution import Execution
+from .finals import FinalVideos, LeftBeforeDecoding
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
@@ -86,12 +87,15 @@ class Run:
         self.particles = Particles(call.num_populations, call.num_slots)
         self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back)
         self.clock = Stopwatch(pipe._execution_device)
-        keep = None if thumbnail_side is None else thumbnails(thumbnail_side)
-        self.scorer = Scorer(ranks, self.clock, execution, keep)
+        self.scorer = Scorer(ranks, self.clock, execution, call.videos)
+        if thumbnail_side is not None:
+            self.scorer.keeps["thumbnails"] = thumbnails(thumbnail_side)
         self.autoencoder = autoencoder_of(pipe)
-        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0])
+        self._is_patched = False
+        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self._patched)
         decoder, preview, until = self._decoders()
-        self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
+        last = functools.partial(decoder, last=True) if decoder == self.replay.images else decoder
+        self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, last, preview, until)
         self.denoisers = denoisers_of(pipe)
         check_caches(self.denoisers)
         denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
@@ -107,18 +111,30 @@ class Run:
     def __call__(self) -> Result:
         """Run the pipeline."""
         started = time.perf_counter()
-        with ExitStack() as patches:
-            self._patch(patches)
-            output = self._run()
-        result = self.finish(*output)
+        with self._patched(), ExitStack() as patches:
+            self.solver.prepare(patches)
+            result = self.finish(*self._run())
         total = time.perf_counter() - started
         seconds = self.clock.seconds()
         parts = {part: seconds.get(part, 0.0) for part in ("denoiser", "decode", "reward")}
         self.trace.seconds = self.ranks.first({**parts, "rest": total - sum(parts.values()), "total": total})
         return result
 
+    @contextmanager
+    def _patched(self) -> Iterator[None]:
+        """Let what matters of the pipeline come here, if it does not already."""
+        if self._is_patched:
+            yield
+            return
+        with ExitStack() as patches:
+            self._patch(patches)
+            self._is_patched = True
+            try:
+                yield
+            finally:
+                self._is_patched = False
+
     def _patch(self, patches: ExitStack) -> None:
-        """Let what matters of the pipeline come here for the length of a call."""
         pipe = self.pipe
 
         def wrap(owner: Any, name: str, run: Callable[..., Any]) -> None:
@@ -135,7 +151,6 @@ class Run:
                 wrap(self.autoencoder[1], "encode", self.replay.conditions.encode)
         if hasattr(pipe, "encode_prompt"):
             wrap(pipe, "encode_prompt", self.encode_prompt)
-        self.solver.prepare(patches)
 
     def _run(self) -> tuple[Any, ...]:
         """The pipeline's own call, asked for its rows in the first way that it understands."""
@@ -149,6 +164,8 @@ class Run:
                 asked = with_callback(self.call.stock(way), self.call.num_rows)
                 latent = self.call.output_type == "latent"
                 return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
+            except LeftBeforeDecoding:
+                return (None,)
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
@@ -211,8 +228,14 @@ class Run:
         return self._layouts[sizes]
 
     def decode(self, inner: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """In place of the autoencoder's: of the final latents, in chunks."""
+        """In place of the autoencoder's: of the final latents, in chunks.
+
+        Raises:
+            LeftBeforeDecoding: if they are of videos, of which the pipeline would hold all frames several times.
+        """
         rows = self.particles.rows
+        if not self.replay.active and self._finishes_in_chunks():
+            raise LeftBeforeDecoding
         if self.replay.active or z.shape[0] != rows.total or "num_frames" in kwargs:
             return inner(z, *args, **kwargs)
         plain = isinstance(self.judge.decoder, LatentDecoder)
@@ -236,6 +259,14 @@ class Run:
         encoded = encoded_once(inner, list(inspect.signature(inner).parameters), args, kwargs)
         self.replay.remember_encoded(encoded)
         return encoded
+
+    def _finishes_in_chunks(self) -> bool:
+        """Whether final videos are decoded, scored and converted chunk by chunk. Not if more is made of the latents
+        than a `Replay` knows: by a callback, or by another autoencoder for a sound."""
+        whole = self.engine.last_sample is not None and not self.call.stops_early
+        asked = self.call.videos and self.execution.decode_batch_size and self.call.output_type != "latent"
+        callback = self.call.arguments.get("callback_on_step_end") is not None
+        return bool(whole and asked and not callback and not several_autoencoders(self.pipe))
 
     # What the engine asks and says.
 
@@ -301,7 +332,7 @@ class Run:
             decision=decision,
             nfe=self.trace.nfe,
             reward_calls=self.trace.reward_calls,
-            thumbnails=judgement.thumbnails,
+            thumbnails=judgement.kept.get("thumbnails", []),
             _decode=judgement.images,
             _stop=self.halt,
         )
@@ -316,18 +347,23 @@ class Run:
         """Weigh and sort the final images."""
         call, rows, x0 = self.call, self.particles.rows, self.engine.last_x0
         self.engine.check_finished()
-        if call.output_type != "latent":
-            images = as_tensor(images, call.videos)
-        if len(images) == rows.total:
-            images = images[rows.live.to(images.device)]
-        if call.output_type == "latent" or x0 is not None:
-            if x0 is None:
-                self.watch.sample(images)
-            self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
-            judgement = self.judge.of_latents(images if x0 is None else x0)
+        finals = None
+        if images is None:
+            finals = FinalVideos(len(rows.distinct_live()[0]), call.output_type, self.ranks.size > 1)
+            judgement = self._in_chunks(finals)
         else:
-            self.watch.check_images(images)
-            judgement = self.judge.of_images(images)
+            if call.output_type != "latent":
+                images = as_tensor(images, call.videos)
+            if len(images) == rows.total and not rows.all_live:
+                images = images[rows.live.to(images.device)]
+            if call.output_type == "latent" or x0 is not None:
+                if x0 is None:
+                    self.watch.sample(images)
+                self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
+                judgement = self.judge.of_latents(images if x0 is None else x0)
+            else:
+                self.watch.check_images(images)
+                judgement = self.judge.of_images(images)
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)
@@ -336,9 +372,13 @@ class Run:
 
         order = rewards.argsort(dim=1, descending=True, stable=True)
         flat = rows.particles.gather(1, order).flatten()
-        images = images[flat.to(images.device)]
-        if call.output_type != "latent":
-            images = convert(images, call.output_type)
+        if finals is not None:
+            frames = judgement.kept["frames"]
+            images = finals.taken([row[i] for row, places in zip(frames, order.tolist()) for i in places])
+        else:
+            images = images[flat.to(images.device)]
+            if call.output_type != "latent":
+                images = convert(images, call.output_type)
         whole = rows.live[flat].tolist()
         sorted_others = [
             [other[i] for i in (whole if len(other) == rows.total else flat.tolist())]
@@ -351,6 +391,20 @@ class Run:
         self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()
         log_weights = outcome.weights.log_normalized
         return Result(images, sorted_others, rewards.gather(1, order).float(), log_weights.gather(1, order).float())
+
+    def _in_chunks(self, finals: FinalVideos) -> Judgement:
+        """Decode, score and collect the final videos."""
+        latents = self.engine.last_sample
+        assert latents is not None
+        self.watch.sample(latents)
+        self.watch.check_x0(latents, self.trace.num_steps - 1)
+
+        def keep(videos: Tensor) -> list[Any]:
+            self.watch.check_images(videos)
+            return finals.keep(videos)
+
+        self.scorer.keeps["frames"] = keep
+        return self.judge.of_latents(latents)
 
     def _decoders(self) -> tuple[Decoder, Decoder | None, float]:
         """Of final latents, and of early x0 predictions up to some progress."""
