@@ -26,6 +26,12 @@ def is_control(module: torch.nn.Module) -> bool:
     return "ControlNet" in type(original(module)).__name__
 
 
+def mixes_rows(module: torch.nn.Module) -> bool:
+    """Whether a denoiser's output for a row depends on the first row of its batch: OmniGen's rotary embedding takes the
+    positions of that for all."""
+    return type(original(module)).__name__ == "OmniGenTransformer2DModel"
+
+
 def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     """Name and component that makes images of latents; None for a pipeline that works on pixels."""
     for name in ("vae", "movq", "vqgan"):
@@ -39,6 +45,11 @@ def several_autoencoders(pipe: Any) -> bool:
     """Whether more than one component decodes, a sound beside frames for example."""
     models = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
     return sum(hasattr(part, "decode") for part in models) > 1
+
+
+def schedulers_of(pipe: Any) -> list[Any]:
+    """The components that take steps."""
+    return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]
 
 
 def original(module: torch.nn.Module) -> torch.nn.Module:

@@ -161,7 +161,9 @@ class Replay:
         def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
             raise _Enough
 
-        for way in ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts):
+        ways = ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts)
+        as_given = [Way("as given")] if self.call.num_prompts == 1 else []
+        for way in [*ways, *as_given]:
             self.way = way
             try:
                 self._again([0], step)
