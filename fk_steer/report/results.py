@@ -98,11 +98,12 @@ def _is_correct(image: Image.Image, prompt: str) -> bool | None:
 
 def summarize(results: Sequence[Result]) -> list[tuple[str, str, str]]:
     """(what, mean reward, share correct) over the prompts: an unsteered image, the best unsteered, the best steered."""
+    kind = "video" if any(picture.frames for result in results for picture in result.steered) else "image"
     rows: list[tuple[str, list[list[Picture]]]] = []
     if all(result.unsteered for result in results):
-        rows.append(("one image without steering (mean over all)", [result.unsteered for result in results]))
-        rows.append(("best image without steering", [result.unsteered[:1] for result in results]))
-    rows.append(("best steered image", [result.steered[:1] for result in results]))
+        rows.append((f"one {kind} without steering (mean over all)", [result.unsteered for result in results]))
+        rows.append((f"best {kind} without steering", [result.unsteered[:1] for result in results]))
+    rows.append((f"best steered {kind}", [result.steered[:1] for result in results]))
     lines = []
     for name, groups in rows:
         rewards = [sum(picture.reward for picture in group) / len(group) for group in groups]
