@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
+    from .pipelines import (
+        FKFluxPipeline,
+        FKStableDiffusion3Pipeline,
+        FKStableDiffusionPipeline,
+        FKStableDiffusionXLPipeline,
+        FKWanPipeline,
+    )
     from .report.trace import Trace
     from .rewards import FrameReward, Reward, RewardError, as_pil, load_reward
     from .search import PRESETS, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
@@ -20,7 +27,12 @@ __all__ = [
     "FrameReward",
     "PRESETS",
     "Execution",
+    "FKFluxPipeline",
+    "FKStableDiffusion3Pipeline",
+    "FKStableDiffusionPipeline",
+    "FKStableDiffusionXLPipeline",
     "FKSteering",
+    "FKWanPipeline",
     "Look",
     "Noise",
     "Plan",
@@ -44,6 +56,10 @@ __all__ = [
 
 _PLACES = {
     "diffusion": ("Execution", "ScoringEvent", "SteeredOutput", "steer"),
+    "pipelines": (
+        "FKFluxPipeline", "FKStableDiffusion3Pipeline", "FKStableDiffusionPipeline", "FKStableDiffusionXLPipeline",
+        "FKWanPipeline",
+    ),
     "report.trace": ("Trace",),
     "rewards": ("FrameReward", "Reward", "RewardError", "as_pil", "load_reward"),
     "search": (

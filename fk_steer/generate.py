@@ -316,6 +316,7 @@ def _generate(
         "height": settings.height,
         "width": settings.width,
         "num_frames": settings.frames,
+        "output_type": "pil",  # of some pipelines arrays are what they give unasked
     }
     call = {name: value for name, value in call.items() if value is not None}
     runs = {"": (steering, pipe.scheduler)}

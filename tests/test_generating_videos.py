@@ -19,10 +19,10 @@ from fk_steer.report.results import Picture, Result
 from fk_steer.report.sheet import contact_sheet
 from fk_steer.search import preset
 from fk_steer.testing import save_clip
-from fk_steer.testing.videos import wan
+from fk_steer.testing.tiny import wan
 
 
-CALL = {"num_inference_steps": 2, "height": 32, "width": 48, "num_frames": 5}
+CALL = {"num_inference_steps": 2, "height": 32, "width": 48, "num_frames": 5, "output_type": "pil"}
 
 
 def frames_of(content):

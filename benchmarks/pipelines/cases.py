@@ -22,9 +22,10 @@ import torch
 from diffusers import modular_pipelines
 from torch import Tensor
 
-from fk_steer.diffusion.components import schedulers_of
+from fk_steer.diffusion.components import makes_videos, schedulers_of
 from fk_steer.diffusion.outputs import tensor_type
-from fk_steer.testing.pipelines import quiet
+from fk_steer.testing import quiet
+from fk_steer.testing.tiny import modular_of
 
 from .catalogue import Test
 from .standins import offline, without_optional_libraries
@@ -62,13 +63,15 @@ class Case:
         """(B, ...) images of the pipeline's own call."""
         torch.manual_seed(0)
         call = {**self.arguments, "generator": generator, **self.options(), **overrides}
+        # Some pipelines write into lists that they are given.
+        call = {name: list(value) if isinstance(value, list) else value for name, value in call.items()}
         with torch.no_grad():
             result = self.pipe(**call)
         return as_tensor(result[0] if self.output is None else result)
 
     def options(self) -> dict[str, Any]:
         """The arguments, of those that the pipeline takes, by which its call gives images in [0, 1] to compute with."""
-        wanted = {"output_type": tensor_type(self.pipe), "return_dict": False, "output": self.output}
+        wanted = {"output_type": tensor_type(self.pipe, self.arguments), "return_dict": False, "output": self.output}
         return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @property
@@ -134,7 +137,10 @@ def case_of(test: Test, checkout: Path) -> Case:
         inputs = instance.get_dummy_inputs(*(["cpu"] if "device" in parameters else []))
     for name in ("generator", "output_type", "return_dict"):
         inputs.pop(name, None)
-    case = plain_case(pipe, inputs) if test.blocks is None else _modular(pipe, inputs, test.blocks)
+    if test.blocks is None:
+        case = plain_case(pipe, inputs)
+    else:
+        case = modular_case(modular_of(pipe, getattr(modular_pipelines, test.blocks)()), inputs)
     _set_steps(case)
     return case
 
@@ -145,22 +151,11 @@ def plain_case(pipe: Any, arguments: dict[str, Any]) -> Case:
     return Case(pipe, arguments, parameters={name: entry.default for name, entry in signature.items()})
 
 
-def _modular(plain: Any, arguments: dict[str, Any], name: str) -> Case:
-    blocks = getattr(modular_pipelines, name)()
-    pipe = blocks.init_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    made_here = {"feature_extractor", "image_processor"}  # by the modular pipeline itself
-    for component, value in plain.components.items():
-        if value is not None and component in pipe._component_specs and component not in made_here:
-            pipe.update_components(**{component: value})
-    options = {"requires_aesthetics_score", "force_zeros_for_empty_prompt"} & set(plain.config) & set(pipe.config)
-    pipe.register_to_config(**{option: plain.config[option] for option in options})
-    if hasattr(pipe, "image_processor") and hasattr(plain, "image_processor"):
-        pipe.image_processor = plain.image_processor  # whose scale is that of the tiny autoencoder
-    parameters = {entry.name: entry.default for entry in blocks.inputs if entry.name} | {"output": None}
+def modular_case(pipe: Any, arguments: dict[str, Any]) -> Case:
+    """Of a modular pipeline and arguments, of which those that its call takes are given to it."""
+    parameters = {entry.name: entry.default for entry in pipe.blocks.inputs if entry.name} | {"output": None}
     known = {name: value for name, value in arguments.items() if name in parameters}
-    outputs = {entry.name for entry in blocks.outputs}
-    return Case(pipe, known, parameters=parameters, output="videos" if "videos" in outputs else "images")
+    return Case(pipe, known, parameters=parameters, output="videos" if makes_videos(pipe) else "images")
 
 
 def reach(checkout: Path) -> None:

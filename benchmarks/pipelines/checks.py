@@ -144,8 +144,8 @@ def _weights(size: int) -> Tensor:
 
 
 def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A random linear function of all pixels of all frames."""
-    flat = images.double().flatten(1)
+    """A random linear function of all pixels of all frames, of what is in [0, 1]."""
+    flat = images.double().clamp(0.0, 1.0).flatten(1)
     return (flat @ _weights(flat.shape[1]) / flat.shape[1] ** 0.5).float()
 
 
@@ -328,7 +328,7 @@ def _check_decode(report: Report, watched: Any, pictures: list[Tensor], steps: l
     if not pictures:
         report.say("decode", "n/a", "the last step was not looked at")
         return
-    difference = _difference(pictures[-1], in_slots(watched))
+    difference = _difference(pictures[-1], in_slots(watched).clamp(0.0, 1.0))
     if difference <= TOLERANCE:
         report.hold("decode", difference)
         if RETURNED in report.findings.get("x0", Finding("")).detail:  # which this is the better test of
@@ -346,7 +346,7 @@ def _check_decode(report: Report, watched: Any, pictures: list[Tensor], steps: l
         watched = report.attempt(["decode"], run)
         if watched is None or not pictures:
             return
-    images = in_slots(watched)
+    images = in_slots(watched).clamp(0.0, 1.0)
     detail = "x0 is decoded to another image"
     if images.shape != pictures[-1].shape:
         detail = f"x0 is decoded to {tuple(pictures[-1].shape)}, the final image is {tuple(images.shape)}"

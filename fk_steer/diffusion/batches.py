@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .layout import Layout, combine, output_layout, take_units
+from .layout import Layout, combine, members_of, output_layout, take_units, tensors_of
 from .ranks import Ranks
 from .rows import Rows
 
@@ -69,17 +70,27 @@ def run_on_live_rows(
         ("batch", copies, chunk_size, together, device),
         lambda: _batch(rows, ranks, copies, chunk_size, together, device),
     )
-    if batch.chunks[0].numel() == size:
-        return denoiser(*args, **kwargs), size, copies
-
-    layout = layout_of({**dict(zip(parameters, args)), **kwargs}, copies)
+    arguments = {**dict(zip(parameters, args)), **kwargs}
+    objects = {name: value for name, value in arguments.items() if members_of(value) is not None}
+    whole = batch.chunks[0].numel() == size
+    layout = layout_of(arguments, copies) if objects or not whole else {}
     assert isinstance(layout, dict)
+    if rows.moves:
+        for name, value in objects.items():
+            rows.kept(("common", name), functools.partial(_check_common, name, value, layout[name], rows, copies))
+    if whole:
+        return denoiser(*args, **kwargs), size, copies
 
     def call(chunk: Tensor) -> Any:
         index = chunk.flatten()
-        some_args = [take_units(value, layout[name], index) for name, value in zip(parameters, args)]
-        some_kwargs = {name: take_units(value, layout[name], index) for name, value in kwargs.items()}
-        return denoiser(*some_args, **some_kwargs)
+        some = {name: take_units(value, layout[name], index) for name, value in arguments.items()}
+        held = {name: list(tensors_of(some[name])) for name in objects}
+        output = denoiser(*(some[name] for name in parameters[: len(args)]), **{name: some[name] for name in kwargs})
+        for name, tensors in held.items():
+            now = list(tensors_of(some[name]))
+            if len(now) != len(tensors) or any(a is not b for a, b in zip(tensors, now)):
+                raise ValueError(_CHANGED.format(name))
+        return output
 
     def finish(parts: list[Tensor]) -> Tensor:
         by_unit = [part.unflatten(0, (len(chunk), -1)).transpose(0, 1) for part, chunk in zip(parts, batch.chunks)]
@@ -88,6 +99,29 @@ def run_on_live_rows(
 
     outputs = [call(chunk) for chunk in batch.chunks]
     return combine(outputs, output_layout(outputs[0], batch.chunks[0].numel(), as_list), finish), batch.number, copies
+
+
+_CHANGED = (
+    "The denoiser changes what its argument `{}` holds from step to step, which cannot be put together of calls on "
+    "some of the rows. Use a search that neither prunes nor copies, without a `denoise_batch_size`."
+)
+
+
+def _check_common(name: str, value: Any, layout: Layout, rows: Rows, copies: int) -> None:
+    """Check that an object made in an earlier step holds the same for all rows of a population, as what they are
+    conditioned on is. Where it does not, it has not followed the particles.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    row = torch.arange(rows.total * copies)
+    first = take_units(value, layout, row - row % rows.num_slots)
+    for one, other in zip(tensors_of(value), tensors_of(first)):
+        if not torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"What the denoiser keeps in its argument `{name}` differs between particles, and does not follow "
+                "those that are resampled. Use a search that neither prunes nor copies."
+            )
 
 
 def _batch(

@@ -68,6 +68,16 @@ def is_modular(pipe: Any) -> bool:
     return hasattr(pipe, "blocks") and not hasattr(pipe, "register_modules")
 
 
+def loops_of(pipe: Any) -> list[Any]:
+    """The blocks of a modular pipeline that show a progress bar of their own."""
+    found, blocks = [], [pipe._blocks] if is_modular(pipe) else []  # `blocks` is a copy
+    while blocks:
+        block = blocks.pop()
+        found += [block] if hasattr(block, "progress_bar") else []
+        blocks += getattr(block, "sub_blocks", {}).values()
+    return found
+
+
 def call_names(pipe: Any) -> frozenset[str]:
     """Names of the arguments of a pipeline's call, those of the call that it inherits too, to which it may hand on
     whatever it is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,26 @@ from .call import Call
 from .judging import Judge, Judgement
 from .particles import Followed, Particles
 from .replay import step_output
-from .rows import map_rows
+from .rows import map_rows, overwrite
 from .solver import Solver, States
 from .watch import Watch
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that has been taken.
+
+    Attributes:
+        index: counted from zero.
+        rows: (L,) that were alive before.
+        moved: (L',) which of them each row alive now continues; None if all went on as they were.
+        late: whether they moved after the noise.
+    """
+
+    index: int
+    rows: Tensor
+    moved: Tensor | None
+    late: bool
 
 
 Announce = Callable[[int, Judgement, Plan, Followed, Tensor], None]
@@ -62,6 +80,8 @@ class Engine:
         """(L, ...) what the last step of the whole loop has left."""
         self.last_x0: Tensor | None = None
         """(L, ...) the last x0 predictions of a loop that stops before its end."""
+        self.taken: Taken | None = None
+        """The last step, unless there was none."""
 
     def step(
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
@@ -79,7 +99,8 @@ class Engine:
         last = index == self.num_steps - 1
         if self.halted is not None:
             self.last_sample = self.halted if last else None
-            return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+            return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+        whole = sample
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -87,15 +108,21 @@ class Engine:
         self.watch.step(index, sample, model_output)
 
         stepped, late = rows.live, None
+        self.taken = Taken(index, rows.live, None, False)
         if self.due(index):
             plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
+            self.taken = Taken(index, stepped, followed.moved, plan.after_noise)
+            if tokens is not None and followed.moved is not None:
+                # Tokens that are not denoised in this step the pipeline takes from the samples as they were before.
+                kept = sample[followed.moved.to(sample.device)] if plan.after_noise else followed.states.sample
+                overwrite(whole, self.to_all_rows(kept, len(kept)))
             if self.halting:
                 self.halted = followed.states.x0.to(sample.dtype)
                 self.last_x0 = None if self.last_x0 is None else followed.states.x0
-                return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+                return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
             if plan.resume is not None:
                 sample = self.resume(index, plan, followed.states).to(sample.dtype)
-                return self._to_all_rows(step_output(sample, kwargs), len(sample))
+                return self.to_all_rows(step_output(sample, kwargs), len(sample))
             if plan.after_noise:  # which is that of the rows in which the particles were before
                 late = followed.moved
             else:
@@ -117,7 +144,7 @@ class Engine:
         elif self.parting[index]:
             rows.part(quiet)
         self.last_sample = _sample_of(output) if last else None
-        return self._to_all_rows(output, len(rows.live))
+        return self.to_all_rows(output, len(rows.live))
 
     def due(self, index: int) -> bool:
         """Whether an event is due at this step. In the second stage of a two-stage solver it waits for the next step,
@@ -201,7 +228,8 @@ class Engine:
         rows = self.particles.rows
         return values if values is None or rows.all_live else values[rows.live_on(values.device)]
 
-    def _to_all_rows(self, output: Any, num_live: int) -> Any:
+    def to_all_rows(self, output: Any, num_live: int) -> Any:
+        """What a step returned of the live rows, for all rows."""
         rows = self.particles.rows
         if num_live == rows.total:
             return output

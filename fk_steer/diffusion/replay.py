@@ -7,7 +7,6 @@ that a user would get; run for one row, it shows which arguments of the denoiser
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,9 +18,19 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from .call import Call
+from .components import loops_of
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
-from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
+from .layout import (
+    Layout,
+    UnknownLayoutError,
+    learned_layout,
+    members_of,
+    num_units,
+    output_layout,
+    rebuilt,
+    take_units,
+)
 from .outputs import as_tensor, run_pipeline, tensor_type
 
 
@@ -41,8 +50,8 @@ def step_output(sample: Tensor, options: Mapping[str, Any]) -> Any:
     return StepOutput(sample, sample, sample)
 
 
-class _Enough(Exception):
-    """All that was wanted has been seen."""
+class _Enough(BaseException):
+    """All that was wanted has been seen. No error, of which modular pipelines write the traceback to the log."""
 
 
 class Replay:
@@ -130,9 +139,28 @@ class Replay:
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            for position, image in zip(part, as_tensor(output[0], self.call.videos)):
+            for position, image in zip(part, as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)):
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
+
+    def shown(self) -> Callable[[Tensor], Tensor]:
+        """What makes images in [0, 1] of the tensors that the pipeline returns.
+
+        Raises:
+            ValueError: if it cannot be told.
+        """
+
+        def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
+            return step_output(sample, options)
+
+        images, tensors = (as_tensor(self._again([0], step, kind)[0], self.call.videos) for kind in ("np", "pt"))
+        for of in _FORMS:
+            if torch.allclose(of(tensors).clamp(0.0, 1.0), images, atol=1e-4):
+                return of
+        raise ValueError(
+            f"It cannot be told how images are made of the tensors that {type(self.call.pipe).__name__} returns, so "
+            "they cannot be scored. Ask for `output_type='np'`."
+        )
 
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments.
@@ -245,7 +273,9 @@ class Replay:
                 return None
         return layouts
 
-    def _again(self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any]) -> tuple[Any, ...]:
+    def _again(
+        self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any], output_type: str | None = None
+    ) -> tuple[Any, ...]:
         call, pipe = self.call, self.call.pipe
         num_prompts = call.num_rows // call.rows_per_prompt
         prompts = [row // call.rows_per_prompt for row in rows]
@@ -262,12 +292,13 @@ class Replay:
             generator.set_state(self._initial[row])
             generators.append(generator)
         self._generators = generators
-        self.conditions.begin(generators, [self._populations[row] for row in rows])
+        self.conditions.begin(generators, [self._populations[row] for row in rows], again=True)
         self._rows, self._count, self._step = rows, 0, step
         with self._patched(), _as_before(pipe), torch.no_grad():
             self.active = True
             try:
-                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
+                kind = output_type or tensor_type(pipe, arguments)
+                return run_pipeline(pipe, {**asked, "generator": generators}, kind)
             finally:
                 self.active = False
 
@@ -284,6 +315,9 @@ class Replay:
             object.__setattr__(pipe, self.autoencoder, own)
 
 
+_FORMS: tuple[Callable[[Tensor], Tensor], ...] = (lambda tensors: tensors, lambda tensors: tensors / 2 + 0.5)
+"""Of the tensors of pipelines, to [0, 1]: they are in [0, 1] or in [-1, 1]."""
+
 _LEFT_OUT = frozenset(
     {
         "latents",
@@ -299,12 +333,11 @@ _LEFT_OUT = frozenset(
 @contextmanager
 def _as_before(pipe: Any) -> Iterator[None]:
     """Put back, at the end, what a call changes in a pipeline and its components that are not modules."""
-    owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
+    bars = [pipe, *loops_of(pipe)]
+    owners = [*bars, *(part for part in pipe.components.values() if _has_state(part))]
     saved = [{name: _copied(value) for name, value in vars(owner).items()} for owner in owners]
-    if hasattr(pipe, "_progress_bar_config"):
-        pipe._progress_bar_config = {**pipe._progress_bar_config, "disable": True}
-    else:
-        pipe._progress_bar_config = {"disable": True}
+    for owner in bars:
+        owner._progress_bar_config = {**getattr(owner, "_progress_bar_config", {}), "disable": True}
     try:
         yield
     finally:
@@ -318,12 +351,8 @@ def _has_state(component: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """Lists, and small objects that a component keeps its state in, as they are now."""
-    if isinstance(value, list):
-        return list(value)
-    if type(value).__module__.startswith("diffusers.guiders"):
-        return copy.copy(value)
-    return value
+    """Lists as they are now."""
+    return list(value) if isinstance(value, list) else value
 
 
 def outline(value: Any) -> Any:
@@ -335,7 +364,8 @@ def outline(value: Any) -> Any:
         return outlined if type(value) is dict else type(value)(**outlined)
     if isinstance(value, (list, tuple)):
         return type(value)(outline(item) for item in value)
-    return value
+    members = members_of(value)
+    return value if members is None else rebuilt(value, {key: outline(item) for key, item in members.items()})
 
 
 def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
@@ -349,7 +379,10 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
         if isinstance(value, Mapping):
             made = {key: of(item) for key, item in value.items()}
             return made if type(value) is dict else type(value)(**made)
-        return type(value)(of(item) for item in value) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(of(item) for item in value)
+        members = members_of(value)
+        return value if members is None else rebuilt(value, {key: of(item) for key, item in members.items()})
 
     return of(take_units(template, layout, index.to("cpu")))
 
@@ -357,8 +390,8 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
 def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:
     """How many rows each part of `value` holds."""
     if isinstance(layout, dict):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
+        members = value if isinstance(value, Mapping) else members_of(value)
+        for key, item in enumerate(value) if members is None else members.items():
             yield from _numbers(item, layout.get(key))
     else:
         yield num_units(value, layout)

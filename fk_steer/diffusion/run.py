@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from .batches import run_on_live_rows
 from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
+from .companions import Companion
 from .components import (
     autoencoder_of,
     denoisers_of,
@@ -41,13 +43,13 @@ from .execution import Execution
 from .finals import FinalVideos, LeftBeforeDecoding
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
-from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
+from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline, tensor_type
 from .particles import Followed, Particles
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
-from .schedulers import intercept, intercept_step, steps_from
+from .schedulers import Replace, intercept, intercept_step, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
@@ -114,6 +116,10 @@ class Run:
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.initial_noise = InitialNoise()
+        self.shown: Callable[[Tensor], Tensor] | None = None
+        """What makes images in [0, 1] of what the pipeline returns, where that is not in [0, 1]."""
+        self._as_stock = False
+        """Whether the pipeline gives tensors of another range than images have, which are given back as they are."""
         self._last: dict[str, Any] = {}
         """The last output of each denoiser."""
         self._layouts: dict[tuple[str, int, str], Layout] = {}
@@ -150,7 +156,11 @@ class Run:
         def wrap(owner: Any, name: str, run: Callable[..., Any]) -> None:
             patches.enter_context(intercept(owner, name, lambda inner: functools.partial(run, inner)))
 
-        patches.enter_context(intercept_step(pipe.scheduler, self.step))
+        patches.enter_context(intercept_step(pipe.scheduler, self.step, self.beside))
+        for other in schedulers_of(pipe):
+            if other is not pipe.scheduler:
+                companion = Companion(other, self.engine, early=True)
+                wrap(other, "step", functools.partial(self.step_beside, companion))
         for name, module in self.denoisers.items():
             # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
             entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
@@ -178,8 +188,13 @@ class Run:
                 generator.set_state(state)
             try:
                 asked = with_callback(self.call.stock(way), self.call.num_rows)
-                latent = self.call.output_type == "latent"
-                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
+                kind = tensor_type(self.pipe, asked)
+                self._as_stock = kind == "np" and self.call.output_type == "pt"
+                if self._as_stock or self.call.output_type == "latent":
+                    kind = self.call.output_type
+                output = run_pipeline(self.pipe, asked, kind)
+                self.shown = self.replay.shown() if self._as_stock else None
+                return output
             except LeftBeforeDecoding:
                 return (None,)
             except Exception as error:
@@ -203,6 +218,15 @@ class Run:
         if self.replay.active:
             return self.replay.step(sample, kwargs)
         return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
+
+    def beside(self, scheduler: Any) -> Replace:
+        """What replaces the `step` of a copy of the scheduler."""
+        companion = Companion(scheduler, self.engine)
+        return lambda inner: functools.partial(self.step_beside, companion, inner)
+
+    def step_beside(self, companion: Companion, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a second scheduler's."""
+        return (inner if self.replay.active else functools.partial(companion.step, inner))(*args, **kwargs)
 
     def forward(
         self, name: str, control: bool, parameters: list[str], inner: Callable[..., Any], *args: Any, **kwargs: Any
@@ -235,7 +259,7 @@ class Run:
 
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments."""
-        sizes = name, copies, repr(outline(arguments))
+        sizes = name, copies, repr(outline(as_containers(arguments)))
         if sizes not in self._layouts:
             try:
                 self._layouts[sizes] = known_layout(arguments, copies * self.particles.rows.total)
@@ -288,7 +312,7 @@ class Run:
         whole = self.engine.last_sample is not None and not self.call.stops_early
         asked = self.call.videos and self.execution.decode_batch_size and self.call.output_type != "latent"
         callback = self.call.arguments.get("callback_on_step_end") is not None
-        return bool(whole and asked and not callback and not several_autoencoders(self.pipe))
+        return bool(whole and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe))
 
     # What the engine asks and says.
 
@@ -385,7 +409,7 @@ class Run:
                 judgement = self.judge.of_latents(images if x0 is None else x0)
             else:
                 self.watch.check_images(images)
-                judgement = self.judge.of_images(images)
+                judgement = self.judge.of_images((self.shown(images) if self.shown else images).clamp(0.0, 1.0))
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)
@@ -402,12 +426,14 @@ class Run:
             if call.output_type != "latent":
                 images = convert(images, call.output_type)
         whole = rows.live[flat].tolist()
-        sorted_others = [
-            [other[i] for i in (whole if len(other) == rows.total else flat.tolist())]
-            if isinstance(other, list)
-            else other
-            for other in others
-        ]
+
+        def sort(other: Any) -> Any:
+            if not isinstance(other, (list, np.ndarray, Tensor)) or len(other) not in (rows.total, len(rows.live)):
+                return other
+            index = whole if len(other) == rows.total else flat.tolist()
+            return [other[i] for i in index] if isinstance(other, list) else other[index]
+
+        sorted_others = [sort(other) for other in others]
         estimates = self.engine.search.log_normalizer
         unknown = torch.full((call.num_populations,), torch.nan)
         self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()

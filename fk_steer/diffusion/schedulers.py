@@ -16,18 +16,36 @@ class UnsupportedSchedulerError(ValueError):
     """The scheduler cannot be steered; the message says what to use instead."""
 
 
+Replace = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes of a bound method what is called in its place."""
+
+OfCopy = Callable[[Any], Replace]
+"""Says of a deep copy of a method's owner what replaces the method there."""
+
+
+def _as_it_is(copied: Any) -> Replace:
+    return lambda method: method
+
+
 @contextmanager
-def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def intercept(owner: Any, name: str, replace: Replace, of_copy: OfCopy = _as_it_is) -> Iterator[None]:
     """Replace the bound method `owner.name` by `replace(method)` and undo that exactly on any exit.
 
     The replacement keeps the signature, which pipelines inspect. An attribute that was already set on the instance (a
     compiled `scheduler.step`, an accelerate hook) is what gets wrapped, and is put back.
+
+    Args:
+        of_copy: a deep copy of the owner -> what replaces the copy's own method, which is undone as well; by default
+            that method itself.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    object.__setattr__(owner, name, _Replacement(method, replace(method), owner))
+    replacement = _Replacement(owner, name, method, replace(method), of_copy)
+    object.__setattr__(owner, name, replacement)
     try:
         yield
     finally:
+        for copied in replacement.copies:
+            vars(copied).pop(name, None)
         if own is None:
             object.__delattr__(owner, name)
         else:
@@ -35,25 +53,39 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
 
 
 class _Replacement:
-    """Stands in for a method, with its signature. A copy of its owner has its own method again."""
+    """Stands in for a method, with its signature."""
 
-    def __init__(self, method: Callable[..., Any], replacement: Callable[..., Any], owner: Any) -> None:
+    def __init__(
+        self, owner: Any, name: str, method: Callable[..., Any], replacement: Callable[..., Any], of_copy: OfCopy
+    ) -> None:
         functools.update_wrapper(self, method)
-        self._replacement, self._owner = replacement, type(owner).__name__
+        self._owner, self._name, self._replacement, self._of_copy = owner, name, replacement, of_copy
+        self.copies: list[Any] = []
+        """Of the owner, whose methods are replaced too."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._replacement(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise UnsupportedSchedulerError(
-            f"The pipeline takes its steps with copies of its {self._owner}, so its particles cannot be told when to "
-            "move. Steer a pipeline that takes them with `pipe.scheduler` itself."
-        )
+        owner = self._owner
+        copied = memo.get(id(owner))
+        if copied is None:  # a copy of what it holds, which is put into another
+            raise UnsupportedSchedulerError(
+                f"The pipeline takes its steps with copies of its {type(owner).__name__}, so its particles cannot be "
+                "told when to move. Steer a pipeline that takes them with `pipe.scheduler` itself."
+            )
+        self.copies.append(copied)
+        method = getattr(type(owner), self._name).__get__(copied)
+        return _Replacement(copied, self._name, method, self._of_copy(copied)(method), _as_it_is)
 
 
-def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:
-    """Context manager in which `scheduler.step(...)` calls `step(inner_step, model_output, timestep, sample, ...)`."""
-    return intercept(scheduler, "step", lambda inner: functools.partial(step, inner))
+def intercept_step(scheduler: Any, step: Callable[..., Any], of_copy: OfCopy = _as_it_is) -> Any:
+    """Context manager in which `scheduler.step(...)` calls `step(inner_step, model_output, timestep, sample, ...)`.
+
+    Args:
+        of_copy: see `intercept`.
+    """
+    return intercept(scheduler, "step", lambda inner: functools.partial(step, inner), of_copy)
 
 
 def predict_x0(

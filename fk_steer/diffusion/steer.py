@@ -48,7 +48,8 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     end in each.
 
     Attributes:
-        images: N images in the `output_type` asked for, the best of each population, as the stock pipeline gives them.
+        images: N images or videos in the `output_type` asked for, the best of each population, as the stock pipeline
+            gives them.
         particles: all that were alive at the end: N lists of k images, best first, or for arrays and tensors one of
             shape (N, k, ...).
         rewards: (N, k) float32, in the order of `particles`.
@@ -56,6 +57,7 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
             are samples of p(x0) exp(lambda r(x0)) / Z.
         trace: every scoring event and where the time went.
         nsfw_content_detected: as in Stable Diffusion's own output, for `images`; None if the pipeline has none.
+        others: what the pipeline returns beside its images, for `images`: sound, for example.
     """
 
     images: Any
@@ -64,6 +66,12 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     log_weights: Tensor | None = None
     trace: Trace | None = None
     nsfw_content_detected: list[bool] | None = None
+    others: tuple[Any, ...] = ()
+
+    @property
+    def frames(self) -> Any:
+        """`images`, under the name that stock pipelines of videos give them."""
+        return self.images
 
 
 def steer(
@@ -200,7 +208,8 @@ class SteeredPipeline:
         particles = by_population(result)
         if not return_dict:
             return (images, *others, particles, result.rewards, result.log_weights, trace)
-        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, *others[:1])
+        flags = others[0] if others and isinstance(others[0], list) else None
+        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, flags, tuple(others))
 
     def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:
         pipe = self.pipe

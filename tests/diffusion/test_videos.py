@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from fk_steer import Execution, FKSteering, FrameReward, steer
 from fk_steer.testing import redness
-from fk_steer.testing.videos import wan
+from fk_steer.testing.tiny import wan as tiny_wan
 
 
 CALL = {"num_inference_steps": 3, "height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 16}
 STEERING = FKSteering(num_particles=4, lmbda=10.0, schedule=(0.5,))
 REWARD = FrameReward(redness, frames=4)
+
+
+def wan():
+    return tiny_wan(FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True))
 
 
 def run(output_type="pt", execution=None, steering=STEERING, reward=REWARD, pipe=None, prompt="a red circle", **options):
