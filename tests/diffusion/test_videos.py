@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from benchmarks.pipelines.video_memory import peak_of_tensors, unavoidable
 from fk_steer import Execution, FKSteering, FrameReward, steer
 from fk_steer.testing import redness
 from fk_steer.testing.tiny import wan as tiny_wan
@@ -87,3 +88,18 @@ def test_predictions_can_be_seen_during_and_after_the_run():
                        output.particles[0].sum((1, 2, 3, 4)).sort()[0])  # fmt: skip
     for event, before in zip(events, seen):
         assert torch.equal(event.predictions(), before)
+
+
+@pytest.mark.parametrize(
+    ("output_type", "sizes"), [("pil", (2, 1, None)), ("pt", (2, 1, 2)), ("pt", (2, 2, None)), ("latent", (2, 1, 1))]
+)
+def test_memory_is_flat_in_particles(output_type, sizes):
+    """But for what a call gives back: the latents, or as tensors the final videos."""
+    few, many = (
+        peak_of_tensors(particles, output_type, Execution(*sizes), side=32) - unavoidable(particles, output_type, 32)
+        for particles in (3, 9)
+    )
+    a_video, latents = 4 * 17 * 3 * 32**2, unavoidable(1, "latent", 32)
+    # Of each particle further latents: predictions, outputs of the denoiser, what the scheduler remembers, embeddings.
+    assert many - few < 6 * 10 * latents
+    assert 10 * latents < 0.1 * a_video
