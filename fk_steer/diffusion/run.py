@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from ..loading import load_preview
@@ -310,9 +311,10 @@ class Run:
         """Whether final videos are decoded, scored and converted chunk by chunk. Not if more is made of the latents
         than a `Replay` knows: by a callback, or by another autoencoder for a sound."""
         whole = self.engine.last_sample is not None and not self.call.stops_early
+        many = self.particles.rows.total > (self.execution.decode_batch_size or 0)
         asked = self.call.videos and self.execution.decode_batch_size and self.call.output_type != "latent"
         callback = self.call.arguments.get("callback_on_step_end") is not None
-        return bool(whole and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe))
+        return bool(whole and many and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe))
 
     # What the engine asks and says.
 
@@ -465,12 +467,22 @@ class Run:
         if preview is None:
             return decoder, None, 0.0
         small = load_preview(preview.decoder, pipe) if isinstance(preview.decoder, str) else preview.decoder
-        if not hasattr(small, "decode") or not hasattr(small, "config"):
+        fits = isinstance(small, torch.nn.Module) or plain
+        if not hasattr(small, "decode") or not hasattr(small, "config") or not fits:
             raise ValueError(
                 "Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
                 f"{brief(small)}."
             )
-        small.to(pipe._execution_device, pipe.vae.dtype)
+        own = None if self.autoencoder is None else self.autoencoder[1]
+        if isinstance(small, AutoencoderTiny) and self.call.videos and not isinstance(own, AutoencoderKL):
+            raise ValueError(
+                f"{type(pipe).__name__} decodes videos whole, with its {type(own).__name__}, and an `AutoencoderTiny` "
+                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one of "
+                "your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
+                "`decode`, `config` and `dtype`."
+            )
+        if hasattr(small, "to"):
+            small.to(pipe._execution_device, own.dtype if own is not None else pipe.dtype)
         early: Decoder = functools.partial(self.replay.images, vae=small)
         if plain:
             early = LatentDecoder(pipe, small, size)

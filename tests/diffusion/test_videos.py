@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from benchmarks.pipelines.video_memory import peak_of_tensors, unavoidable
 from fk_steer import Execution, FKSteering, FrameReward, steer
+from fk_steer.search import Preview
 from fk_steer.testing import redness
+from fk_steer.testing.tiny import FAMILIES
 from fk_steer.testing.tiny import wan as tiny_wan
 
 
@@ -103,3 +109,69 @@ def test_memory_is_flat_in_particles(output_type, sizes):
     # Of each particle further latents: predictions, outputs of the denoiser, what the scheduler remembers, embeddings.
     assert many - few < 6 * 10 * latents
     assert 10 * latents < 0.1 * a_video
+
+
+class TestPreviews:
+    """Of videos."""
+
+    def test_a_tiny_autoencoder_of_images_is_refused_before_the_loop(self):
+        pipe, preview = wan(), Preview(AutoencoderTiny())
+        pipe.transformer.forward = None  # is not called
+        message = "WanPipeline decodes videos whole, with its AutoencoderKLWan, and an `AutoencoderTiny` decodes images"
+        with pytest.raises(ValueError, match=message):
+            run(steering=STEERING.replace(preview=preview), pipe=pipe)
+
+    @pytest.mark.parametrize("until", [1.0, 0.4])
+    def test_a_decoder_of_ones_own_shows_early_predictions(self, until):
+        class Red(torch.nn.Module):
+            """Of whatever latents, red videos."""
+
+            def __init__(self, vae):
+                super().__init__()
+                self.config, self.dtype, self.calls = vae.config, vae.dtype, 0
+
+            def decode(self, latents, return_dict=True):
+                self.calls += 1
+                frames = 4 * (latents.shape[2] - 1) + 1
+                videos = torch.full((len(latents), 3, frames, 8 * latents.shape[3], 8 * latents.shape[4]), -1.0)
+                videos[:, 0] = 1.0
+                return (videos,)
+
+        pipe, rewards = wan(), []
+        small = Red(pipe.vae)
+        steering = FKSteering(
+            num_particles=3, lmbda=1.0, schedule=(0.3, 0.7), preview=Preview(small, until), noise=STEERING.noise
+        )
+        own = pipe.vae
+        output = run(steering=steering, pipe=pipe, on_event=lambda event: rewards.append(event.rewards[0]))
+        assert pipe.vae is own
+        red = [bool((of_event == 20.0).all()) for of_event in rewards]
+        assert red == ([True, True, False] if until == 1.0 else [True, False, False])
+        assert small.calls == 3 * sum(red)
+        assert torch.allclose(REWARD(output.particles[0], ["a"] * 3), output.rewards[0], atol=1e-4)
+
+    def test_frames_that_are_decoded_as_images_take_a_tiny_autoencoder(self):
+        make, call = FAMILIES["animatediff"]
+        small = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+        pipe, calls = make(), []
+        decode = small.decode
+        small.decode = lambda *args, **kwargs: (calls.append(1), decode(*args, **kwargs))[1]
+        steering = FKSteering(num_particles=2, lmbda=1.0, schedule=(0.5,), preview=Preview(small))
+        steer(pipe, REWARD, steering)("a red circle", num_inference_steps=2, **call)
+        assert calls
+
+
+def test_small_animations_of_predictions():
+    events = run(keep_predictions=True).trace.events
+    for event in events:
+        ((*urls,),) = event.predictions
+        assert len(urls) == 4
+        for url in urls:
+            assert url.startswith("data:image/webp;base64,")
+            with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as animation:
+                assert animation.n_frames == 9
