@@ -467,8 +467,8 @@ class Run:
         if preview is None:
             return decoder, None, 0.0
         small = load_preview(preview.decoder, pipe) if isinstance(preview.decoder, str) else preview.decoder
-        fits = isinstance(small, torch.nn.Module) or plain
-        if not hasattr(small, "decode") or not hasattr(small, "config") or not fits:
+        whole = isinstance(small, torch.nn.Module) and hasattr(small, "dtype") and hasattr(small, "device")
+        if not hasattr(small, "decode") or not hasattr(small, "config") or not (whole or plain):
             raise ValueError(
                 "Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
                 f"{brief(small)}."
@@ -479,7 +479,7 @@ class Run:
                 f"{type(pipe).__name__} decodes videos whole, with its {type(own).__name__}, and an `AutoencoderTiny` "
                 "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one of "
                 "your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
-                "`decode`, `config` and `dtype`."
+                "`decode`, `config`, `dtype` and `device`."
             )
         if hasattr(small, "to"):
             small.to(pipe._execution_device, own.dtype if own is not None else pipe.dtype)

@@ -121,6 +121,16 @@ class TestPreviews:
         with pytest.raises(ValueError, match=message):
             run(steering=STEERING.replace(preview=preview), pipe=pipe)
 
+    def test_what_cannot_stand_in_for_an_autoencoder_is_refused(self):
+        class Half(torch.nn.Module):
+            config = {}
+
+            def decode(self, latents):
+                return latents
+
+        with pytest.raises(ValueError, match="Expected the preview's decoder to be an `AutoencoderTiny`"):
+            run(steering=STEERING.replace(preview=Preview(Half())))
+
     @pytest.mark.parametrize("until", [1.0, 0.4])
     def test_a_decoder_of_ones_own_shows_early_predictions(self, until):
         class Red(torch.nn.Module):
@@ -128,7 +138,7 @@ class TestPreviews:
 
             def __init__(self, vae):
                 super().__init__()
-                self.config, self.dtype, self.calls = vae.config, vae.dtype, 0
+                self.config, self.dtype, self.device, self.calls = vae.config, vae.dtype, vae.device, 0
 
             def decode(self, latents, return_dict=True):
                 self.calls += 1
