@@ -82,7 +82,9 @@ def tour():
     # Qwen-Image, with true classifier-free guidance.
     qwen = tiny.qwen_image()
     steered = steer(qwen, redness, settings)
-    save("qwen-image-", steered("a red circle", negative_prompt=" ", true_cfg_scale=3.0, **call, max_sequence_length=16))
+    save(
+        "qwen-image-", steered("a red circle", negative_prompt=" ", true_cfg_scale=3.0, **call, max_sequence_length=16)
+    )
 
     # Stable Diffusion 3, starting from an image.
     img2img = tiny.sd3_img2img()

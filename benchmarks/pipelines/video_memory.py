@@ -97,7 +97,9 @@ def main() -> None:
                 if options.process:
                     row["process"] = round(growth_of_process(particles, output_type, options.side) / 2**20, 1)
                 rows.append(row)
-                print("| " + " | ".join("-" if value is None else str(value) for value in row.values()) + " |", flush=True)
+                print(
+                    "| " + " | ".join("-" if value is None else str(value) for value in row.values()) + " |", flush=True
+                )
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=2))

@@ -61,9 +61,7 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep out of the images.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Of a pipeline of videos. [default: the model's]")
-    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a pipeline of videos. [default: the model's]")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise and the resampling.")] = 0,
     batch_size: Annotated[
         int | None,

@@ -314,7 +314,9 @@ class Run:
         many = self.particles.rows.total > (self.execution.decode_batch_size or 0)
         asked = self.call.videos and self.execution.decode_batch_size and self.call.output_type != "latent"
         callback = self.call.arguments.get("callback_on_step_end") is not None
-        return bool(whole and many and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe))
+        return bool(
+            whole and many and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe)
+        )
 
     # What the engine asks and says.
 

@@ -19,6 +19,7 @@ from .trace import Trace
 VIDEO = ".webp"
 """Of files with a video, an animation that keeps every pixel."""
 
+
 @dataclass(frozen=True)
 class Picture:
     """An image, or the first frame of a video, its reward, and whether it is correct where that can be told (the

@@ -28,7 +28,9 @@ def wan():
     return tiny_wan(FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True))
 
 
-def run(output_type="pt", execution=None, steering=STEERING, reward=REWARD, pipe=None, prompt="a red circle", **options):
+def run(
+    output_type="pt", execution=None, steering=STEERING, reward=REWARD, pipe=None, prompt="a red circle", **options
+):
     call = {**CALL, "generator": torch.Generator().manual_seed(0), "output_type": output_type, **options}
     options = {name: call.pop(name) for name in ("on_event", "keep_predictions") if name in call}
     return steer(pipe or wan(), reward, steering, execution)(prompt, **call, **options)

@@ -393,7 +393,10 @@ class TestUnifiedReward:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"variant": "rank"}, "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think, video, video-axes, video-pair"),
+            (
+                {"variant": "rank"},
+                "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think, video, video-axes, video-pair",
+            ),
             ({"backend": "jax"}, "Unknown backend 'jax'"),
             ({"variant": "axes", "axis": "taste"}, "Unknown axis 'taste'"),
             ({"axis": "style"}, "only used by the variants 'axes'"),

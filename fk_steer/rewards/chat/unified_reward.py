@@ -20,8 +20,8 @@ from ..judge import JudgeCounts
 from ..local import check_variant
 from ..pairwise import WIN_LMBDA, PairwiseReward
 from .client import Answer, Chat
-from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
 from .frames import frames_of
+from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
 from .verdicts import (
     AXES,
     VIDEO_AXES,
@@ -111,7 +111,9 @@ class UnifiedReward(Reward):
                 default_lmbda=WIN_LMBDA,
             ),
             "video": RewardCard(
-                summary="A score of a video's quality, motion and alignment.", typical_range=(4.0, 8.0), default_lmbda=1.0
+                summary="A score of a video's quality, motion and alignment.",
+                typical_range=(4.0, 8.0),
+                default_lmbda=1.0,
             ),
             "video-axes": RewardCard(
                 summary="Mean of a video's alignment, physics and style.", typical_range=(2.0, 4.5)
