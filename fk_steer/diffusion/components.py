@@ -56,6 +56,12 @@ def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     return None
 
 
+def several_autoencoders(pipe: Any) -> bool:
+    """Whether more than one component decodes, a sound beside frames for example."""
+    models = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return sum(hasattr(part, "decode") for part in models) > 1
+
+
 def schedulers_of(pipe: Any) -> list[Any]:
     """The components that take steps."""
     return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]

@@ -76,6 +76,8 @@ class Engine:
         """Whether the run is to end with the x0 predictions of this event."""
         self.halted: Tensor | None = None
         """(L, ...) the x0 predictions with which it has ended."""
+        self.last_sample: Tensor | None = None
+        """(L, ...) what the last step of the whole loop has left."""
         self.last_x0: Tensor | None = None
         """(L, ...) the last x0 predictions of a loop that stops before its end."""
         self.shape: torch.Size | None = None
@@ -96,7 +98,9 @@ class Engine:
                 f"{type(self.call.pipe).__name__} takes more than the {length} steps of its scheduler's loop, as one "
                 "that makes an image or video piece by piece does. Particles can be steered within one loop alone."
             )
+        last = index == self.num_steps - 1
         if self.halted is not None:
+            self.last_sample = self.halted if last else None
             return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
         whole, self.shape = sample, sample.shape
         known = kwargs.pop("pred_original_sample", None)  # x0, with which the step needs no model output
@@ -145,6 +149,7 @@ class Engine:
             self.last_x0 = None if self.last_x0 is None else self.last_x0[late]
         elif self.parting[index]:
             rows.part(quiet)
+        self.last_sample = _sample_of(output) if last else None
         return self.to_all_rows(output, len(rows.live))
 
     def size_of_row(self, sample: Any) -> int:
@@ -246,3 +251,9 @@ class Engine:
         if num_live == rows.total:
             return output
         return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)
+
+
+def _sample_of(output: Any) -> Tensor:
+    """The samples that a scheduler's step returns."""
+    sample: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
+    return sample

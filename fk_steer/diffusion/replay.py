@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class Replay:
     Args:
         call: the steered call, whose main run goes on meanwhile.
         autoencoder: name of the component that decodes; None if there is none.
+        patched: context in which what matters of the pipeline comes here.
 
     Attributes:
         way: how the pipeline was asked for its rows.
@@ -68,8 +69,10 @@ class Replay:
         conditions: what particles have in common.
     """
 
-    def __init__(self, call: Call, autoencoder: str | None) -> None:
-        self.call, self.autoencoder = call, autoencoder
+    def __init__(
+        self, call: Call, autoencoder: str | None, patched: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.call, self.autoencoder, self._patched = call, autoencoder, patched
         self.way = Way("nothing")
         self.active = False
         self.num_steps = 0
@@ -78,6 +81,7 @@ class Replay:
         self._initial = [generator.get_state() for generator in call.generators]
         self._step: Callable[[Tensor, Mapping[str, Any]], Any] = step_output
         self._rows: list[int] = []
+        self._generators: list[torch.Generator] = []
         self._templates: dict[str, tuple[int, bool, Any]] = {}
         """Of each denoiser: rows, whether they came as a list, and the output, without its data."""
         self._encoded: list[Any] = []
@@ -109,13 +113,14 @@ class Replay:
 
     # What is asked.
 
-    def images(self, x0: Tensor, rows: Tensor, vae: Any = None) -> Tensor:
+    def images(self, x0: Tensor, rows: Tensor, vae: Any = None, last: bool = False) -> Tensor:
         """The images (M, 3, H, W), or videos (M, F, 3, H, W), in [0, 1] that the pipeline makes of x0.
 
         Args:
             x0: (M, ...) as the scheduler's samples.
             rows: (M,) of the batch that they belong to, on the CPU.
             vae: decodes in place of the pipeline's own.
+            last: whether the main run's loop is over, so that what is drawn after it is what that would draw.
         """
         if self.call.num_rows > 1:
             self._probe()
@@ -128,6 +133,8 @@ class Replay:
             some = x0[torch.tensor(part, device=x0.device)]
 
             def step(sample: Tensor, options: Mapping[str, Any], some: Tensor = some) -> Any:
+                for generator, row in zip(self._generators, self._rows) if last else ():
+                    generator.set_state(self.call.generators[row].get_state())
                 return step_output(some.to(sample.device, sample.dtype), options)
 
             with self._component(vae):
@@ -288,9 +295,10 @@ class Replay:
             generator = torch.Generator(call.generators[row].device)
             generator.set_state(self._initial[row])
             generators.append(generator)
+        self._generators = generators
         self.conditions.begin(generators, [self._populations[row] for row in rows], again=True)
         self._rows, self._count, self._step = rows, 0, step
-        with _as_before(pipe), torch.no_grad():
+        with self._patched(), _as_before(pipe), torch.no_grad():
             self.active = True
             try:
                 kind = output_type or tensor_type(pipe, arguments)
