@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
 from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
 from .outputs import as_tensor, run_pipeline, tensor_type
+from .schedulers import Replacement
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Replay:
     Args:
         call: the steered call, whose main run goes on meanwhile.
         autoencoder: name of the component that decodes; None if there is none.
+        aside: context manager in which the pipeline may run another loop.
 
     Attributes:
         way: how the pipeline was asked for its rows.
@@ -59,8 +63,10 @@ class Replay:
         conditions: what particles have in common.
     """
 
-    def __init__(self, call: Call, autoencoder: str | None) -> None:
-        self.call, self.autoencoder = call, autoencoder
+    def __init__(
+        self, call: Call, autoencoder: str | None, aside: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.call, self.autoencoder, self.aside = call, autoencoder, aside
         self.way = Way("nothing")
         self.active = False
         self.num_steps = 0
@@ -254,7 +260,7 @@ class Replay:
             generators.append(generator)
         self.conditions.begin(generators, [self._populations[row] for row in rows])
         self._rows, self._count, self._step = rows, 0, step
-        with _as_before(pipe), torch.no_grad():
+        with _as_before(pipe), self.aside(), torch.no_grad():
             self.active = True
             try:
                 return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
@@ -290,7 +296,7 @@ _LEFT_OUT = frozenset(
 def _as_before(pipe: Any) -> Iterator[None]:
     """Put back, at the end, what a call changes in a pipeline and its components that are not modules."""
     owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
-    saved = [{name: _copied(value) for name, value in vars(owner).items()} for owner in owners]
+    saved = [{name: _copied(owner, value) for name, value in vars(owner).items()} for owner in owners]
     if hasattr(pipe, "_progress_bar_config"):
         pipe._progress_bar_config = {**pipe._progress_bar_config, "disable": True}
     else:
@@ -307,13 +313,11 @@ def _has_state(component: Any) -> bool:
     return hasattr(component, "__dict__") and not isinstance(component, (torch.nn.Module, type))
 
 
-def _copied(value: Any) -> Any:
-    """Lists, and small objects that a component keeps its state in, as they are now."""
-    if isinstance(value, list):
-        return list(value)
-    if type(value).__module__.startswith("diffusers.guiders"):
-        return copy.copy(value)
-    return value
+def _copied(owner: Any, value: Any) -> Any:
+    """Lists as they are now, and all that a guider keeps: what has rows may be changed in place."""
+    if isinstance(owner, BaseGuidance) and not isinstance(value, (FrozenDict, Replacement)):
+        return copy.deepcopy(value)
+    return list(value) if isinstance(value, list) else value
 
 
 def outline(value: Any) -> Any:

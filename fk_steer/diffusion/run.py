@@ -30,6 +30,7 @@ from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
 from .execution import Execution
+from .guiders import Guiders
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
@@ -84,12 +85,13 @@ class Run:
         self.trace = Trace(list(call.prompts), reward.name, strategy.describe())
         self.observers: list[Observer] = [Recorder(self.trace), *observers]
         self.particles = Particles(call.num_populations, call.num_slots)
-        self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back)
+        guiders = Guiders(pipe, call.num_rows, strategy.looks, strategy.goes_back)
+        self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back, guiders)
         self.clock = Stopwatch(pipe._execution_device)
         keep = None if thumbnail_side is None else thumbnails(thumbnail_side)
         self.scorer = Scorer(ranks, self.clock, execution, keep)
         self.autoencoder = autoencoder_of(pipe)
-        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0])
+        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self.solver.aside)
         decoder, preview, until = self._decoders()
         self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
         self.denoisers = denoisers_of(pipe)

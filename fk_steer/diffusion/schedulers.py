@@ -24,7 +24,7 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
     compiled `scheduler.step`, an accelerate hook) is what gets wrapped, and is put back.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    object.__setattr__(owner, name, _Replacement(method, replace(method), owner))
+    object.__setattr__(owner, name, Replacement(method, replace(method), owner))
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
             object.__setattr__(owner, name, own)
 
 
-class _Replacement:
+class Replacement:
     """Stands in for a method, with its signature. A copy of its owner has its own method again."""
 
     def __init__(self, method: Callable[..., Any], replacement: Callable[..., Any], owner: Any) -> None:
