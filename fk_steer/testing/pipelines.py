@@ -24,6 +24,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.modular_pipelines import FluxAutoBlocks, StableDiffusionXLAutoBlocks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPConfig,
@@ -213,6 +214,20 @@ def flux() -> FluxPipeline:
         ),
         tokenizer_2=t5_tokenizer(),
     )
+    return quiet(pipe)
+
+
+def modular(plain: Any) -> Any:
+    """The modular pipeline of the components of a plain SDXL or Flux."""
+    blocks = {"StableDiffusionXLPipeline": StableDiffusionXLAutoBlocks, "FluxPipeline": FluxAutoBlocks}
+    pipe = blocks[type(plain).__name__]().init_pipeline()
+    known = set(pipe.component_names) - {"feature_extractor", "image_processor"}
+    pipe.update_components(
+        **{name: part for name, part in plain.components.items() if name in known and part is not None}
+    )
+    for name, part in pipe.components.items():
+        if name.endswith("_processor"):  # whose scale is that of the tiny autoencoder
+            setattr(pipe, name, type(part).from_config(part.config, vae_scale_factor=pipe.vae_scale_factor))
     return quiet(pipe)
 
 
