@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from .blocks import quietly
 from .call import Call
+from .components import is_modular
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
 from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
@@ -82,6 +84,8 @@ class Replay:
         self._encoded_layouts: list[Layout] | None = None
         self._seen: list[Any] = []
         """What it returned for one row."""
+        self._guiders: list[tuple[BaseGuidance, dict[str, Any]]] = []
+        """What the guiders were like when the main run began: blocks ask them how many conditions there are."""
         self._count = 0
         self._calls: defaultdict[str, list[Any]] = defaultdict(list)
         """Of each denoiser: its arguments for one row, without their data, call by call."""
@@ -92,6 +96,11 @@ class Replay:
     def begin(self, way: Way) -> None:
         """The main run begins, asked for its rows in this way."""
         self.way, self._encoded = way, []
+        self._guiders = [
+            (part, {name: _copied(part, value) for name, value in vars(part).items()})
+            for part in self.call.pipe.components.values()
+            if isinstance(part, BaseGuidance)
+        ]
         self.conditions.forget()
         self.conditions.begin(self.call.generators, self._populations)
 
@@ -190,13 +199,16 @@ class Replay:
 
     def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the pipeline's own: what it returned in the main run, for these rows."""
-        if self._probing or self._encoded_layouts is None:
+        if self.call.num_rows > 1 and (self._probing or self._encoded_layouts is None):
             encoded = inner(*args, **kwargs)
             self._seen.append(encoded)
             return encoded
         number, self._count = self._count, self._count + 1
-        if number >= len(self._encoded_layouts):
+        if number >= len(self._encoded):
             return inner(*args, **kwargs)
+        if self.call.num_rows == 1:
+            return self._encoded[number]
+        assert self._encoded_layouts is not None
         encoded, layout = self._encoded[number], self._encoded_layouts[number]
         rows = torch.tensor(self._rows)
         units = next((n for n in _numbers(encoded, layout) if n is not None), self.call.num_rows)
@@ -260,7 +272,7 @@ class Replay:
             generators.append(generator)
         self.conditions.begin(generators, [self._populations[row] for row in rows])
         self._rows, self._count, self._step = rows, 0, step
-        with _as_before(pipe), self.aside(), torch.no_grad():
+        with _as_before(pipe, self._guiders), self.aside(), torch.no_grad():
             self.active = True
             try:
                 return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
@@ -293,16 +305,20 @@ _LEFT_OUT = frozenset(
 
 
 @contextmanager
-def _as_before(pipe: Any) -> Iterator[None]:
-    """Put back, at the end, what a call changes in a pipeline and its components that are not modules."""
+def _as_before(pipe: Any, guiders: Sequence[tuple[BaseGuidance, Mapping[str, Any]]]) -> Iterator[None]:
+    """Put back, at the end, what a call changes in a pipeline and its components that are not modules.
+
+    Args:
+        guiders: and what they are like when the call begins.
+    """
     owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
     saved = [{name: _copied(owner, value) for name, value in vars(owner).items()} for owner in owners]
-    if hasattr(pipe, "_progress_bar_config"):
-        pipe._progress_bar_config = {**pipe._progress_bar_config, "disable": True}
-    else:
-        pipe._progress_bar_config = {"disable": True}
+    for guider, state in guiders:
+        vars(guider).update({name: _copied(guider, value) for name, value in state.items()})
+    pipe._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
     try:
-        yield
+        with quietly(pipe) if is_modular(pipe) else nullcontext():
+            yield
     finally:
         for owner, state in zip(owners, saved):
             vars(owner).clear()

@@ -21,10 +21,11 @@ from ..smc import brief, real
 from .arguments import image_size
 from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
+from .blocks import encoding_by
 from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
-from .components import autoencoder_of, denoisers_of, is_control, parameters_of
+from .components import autoencoder_of, denoisers_of, is_control, is_modular, parameters_of
 from .conditions import begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
@@ -137,6 +138,8 @@ class Run:
                 wrap(self.autoencoder[1], "encode", self.replay.conditions.encode)
         if hasattr(pipe, "encode_prompt"):
             wrap(pipe, "encode_prompt", self.encode_prompt)
+        if is_modular(pipe):
+            patches.enter_context(encoding_by(pipe, self.encode_prompt))
         self.solver.prepare(patches)
 
     def _run(self) -> tuple[Any, ...]:
