@@ -60,9 +60,15 @@ def call_names(pipe: Any) -> frozenset[str]:
     return frozenset(name for call in calls for name in inspect.signature(call).parameters)
 
 
+def image_output(pipe: Any) -> str | None:
+    """What a modular pipeline calls the images or videos that it makes; None if it makes none."""
+    found = {entry.name for entry in pipe.blocks.outputs}
+    return next((name for name in ("videos", "images", "image") if name in found), None)
+
+
 def makes_videos(pipe: Any) -> bool:
     """Whether a pipeline gives frames rather than images."""
     if is_modular(pipe):
-        return any(entry.name == "videos" for entry in pipe.blocks.outputs)
+        return image_output(pipe) == "videos"
     names = call_names(pipe)
     return bool(names & {"num_frames", "num_videos_per_prompt", "video_length", "num_frames_per_chunk"})
