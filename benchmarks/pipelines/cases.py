@@ -22,6 +22,8 @@ import torch
 from diffusers import modular_pipelines
 from torch import Tensor
 
+from fk_steer.diffusion.components import schedulers_of
+from fk_steer.diffusion.outputs import tensor_type
 from fk_steer.testing.pipelines import quiet
 
 from .catalogue import Test
@@ -65,8 +67,8 @@ class Case:
         return as_tensor(result[0] if self.output is None else result)
 
     def options(self) -> dict[str, Any]:
-        """The arguments, of those that the pipeline takes, by which its call gives tensors."""
-        wanted = {"output_type": "pt", "return_dict": False, "output": self.output}
+        """The arguments, of those that the pipeline takes, by which its call gives images in [0, 1] to compute with."""
+        wanted = {"output_type": tensor_type(self.pipe), "return_dict": False, "output": self.output}
         return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @property
@@ -84,11 +86,7 @@ class Case:
 
     @property
     def schedulers(self) -> list[Any]:
-        return [
-            component
-            for component in self.pipe.components.values()
-            if hasattr(component, "step") and hasattr(component, "set_timesteps")
-        ]
+        return schedulers_of(self.pipe)
 
     @property
     def natural_eta(self) -> float:

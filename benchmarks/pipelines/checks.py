@@ -211,7 +211,8 @@ def steered(
     if strategy.num_particles == 1:
         call["generator"] = rows[:1]
     if tensors:
-        call |= {name: value for name, value in case.options().items() if name != "return_dict"}
+        wanted = {"output_type": "pt", "output": case.output}
+        call |= {name: value for name, value in wanted.items() if name in case.options()}
     elif case.output is not None:
         call["output"] = case.output
     if not isinstance(call.get("prompt"), (str, list)):

@@ -28,7 +28,7 @@ from .catalogue import Test, tests_of
 
 
 HERE = Path(__file__).parent
-TIMEOUT = 300.0
+TIMEOUT = 900.0
 """Seconds for a test."""
 OUTCOMES = ("green", "refused", "crash", "wrong", "unbuilt")
 
@@ -115,6 +115,7 @@ def _rows(tests: list[Test], checkout: Path, jobs: int) -> Iterator[dict[str, An
 def _child(test: Test, checkout: Path, pipe: Any) -> None:
     from .cases import case_of
     from .checks import check
+    from .rounding import in_double_precision
 
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
@@ -128,7 +129,8 @@ def _child(test: Test, checkout: Path, pipe: Any) -> None:
         pipe.send(_row(test, "unbuilt", error=f"{type(error).__name__}: {message} ({place})"))
         return
     try:
-        findings = {name: asdict(finding) for name, finding in check(case).items()}
+        found = in_double_precision(test, checkout, check(case))
+        findings = {name: asdict(finding) for name, finding in found.items()}
     except Exception as error:
         pipe.send(_row(test, "crash", error="harness: " + "".join(traceback.format_exception(error))[-1500:]))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ def is_control(module: torch.nn.Module) -> bool:
     return "ControlNet" in type(original(module)).__name__
 
 
+def mixes_rows(module: torch.nn.Module) -> bool:
+    """Whether a denoiser's output for a row depends on the first row of its batch: OmniGen's rotary embedding takes the
+    positions of that for all."""
+    return type(original(module)).__name__ == "OmniGenTransformer2DModel"
+
+
 def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     """Name and component that makes images of latents; None for a pipeline that works on pixels."""
     for name in ("vae", "movq", "vqgan"):
@@ -33,6 +40,11 @@ def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
         if component is not None and hasattr(component, "decode"):
             return name, component
     return None
+
+
+def schedulers_of(pipe: Any) -> list[Any]:
+    """The components that take steps."""
+    return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]
 
 
 def original(module: torch.nn.Module) -> torch.nn.Module:
@@ -62,8 +74,16 @@ def call_names(pipe: Any) -> frozenset[str]:
 
 def image_output(pipe: Any) -> str | None:
     """What a modular pipeline calls the images or videos that it makes; None if it makes none."""
-    found = {entry.name for entry in pipe.blocks.outputs}
+    # Blocks may say that they make images, and have been left without those that do.
+    found = {entry.name for entry in pipe.blocks.outputs} & set(_made(pipe._blocks))
     return next((name for name in ("videos", "images", "image") if name in found), None)
+
+
+def _made(block: Any) -> Iterator[str]:
+    for part in block.sub_blocks.values():
+        yield from _made(part)
+    if not block.sub_blocks:
+        yield from (entry.name for entry in block.intermediate_outputs)
 
 
 def makes_videos(pipe: Any) -> bool:

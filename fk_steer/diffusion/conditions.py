@@ -1,14 +1,16 @@
 """What particles are conditioned on, and must have in common if one is to continue another.
 
 An image that is encoded for several particles is a draw from the autoencoder's posterior for each, from its own
-generator. A row would then keep its draw when another particle moves into it. One draw for all particles of a
-population, that of the first, leaves nothing behind.
+generator; so is the noise that is added to a small image that is to be enlarged. A row would keep its draw when another
+particle moves into it. One draw for all particles of a population, that of the first, leaves nothing behind. The noise
+that a particle began with, which is added again and again to what a mask keeps of an image, goes where it goes.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,10 +36,14 @@ class Conditions:
         self._generators: list[torch.Generator] = []  # kept, so that no other gets the identity of one
         self._count: Counter[int] = Counter()
         self._draws: dict[tuple[int, int], Tensor] = {}
+        self._populations: list[int] = []
+        self._num_noises = 0
+        self._noises: dict[tuple[int, int], Tensor] = {}
 
     def begin(self, generators: Sequence[torch.Generator], populations: Sequence[int]) -> None:
         """The pipeline is about to be called with these generators, of particles of these populations."""
         self._generators += generators
+        self._populations, self._num_noises = list(populations), 0
         for generator, population in zip(generators, populations, strict=True):
             self._population[id(generator)] = population
             self._count[id(generator)] = 0
@@ -45,6 +51,7 @@ class Conditions:
     def forget(self) -> None:
         """Nothing has been drawn yet."""
         self._draws.clear()
+        self._noises.clear()
 
     def encode(self, inner: Any, *args: Any, **kwargs: Any) -> Any:
         """In place of an autoencoder's `encode`."""
@@ -59,12 +66,62 @@ class Conditions:
         generators = generator if isinstance(generator, (list, tuple)) else [generator] * len(sample)
         if len(generators) != len(sample) or any(id(one) not in self._population for one in generators):
             return sample
-        rows = []
         for row, one in zip(sample, generators):
             key = self._population[id(one)], self._count[id(one)]
             self._count[id(one)] += 1
-            rows.append(self._draws.setdefault(key, row))
-        return torch.stack(rows)
+            if key in self._draws:
+                row.copy_(self._draws[key])  # in place, for sums depend on the order in memory
+            else:
+                self._draws[key] = row.clone()
+        return sample
+
+    def add_noise(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of the `add_noise` of a scheduler other than that of the loop."""
+
+        def shared(noise: Tensor) -> Tensor:
+            if len(noise) != len(self._populations):
+                return noise
+            number, self._num_noises = self._num_noises, self._num_noises + 1
+            rows = zip(self._populations, noise)
+            return torch.stack([self._noises.setdefault((population, number), row) for population, row in rows])
+
+        return _with_noise(inner, shared, args, kwargs)
+
+
+class InitialNoise:
+    """The noise with which the rows of a loop began, which a pipeline may add again in every step."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+
+    def add(
+        self, inner: Callable[..., Any], step: int, origins: Tensor | None, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """In place of a scheduler's `add_noise` or `scale_noise`.
+
+        Args:
+            step: the last that was taken; -1 for none.
+            origins: (B,) the rows with which the particles began that are in the rows now; None for each its own.
+        """
+
+        def followed(noise: Tensor) -> Tensor:
+            if step <= 0:  # what comes up later is made of the present samples
+                self._seen.append(noise)
+            if origins is None or len(noise) != len(origins) or not any(noise is one for one in self._seen):
+                return noise
+            return noise[origins.to(noise.device)]
+
+        return _with_noise(inner, followed, args, kwargs)
+
+
+def _with_noise(
+    inner: Callable[..., Any], change: Callable[[Tensor], Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Call a method with a changed argument `noise`."""
+    given = {**dict(zip(inspect.signature(inner).parameters, args)), **kwargs}
+    if isinstance(given.get("noise"), Tensor):
+        given["noise"] = change(given["noise"])
+    return inner(**given)
 
 
 class _Shared:

@@ -68,10 +68,11 @@ class Engine:
         if not self.num_steps:
             self.search, self.num_steps, self.parting = self.begin(sample, timestep)
         index, rows = self.solver.advance(), self.particles.rows
-        if index >= self.num_steps:
+        length = min(self.num_steps, len(self.solver.timesteps))
+        if index >= length or length < self.num_steps:
             raise ValueError(
-                f"{type(self.call.pipe).__name__} takes more than the {self.num_steps} steps of its loop, as one that "
-                "makes an image or video piece by piece does. Particles can be steered within one loop alone."
+                f"{type(self.call.pipe).__name__} takes more than the {length} steps of its scheduler's loop, as one "
+                "that makes an image or video piece by piece does. Particles can be steered within one loop alone."
             )
         if self.halted is not None:
             return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))

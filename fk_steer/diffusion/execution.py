@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ..smc import Keywords, integer
 
@@ -15,7 +15,7 @@ class Execution(Keywords):
         denoise_batch_size: rows per call of the denoiser; a particle is two rows under classifier-free guidance.
         decode_batch_size: latents per call of the decoder.
         reward_batch_size: images per call of the reward.
-            None is everything at once.
+            None is everything at once, but one video at a time for the decoder.
 
     Raises:
         ValueError: for anything but None or an integer of at least 1.
@@ -28,6 +28,10 @@ class Execution(Keywords):
     def __post_init__(self) -> None:
         for entry in fields(self):
             object.__setattr__(self, entry.name, integer(entry.name, getattr(self, entry.name), 1, optional=True))
+
+    def for_videos(self) -> Execution:
+        """These sizes, for videos."""
+        return self if self.decode_batch_size is not None else replace(self, decode_batch_size=1)
 
     @classmethod
     def in_batches(cls, size: int | None) -> Execution:

@@ -39,7 +39,7 @@ class Way:
 
     Attributes:
         repeats: what is given once per row: 'nothing', 'texts' (prompts and what was encoded of them), or 'everything',
-            images and videos too.
+            images and videos too; or 'as given', for one row of one prompt, which need not be a list then.
     """
 
     repeats: str
@@ -53,6 +53,8 @@ class Way:
             arguments: as given for `num_prompts` prompts, without the number of results per prompt.
             prompts: for each row the number of its prompt, those of one prompt together.
         """
+        if self.repeats == "as given":
+            return dict(arguments)
         if self.repeats == "nothing":
             number = number_name(pipe)
             assert number is not None
@@ -129,7 +131,8 @@ def ways_of(pipe: Any, arguments: Mapping[str, Any], num_prompts: int) -> list[W
         for name, value in arguments.items()
     )
     once = [] if number_name(pipe) is None else [Way("nothing")]
-    if images and not several:
+    overlaid = arguments.get("padding_mask_crop") is not None  # on one picture for all
+    if images and not several and not overlaid:
         return [Way("everything"), Way("texts"), *once]
     return [Way("texts"), *([Way("everything")] if images else []), *once]
 
@@ -149,7 +152,7 @@ def entries_of(arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence
 
     def of(name: str, value: Any) -> Any:
         if isinstance(value, str) and _TEXT.fullmatch(name):
-            return [value] * len(prompts)
+            return value if len(prompts) == 1 else [value] * len(prompts)
         if not (_TEXT.fullmatch(name) or _ENCODED.fullmatch(name) or _IMAGE.fullmatch(name)):
             return value
         return _indexed(value, num_prompts, prompts) if _has_one_per_prompt(value, num_prompts) else value

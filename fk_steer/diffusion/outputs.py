@@ -29,9 +29,11 @@ def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> t
     return tuple(output.values()) if isinstance(output, Mapping) else (output,)
 
 
-def tensor_type(pipe: Any) -> str:
+def tensor_type(pipe: Any, arguments: Mapping[str, Any]) -> str:
     """The `output_type` with which a pipeline gives images in [0, 1]: 'pt', where a processor makes them of what an
-    autoencoder decodes, else 'np', as tensors may then be in [-1, 1]."""
+    autoencoder decodes, else 'np', as tensors may then be in [-1, 1]; 'pil' where they are put into another picture."""
+    if arguments.get("padding_mask_crop") is not None:
+        return "pil"
     if is_modular(pipe):
         return "pt"
     processor = hasattr(pipe, "image_processor") or hasattr(pipe, "video_processor")

@@ -63,6 +63,16 @@ class Particles:
         """K, the number of particles alive in each population."""
         return self.rows.slots.shape[1]
 
+    @property
+    def origins(self) -> Tensor | None:
+        """(B,) for each row of a particle the row in which that began; None if none has moved."""
+        slots = self.rows.slots
+        if torch.equal(self._roots, slots):
+            return None
+        origins = torch.arange(self.rows.total)
+        origins[self.rows.of(slots)] = self.rows.of(self._roots)
+        return origins
+
     def lineage(self, event: int) -> Tensor:
         """(P, K, 3) root and slot of each particle, and the number of the event at which it is seen."""
         slots = self.rows.slots

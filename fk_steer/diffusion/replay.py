@@ -169,7 +169,9 @@ class Replay:
         def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
             raise _Enough
 
-        for way in ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts):
+        ways = ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts)
+        as_given = [Way("as given")] if self.call.num_prompts == 1 else []
+        for way in [*ways, *as_given]:
             self.way = way
             try:
                 self._again([0], step)
@@ -275,7 +277,7 @@ class Replay:
         with _as_before(pipe, self._guiders), self.aside(), torch.no_grad():
             self.active = True
             try:
-                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe))
+                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe, asked))
             finally:
                 self.active = False
 

@@ -25,8 +25,16 @@ from .blocks import encoding_by
 from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
-from .components import autoencoder_of, denoisers_of, is_control, is_modular, parameters_of
-from .conditions import begins_with_image
+from .components import (
+    autoencoder_of,
+    denoisers_of,
+    is_control,
+    is_modular,
+    mixes_rows,
+    parameters_of,
+    schedulers_of,
+)
+from .conditions import InitialNoise, begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
@@ -79,6 +87,7 @@ class Run:
         warns: bool = True,
     ) -> None:
         self.warns = warns
+        execution = execution.for_videos() if call.videos else execution
         self.call, self.strategy, self.reward, self.execution, self.ranks = call, strategy, reward, execution, ranks
         check_callback(call.pipe, call.arguments, strategy.goes_back)
         self.pipe = pipe = call.pipe
@@ -103,6 +112,7 @@ class Run:
         self.engine = Engine(
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
+        self.initial_noise = InitialNoise()
         self._last: dict[str, Any] = {}
         """The last output of each denoiser."""
         self._layouts: dict[tuple[str, int, str], Layout] = {}
@@ -136,6 +146,12 @@ class Run:
             wrap(self.autoencoder[1], "decode", self.decode)
             if hasattr(self.autoencoder[1], "encode") and not begins_with_image(pipe, self.call.arguments):
                 wrap(self.autoencoder[1], "encode", self.replay.conditions.encode)
+        for scheduler in schedulers_of(pipe):
+            for name in ("add_noise", "scale_noise"):
+                if scheduler is pipe.scheduler and hasattr(scheduler, name):
+                    wrap(scheduler, name, self.add_noise)
+                elif hasattr(scheduler, name):
+                    wrap(scheduler, name, self.replay.conditions.add_noise)
         if hasattr(pipe, "encode_prompt"):
             wrap(pipe, "encode_prompt", self.encode_prompt)
         if is_modular(pipe):
@@ -153,7 +169,7 @@ class Run:
             try:
                 asked = with_callback(self.call.stock(way), self.call.num_rows)
                 latent = self.call.output_type == "latent"
-                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe))
+                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe, asked))
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
@@ -185,7 +201,7 @@ class Run:
         if self.engine.halted is not None and name in self._last:
             return self._last[name]  # what is made of it is not used
         # Its attention compares what the batch holds of a row.
-        together = getattr(self.pipe, "do_perturbed_attention_guidance", False)
+        together = getattr(self.pipe, "do_perturbed_attention_guidance", False) or mixes_rows(self.denoisers[name])
         size = self.execution.denoise_batch_size
         layout_of = functools.partial(self.layout, name)
 
@@ -233,6 +249,12 @@ class Run:
         with self.clock("decode"):
             outputs = [inner(chunk, *args, **kwargs) for chunk in chunks]
             return combine(outputs, output_layout(outputs[0], len(chunks[0])), join)
+
+    def add_noise(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of the scheduler's `add_noise` and `scale_noise`."""
+        if self.replay.active:
+            return inner(*args, **kwargs)
+        return self.initial_noise.add(inner, self.solver.count, self.particles.origins, args, kwargs)
 
     def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the pipeline's."""

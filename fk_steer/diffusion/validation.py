@@ -123,7 +123,7 @@ def check_keywords(pipe: Any, keywords: Mapping[str, Any], *others: str) -> None
     """
     known: dict[str, None]
     if is_modular(pipe):
-        known = dict.fromkeys([*sorted(call_names(pipe)), "output"])
+        known = dict.fromkeys([*sorted(call_names(pipe)), "output", "state"])
     else:
         calls = [(vars(kind)["__call__"], kind) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
         if not any(kind.__module__.startswith("diffusers.") for _, kind in calls):
