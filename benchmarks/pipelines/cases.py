@@ -68,7 +68,7 @@ class Case:
 
     def options(self) -> dict[str, Any]:
         """The arguments, of those that the pipeline takes, by which its call gives images in [0, 1] to compute with."""
-        wanted = {"output_type": tensor_type(self.pipe), "return_dict": False, "output": self.output}
+        wanted = {"output_type": tensor_type(self.pipe, self.arguments), "return_dict": False, "output": self.output}
         return {name: value for name, value in wanted.items() if name in self.parameters}
 
     @property
