@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
+    from .modular import RewardModel
     from .report.trace import Trace
     from .rewards import FrameReward, Reward, RewardError, as_pil, load_reward
     from .search import PRESETS, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
@@ -28,6 +29,7 @@ __all__ = [
     "Resampling",
     "Reward",
     "RewardError",
+    "RewardModel",
     "Schedule",
     "ScoringEvent",
     "Search",
@@ -44,6 +46,7 @@ __all__ = [
 
 _PLACES = {
     "diffusion": ("Execution", "ScoringEvent", "SteeredOutput", "steer"),
+    "modular": ("RewardModel",),
     "report.trace": ("Trace",),
     "rewards": ("FrameReward", "Reward", "RewardError", "as_pil", "load_reward"),
     "search": (

@@ -91,7 +91,7 @@ def encoding_by(pipe: Any, encode: Encode) -> Iterator[None]:
 @contextmanager
 def quietly(pipe: Any) -> Iterator[None]:
     """While the context lasts, the blocks of a pipeline show no progress and log no errors."""
-    loops = [block for block in _all(pipe._blocks) if hasattr(block, "progress_bar")]
+    loops = [block for block in all_blocks(pipe._blocks) if hasattr(block, "progress_bar")]
     settings = [vars(block).get("_progress_bar_config") for block in loops]
     logger = logging.getLogger("diffusers.modular_pipelines.modular_pipeline")
     disabled, logger.disabled = logger.disabled, True
@@ -105,10 +105,11 @@ def quietly(pipe: Any) -> Iterator[None]:
             block._progress_bar_config = setting or {}
 
 
-def _all(block: Any) -> Iterator[Any]:
+def all_blocks(block: Any) -> Iterator[Any]:
+    """A block and all that it is made of."""
     yield block
     for part in block.sub_blocks.values():
-        yield from _all(part)
+        yield from all_blocks(part)
 
 
 def _leaves(owner: Any) -> Iterator[tuple[Any, str, Any]]:

@@ -217,10 +217,15 @@ def flux() -> FluxPipeline:
     return quiet(pipe)
 
 
-def modular(plain: Any) -> Any:
-    """The modular pipeline of the components of a plain SDXL or Flux."""
-    blocks = {"StableDiffusionXLPipeline": StableDiffusionXLAutoBlocks, "FluxPipeline": FluxAutoBlocks}
-    pipe = blocks[type(plain).__name__]().init_pipeline()
+def modular(plain: Any, blocks: Any = None, **options: Any) -> Any:
+    """The modular pipeline of the components of a plain SDXL or Flux.
+
+    Args:
+        blocks: that it is made of; None for those of Diffusers.
+        **options: of `init_pipeline`.
+    """
+    of = {"StableDiffusionXLPipeline": StableDiffusionXLAutoBlocks, "FluxPipeline": FluxAutoBlocks}
+    pipe = (blocks or of[type(plain).__name__]()).init_pipeline(**options)
     known = set(pipe.component_names) - {"feature_extractor", "image_processor"}
     pipe.update_components(
         **{name: part for name, part in plain.components.items() if name in known and part is not None}

@@ -1,0 +1,9 @@
+"""SDXL with Feynman-Kac steering, as a custom block of Modular Diffusers.
+
+blocks = ModularPipelineBlocks.from_pretrained("modular_blocks/fk_steering_sdxl", trust_remote_code=True)
+"""
+
+from fk_steer.modular import FKStableDiffusionXLBlocks
+
+
+__all__ = ["FKStableDiffusionXLBlocks"]
