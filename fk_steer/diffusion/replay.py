@@ -65,9 +65,7 @@ class Replay:
         conditions: what particles have in common.
     """
 
-    def __init__(
-        self, call: Call, autoencoder: str | None, aside: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, call: Call, autoencoder: str | None, aside: Callable[[], AbstractContextManager[None]]) -> None:
         self.call, self.autoencoder, self.aside = call, autoencoder, aside
         self.way = Way("nothing")
         self.active = False

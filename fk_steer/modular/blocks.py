@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from diffusers.modular_pipelines import (
     ComponentSpec,
-    FluxAutoBlocks,
     InputParam,
     ModularPipelineBlocks,
     OutputParam,
     PipelineState,
     SequentialPipelineBlocks,
-    StableDiffusionXLAutoBlocks,
 )
-from diffusers.modular_pipelines.modular_pipeline_utils import ConfigSpec, InsertableDict
+from diffusers.modular_pipelines.modular_pipeline_utils import ConfigSpec
 
+from .. import __version__
 from ..diffusion import Execution, ScoringEvent, steer
 from ..diffusion.blocks import all_blocks
 from ..report.trace import Trace
@@ -41,12 +40,14 @@ class FKSteeringStep(ModularPipelineBlocks):
     - `prompt`, or in its place `reward_prompt`: what the reward reads
     - `execution`, `on_event`: see `steer`
 
-    It gives `images`, those alive at the end, prompt by prompt and the best first; `rewards` and `log_weights` (N, k) of
-    the k images of each of the N populations; and the `trace`.
+    It gives `images`, those alive at the end, prompt by prompt and the best first; `rewards` and `log_weights` (N, k)
+    of the k images of each of the N populations; and the `trace`.
 
     Args:
         part: blocks that make images of encoded prompts.
     """
+
+    _requirements = {"fk-steer": f">={__version__}"}
 
     def __init__(self, part: ModularPipelineBlocks) -> None:
         super().__init__()
@@ -98,9 +99,7 @@ class FKSteeringStep(ModularPipelineBlocks):
                 description="The name of a preset, or settings such as `FKSteering(...)`.",
             ),
             InputParam("num_particles", type_hint=int, description="Particles per image, in place of the preset's."),
-            InputParam(
-                "lmbda", type_hint=float, description="How much the reward counts, in place of the preset's."
-            ),
+            InputParam("lmbda", type_hint=float, description="How much the reward counts, in place of the preset's."),
             InputParam("eta", type_hint=float, description="Noise of the sampler, in place of the preset's."),
             InputParam("execution", type_hint=Execution, description="How much to do at a time."),
             InputParam(
@@ -149,9 +148,7 @@ class FKSteeringStep(ModularPipelineBlocks):
         pipe = copy.copy(components)  # with the same components
         pipe._blocks = self.part
         names = {entry.name for entry in self.part.inputs if entry.name}
-        arguments = {
-            name: block_state[name] for name in sorted(names) if block_state[name] is not None
-        }
+        arguments = {name: block_state[name] for name in sorted(names) if block_state[name] is not None}
         texts = block_state.prompt if block_state.reward_prompt is None else block_state.reward_prompt
         output = steer(pipe, reward, _settings(block_state), block_state.execution)(
             **arguments, reward_prompt=texts, on_event=block_state.on_event
@@ -194,35 +191,6 @@ def with_steering(blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
             f"{type(blocks).__name__} has no block `{missing[0]}`. It has: {', '.join(blocks.sub_blocks)}."
         )
     part = {name: blocks.sub_blocks.pop(name) for name in STEERED}
-    blocks.sub_blocks["steering"] = FKSteeringStep(SequentialPipelineBlocks.from_blocks_dict(part))
+    # Not by the name of one of its inputs: Diffusers would not count its outputs.
+    blocks.sub_blocks["fk_steering"] = FKSteeringStep(SequentialPipelineBlocks.from_blocks_dict(part))
     return blocks
-
-
-class _FKBlocks(SequentialPipelineBlocks):  # type: ignore[misc]
-    stock: type[ModularPipelineBlocks]
-
-    def __init__(self) -> None:
-        self.sub_blocks = InsertableDict(with_steering(self.stock()).sub_blocks)
-
-    @property
-    def description(self) -> str:
-        """In a sentence."""
-        return f"{self.stock.__name__} with Feynman-Kac steering towards a high reward."
-
-    @property
-    def outputs(self) -> list[OutputParam]:
-        """Those of the steering step."""
-        outputs: list[OutputParam] = self.sub_blocks["steering"].intermediate_outputs
-        return outputs
-
-
-class FKStableDiffusionXLBlocks(_FKBlocks):
-    """SDXL from text, from an image and with a mask, steered."""
-
-    stock = StableDiffusionXLAutoBlocks
-
-
-class FKFluxBlocks(_FKBlocks):
-    """Flux from text and from an image, steered."""
-
-    stock = FluxAutoBlocks

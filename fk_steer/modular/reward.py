@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..rewards.base import Images, Reward, RewardFunction, as_reward
-from ..rewards.loading import RewardLoadError
 from ..rewards.local import LocalReward, PromptCache
+from ..rewards.registry import load_reward, reward_factory
 
 
 class RewardModel(nn.Module):
@@ -21,8 +22,8 @@ class RewardModel(nn.Module):
     pipe.load_components("reward", pretrained_model_name_or_path="clip-score")
     ```
 
-    Whatever a reward computes is computed by a call of this module, so that hooks that bring a module to a device before
-    it is called (those of `ComponentsManager.enable_auto_cpu_offload`, for example) bring the reward's there.
+    Whatever a reward computes is computed by a call of this module, so that hooks that bring a module to a device
+    before it is called (those of `ComponentsManager.enable_auto_cpu_offload`, for example) bring the reward's there.
 
     Args:
         reward: any `Reward`, a function of images and prompts, the name of a reward, or a mapping of these to weights.
@@ -44,32 +45,30 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str,
-        subfolder: str | None = None,
-        variant: str | None = None,
-        revision: str | None = None,
-        **options: Any,
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **options: Any
     ) -> RewardModel:
         """A reward by name, as `load_reward` makes it.
 
         Args:
             pretrained_model_name_or_path: the reward's name.
-            variant, revision: of the reward.
-            **options: of the reward, such as `path`, `device` and `dtype`.
+            subfolder: None; rewards are in none.
+            **options: of the reward. What `load_components` says to all components alike (`variant="fp16"`,
+                `use_safetensors`, `dtype` and so on) is passed over by a reward that does not have it.
 
         Raises:
             ValueError: for an unknown name or option.
             RewardLoadError: if the weights cannot be loaded.
         """
-        from ..rewards import load_reward
-
-        given = {"variant": variant, "revision": revision, **options}
+        name = pretrained_model_name_or_path
         if subfolder:
-            raise RewardLoadError(f"A reward is loaded by its name, and not from the subfolder {subfolder!r}.")
-        return cls(
-            load_reward(pretrained_model_name_or_path, **{k: value for k, value in given.items() if value is not None})
-        )
+            raise ValueError(f"A reward is loaded by its name, and not from a subfolder, but got {subfolder!r}.")
+        known = inspect.signature(reward_factory(name)).parameters
+        given = {
+            key: value
+            for key, value in options.items()
+            if value is not None and not (key in _OF_ALL and key not in known) and (key, value) not in _OF_FILES
+        }
+        return cls(load_reward(name, **given))
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +96,30 @@ class RewardModel(nn.Module):
                 leaf.device, leaf.dtype = self.device, self.dtype
                 leaf.prompts = PromptCache(leaf.read)  # what it knows of prompts lies elsewhere
         return function(*args)
+
+
+_OF_ALL = frozenset(
+    {
+        "cache_dir",
+        "device",
+        "device_map",
+        "dtype",
+        "force_download",
+        "local_files_only",
+        "low_cpu_mem_usage",
+        "proxies",
+        "quantization_config",
+        "revision",
+        "token",
+        "trust_remote_code",
+        "use_safetensors",
+        "variant",
+    }
+)
+"""Options of `from_pretrained` that a pipeline passes to all of its components."""
+
+_OF_FILES = frozenset(("variant", name) for name in ("fp16", "bf16", "fp32", "non_ema"))
+"""Which of a model's files to read; a reward's variants are other models."""
 
 
 class _Placed(Reward):

@@ -1,9 +1,19 @@
-"""Flux with Feynman-Kac steering, as a custom block of Modular Diffusers.
+"""Flux with Feynman-Kac steering, as blocks of Modular Diffusers."""
 
-blocks = ModularPipelineBlocks.from_pretrained("modular_blocks/fk_steering_flux", trust_remote_code=True)
-"""
+from diffusers.modular_pipelines import FluxAutoBlocks, SequentialPipelineBlocks
 
-from fk_steer.modular import FKFluxBlocks
+from fk_steer.modular import with_steering
 
 
-__all__ = ["FKFluxBlocks"]
+_BLOCKS = with_steering(FluxAutoBlocks()).sub_blocks
+
+
+class FKFluxBlocks(SequentialPipelineBlocks):
+    """Flux's blocks, which denoise and decode several particles for each image, steered towards a high reward."""
+
+    block_classes = list(_BLOCKS.values())
+    block_names = list(_BLOCKS)
+
+    @property
+    def description(self):
+        return "Flux with Feynman-Kac steering towards a high reward."

@@ -1,9 +1,19 @@
-"""SDXL with Feynman-Kac steering, as a custom block of Modular Diffusers.
+"""SDXL with Feynman-Kac steering, as blocks of Modular Diffusers."""
 
-blocks = ModularPipelineBlocks.from_pretrained("modular_blocks/fk_steering_sdxl", trust_remote_code=True)
-"""
+from diffusers.modular_pipelines import SequentialPipelineBlocks, StableDiffusionXLAutoBlocks
 
-from fk_steer.modular import FKStableDiffusionXLBlocks
+from fk_steer.modular import with_steering
 
 
-__all__ = ["FKStableDiffusionXLBlocks"]
+_BLOCKS = with_steering(StableDiffusionXLAutoBlocks()).sub_blocks
+
+
+class FKStableDiffusionXLBlocks(SequentialPipelineBlocks):
+    """SDXL's blocks, which denoise and decode several particles for each image, steered towards a high reward."""
+
+    block_classes = list(_BLOCKS.values())
+    block_names = list(_BLOCKS)
+
+    @property
+    def description(self):
+        return "SDXL with Feynman-Kac steering towards a high reward."

@@ -13,7 +13,7 @@ from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 
 from fk_steer import Execution, FKSteering, Noise, Strategy, steer
 from fk_steer.search import DepthFirst, Evolution, Lookahead, Metropolis, Plan
-from fk_steer.testing import CALLS, PROMPTS, SIZE, modular, redness, row_generators
+from fk_steer.testing import CALLS, PROMPTS, modular, redness, row_generators
 
 
 STEPS = 6
