@@ -54,7 +54,7 @@ class FKSteeringStep(ModularPipelineBlocks):
         self.part = part
 
     @property
-    def model_name(self) -> str | None:  # type: ignore[override]
+    def model_name(self) -> str | None:
         """Of the blocks that are steered."""
         return self.part.model_name
 
