@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
+    from .modular import RewardModel
     from .pipelines import (
         FKFluxPipeline,
         FKStableDiffusion3Pipeline,
@@ -40,6 +41,7 @@ __all__ = [
     "Resampling",
     "Reward",
     "RewardError",
+    "RewardModel",
     "Schedule",
     "ScoringEvent",
     "Search",
@@ -60,6 +62,7 @@ _PLACES = {
         "FKFluxPipeline", "FKStableDiffusion3Pipeline", "FKStableDiffusionPipeline", "FKStableDiffusionXLPipeline",
         "FKWanPipeline",
     ),
+    "modular": ("RewardModel",),
     "report.trace": ("Trace",),
     "rewards": ("FrameReward", "Reward", "RewardError", "as_pil", "load_reward"),
     "search": (

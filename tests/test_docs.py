@@ -11,7 +11,7 @@ import torch
 
 from fk_steer.rewards import markdown_table
 from fk_steer.search import STRATEGIES
-from fk_steer.testing import CALLS, redness
+from fk_steer.testing import CALLS, SIZE, flux, modular, redness, sd_scheduler, sdxl
 from fk_steer.testing.tiny import wan
 
 
@@ -43,6 +43,32 @@ def test_the_page_about_searches_runs(model):
     assert [(event.step, event.resume) for event in events] == [(4, 2), (4, None), (8, None)]
     first, second = (event.rewards[0] for event in events[:2])
     assert events[1].parent_events[0] == [int(later > earlier) for earlier, later in zip(first, second)]
+
+
+def test_the_page_about_modular_pipelines_runs(tmp_path, monkeypatch):
+    base = str(tmp_path / "base")
+    sdxl(sd_scheduler("epsilon")).save_pretrained(base)
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("diffusers.utils.torch_utils.TorchDeviceBackend.mem_get_info", lambda self: (2**40, 2**40))
+    names = {
+        "pipe": modular(flux()),
+        "reward": redness,
+        "prompt": "a red circle",
+        "call": {**SIZE, "num_inference_steps": 8, "output_type": "pt"},
+    }
+    own, block, offload, others = blocks("docs/modular.md")
+    exec(own, names)
+    assert names["out"].rewards.shape == (1, 4)
+    exec(block.replace("stabilityai/stable-diffusion-xl-base-1.0", base), names)
+    first = names["state"]
+    assert first.images.shape == (4, 3, 16, 16)
+    assert first.rewards[0].diff().le(0).all()
+    assert first.trace.nfe <= 2 * 4 * 8
+    exec(offload.replace('"cuda"', '"cpu"'), names)
+    assert names["state"].rewards.shape == (1, 4)
+    assert hasattr(names["pipe"].reward, "_hf_hook")
+    exec(others, names)
+    assert list(names["blocks"].sub_blocks["fk_steering"].part.sub_blocks) == ["denoise", "decode"]
 
 
 def test_the_page_about_searches_lists_those_that_ship():

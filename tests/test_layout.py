@@ -25,6 +25,7 @@ FORBIDDEN = {
     "diffusion": {"pipelines", "evaluation", "cli", "testing", "generate"},
     "rewards": {"diffusion", "shapes", "pipelines", "evaluation", "report", "cli", "testing", "generate", "search"},
     "shapes": {"cli", "testing", "generate"},
+    "modular": {"pipelines", "evaluation", "cli", "testing", "generate", "shapes"},
     "report": {"pipelines", "cli", "testing", "generate"},
     "evaluation": {"cli", "testing", "generate"},
     "generate": {"cli", "testing"},

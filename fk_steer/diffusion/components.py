@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -97,16 +98,6 @@ def is_modular(pipe: Any) -> bool:
     return hasattr(pipe, "blocks") and not hasattr(pipe, "register_modules")
 
 
-def loops_of(pipe: Any) -> list[Any]:
-    """The blocks of a modular pipeline that show a progress bar of their own."""
-    found, blocks = [], [pipe._blocks] if is_modular(pipe) else []  # `blocks` is a copy
-    while blocks:
-        block = blocks.pop()
-        found += [block] if hasattr(block, "progress_bar") else []
-        blocks += getattr(block, "sub_blocks", {}).values()
-    return found
-
-
 def call_names(pipe: Any) -> frozenset[str]:
     """Names of the arguments of a pipeline's call, those of the call that it inherits too, to which it may hand on
     whatever it is given."""
@@ -116,9 +107,23 @@ def call_names(pipe: Any) -> frozenset[str]:
     return frozenset(name for call in calls for name in inspect.signature(call).parameters)
 
 
+def image_output(pipe: Any) -> str | None:
+    """What a modular pipeline calls the images or videos that it makes; None if it makes none."""
+    # Blocks may say that they make images, and have been left without those that do.
+    found = {entry.name for entry in pipe.blocks.outputs} & set(_made(pipe._blocks))
+    return next((name for name in ("videos", "images", "image") if name in found), None)
+
+
+def _made(block: Any) -> Iterator[str]:
+    for part in block.sub_blocks.values():
+        yield from _made(part)
+    if not block.sub_blocks:
+        yield from (entry.name for entry in block.intermediate_outputs)
+
+
 def makes_videos(pipe: Any) -> bool:
     """Whether a pipeline gives frames rather than images."""
     if is_modular(pipe):
-        return any(entry.name == "videos" for entry in pipe.blocks.outputs)
+        return image_output(pipe) == "videos"
     names = call_names(pipe)
     return bool(names & {"num_frames", "num_videos_per_prompt", "video_length", "num_frames_per_chunk"})

@@ -108,6 +108,7 @@ class Engine:
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
+        self.solver.guiders.take(rows.live)
         tokens = kwargs.pop("per_token_timesteps", None)
         self.watch.step(index, sample, model_output)
 
@@ -194,8 +195,9 @@ class Engine:
         noisy = max(self.solver.eta_at(index), self.solver.eta_at(index + 1)) > 0.0
         final = judgement is None or judgement.final_scale
         plan = self.search.step(Look(index, self.num_steps, slots, rewards, noisy, final))
-        history = self.solver.snapshot() if self.strategy.goes_back else {}
-        states = States(sample, model_output, x0, history)
+        back = self.strategy.goes_back
+        history, guidance = (self.solver.snapshot(), self.solver.guiders.memory()) if back else ({}, ())
+        states = States(sample, model_output, x0, history, guidance)
         followed = self.particles.follow(plan, states, self.solver, index, self.events, plan.after_noise)
         self.search.adopt(followed.ancestors)
         if judgement is not None:
@@ -215,7 +217,10 @@ class Engine:
         elif plan.by == "renoise":
             sample = self.solver.renoise(target, states.x0, self.generators_of(self.particles.rows.live))
             self.solver.forget(target)
-        elif plan.by != "memory":  # with which the solver's memory has come back already
+            self.solver.guiders.forget()
+        elif plan.by == "memory":  # with which the solver's memory has come back already
+            self.solver.guiders.rewind()
+        else:
             raise ValueError(f"Expected `by` to be 'renoise', 'memory' or 'leap', but got {plan.by!r}.")
         self.solver.seek(target)
         return sample
@@ -248,6 +253,7 @@ class Engine:
     def to_all_rows(self, output: Any, num_live: int) -> Any:
         """What a step returned of the live rows, for all rows."""
         rows = self.particles.rows
+        self.solver.guiders.spread(rows.positions())
         if num_live == rows.total:
             return output
         return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)

@@ -104,14 +104,16 @@ def encoded_once(
     def of(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(distinct):
             return value[index.to(value.device)]
-        if isinstance(value, list) and len(value) == len(distinct) and all(isinstance(one, Tensor) for one in value):
+        if isinstance(value, list) and len(value) == len(distinct) and isinstance(value[0], (Tensor, str)):
             return [value[i] for i in index.tolist()]
-        if value is None:
-            return None
+        if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+            return value
         raise _OtherForm
 
     try:
         encoded = encode(**{**given, **{name: [value[i] for i in first] for name, value in texts.items()}})
+        if isinstance(encoded, dict):
+            return {name: of(value) for name, value in encoded.items()}
         return tuple(of(value) for value in encoded) if isinstance(encoded, tuple) else of(encoded)
     except Exception:  # of a pipeline that knows the number of rows from elsewhere
         return encode(*args, **kwargs)
@@ -129,7 +131,8 @@ def ways_of(pipe: Any, arguments: Mapping[str, Any], num_prompts: int) -> list[W
         for name, value in arguments.items()
     )
     once = [] if number_name(pipe) is None else [Way("nothing")]
-    if images and not several:
+    overlaid = arguments.get("padding_mask_crop") is not None  # on one picture for all
+    if images and not several and not overlaid:
         return [Way("everything"), Way("texts"), *once]
     return [Way("texts"), *([Way("everything")] if images else []), *once]
 

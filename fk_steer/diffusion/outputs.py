@@ -12,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
 
-from .components import autoencoder_of, call_names, is_modular
+from .components import autoencoder_of, call_names, image_output, is_modular
 
 
 def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> tuple[Any, ...]:
@@ -21,9 +21,7 @@ def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> t
     if "output_type" in names:
         asked["output_type"] = output_type
     if is_modular(pipe):
-        found = {entry.name for entry in pipe.blocks.outputs}
-        asked.pop("output", None)
-        return (pipe(**asked, output=next(name for name in ("videos", "images", "image") if name in found)),)
+        return (pipe(**{**asked, "output": image_output(pipe)}),)
     if "return_dict" in names:
         asked["return_dict"] = False
     output = pipe(**asked)

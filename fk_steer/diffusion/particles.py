@@ -129,6 +129,7 @@ class Particles:
             return Followed(states.take(moved), moved, ancestors, lineage)
         states = known.take(moved)
         solver.restore(states.history)
+        solver.guiders.restore(states.guidance)
         return Followed(states, moved, ancestors, lineage)
 
     def quiet(self, rows: Tensor) -> Tensor | None:

@@ -7,18 +7,22 @@ that a user would get; run for one row, it shows which arguments of the denoiser
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from .blocks import quietly
 from .call import Call
-from .components import loops_of
+from .components import is_modular
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
 from .layout import (
@@ -32,6 +36,7 @@ from .layout import (
     take_units,
 )
 from .outputs import as_tensor, run_pipeline, tensor_type
+from .schedulers import Replacement
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Replay:
     Args:
         call: the steered call, whose main run goes on meanwhile.
         autoencoder: name of the component that decodes; None if there is none.
-        patched: context in which what matters of the pipeline comes here.
+        aside: context manager in which the pipeline may run another loop, and what matters of it comes here.
 
     Attributes:
         way: how the pipeline was asked for its rows.
@@ -69,10 +74,8 @@ class Replay:
         conditions: what particles have in common.
     """
 
-    def __init__(
-        self, call: Call, autoencoder: str | None, patched: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        self.call, self.autoencoder, self._patched = call, autoencoder, patched
+    def __init__(self, call: Call, autoencoder: str | None, aside: Callable[[], AbstractContextManager[None]]) -> None:
+        self.call, self.autoencoder, self.aside = call, autoencoder, aside
         self.way = Way("nothing")
         self.active = False
         self.num_steps = 0
@@ -89,6 +92,8 @@ class Replay:
         self._encoded_layouts: list[Layout] | None = None
         self._seen: list[Any] = []
         """What it returned for one row."""
+        self._guiders: list[tuple[BaseGuidance, dict[str, Any]]] = []
+        """What the guiders were like when the main run began: blocks ask them how many conditions there are."""
         self._count = 0
         self._calls: defaultdict[str, list[Any]] = defaultdict(list)
         """Of each denoiser: its arguments for one row, without their data, call by call."""
@@ -99,6 +104,11 @@ class Replay:
     def begin(self, way: Way) -> None:
         """The main run begins, asked for its rows in this way."""
         self.way, self._encoded = way, []
+        self._guiders = [
+            (part, {name: _copied(part, value) for name, value in vars(part).items()})
+            for part in self.call.pipe.components.values()
+            if isinstance(part, BaseGuidance)
+        ]
         self.conditions.forget()
         self.conditions.begin(self.call.generators, self._populations)
 
@@ -225,13 +235,16 @@ class Replay:
 
     def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the pipeline's own: what it returned in the main run, for these rows."""
-        if self._probing or self._encoded_layouts is None:
+        if self.call.num_rows > 1 and (self._probing or self._encoded_layouts is None):
             encoded = inner(*args, **kwargs)
             self._seen.append(encoded)
             return encoded
         number, self._count = self._count, self._count + 1
-        if number >= len(self._encoded_layouts):
+        if number >= len(self._encoded):
             return inner(*args, **kwargs)
+        if self.call.num_rows == 1:
+            return self._encoded[number]
+        assert self._encoded_layouts is not None
         encoded, layout = self._encoded[number], self._encoded_layouts[number]
         rows = torch.tensor(self._rows)
         units = next((n for n in _numbers(encoded, layout) if n is not None), self.call.num_rows)
@@ -298,7 +311,7 @@ class Replay:
         self._generators = generators
         self.conditions.begin(generators, [self._populations[row] for row in rows], again=True)
         self._rows, self._count, self._step = rows, 0, step
-        with self._patched(), _as_before(pipe), torch.no_grad():
+        with _as_before(pipe, self._guiders), self.aside(), torch.no_grad():
             self.active = True
             try:
                 kind = output_type or tensor_type(pipe, arguments)
@@ -335,15 +348,20 @@ _LEFT_OUT = frozenset(
 
 
 @contextmanager
-def _as_before(pipe: Any) -> Iterator[None]:
-    """Put back, at the end, what a call changes in a pipeline and its components that are not modules."""
-    bars = [pipe, *loops_of(pipe)]
-    owners = [*bars, *(part for part in pipe.components.values() if _has_state(part))]
-    saved = [{name: _copied(value) for name, value in vars(owner).items()} for owner in owners]
-    for owner in bars:
-        owner._progress_bar_config = {**getattr(owner, "_progress_bar_config", {}), "disable": True}
+def _as_before(pipe: Any, guiders: Sequence[tuple[BaseGuidance, Mapping[str, Any]]]) -> Iterator[None]:
+    """Put back, at the end, what a call changes in a pipeline and its components that are not modules.
+
+    Args:
+        guiders: and what they are like when the call begins.
+    """
+    owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
+    saved = [{name: _copied(owner, value) for name, value in vars(owner).items()} for owner in owners]
+    for guider, state in guiders:
+        vars(guider).update({name: _copied(guider, value) for name, value in state.items()})
+    pipe._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
     try:
-        yield
+        with quietly(pipe) if is_modular(pipe) else nullcontext():
+            yield
     finally:
         for owner, state in zip(owners, saved):
             vars(owner).clear()
@@ -354,8 +372,10 @@ def _has_state(component: Any) -> bool:
     return hasattr(component, "__dict__") and not isinstance(component, (torch.nn.Module, type))
 
 
-def _copied(value: Any) -> Any:
-    """Lists as they are now."""
+def _copied(owner: Any, value: Any) -> Any:
+    """Lists as they are now, and all that a guider keeps: what has rows may be changed in place."""
+    if isinstance(owner, BaseGuidance) and not isinstance(value, (FrozenDict, Replacement)):
+        return copy.deepcopy(value)
     return list(value) if isinstance(value, list) else value
 
 

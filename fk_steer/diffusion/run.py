@@ -23,6 +23,7 @@ from ..smc import brief, real
 from .arguments import image_size
 from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
+from .blocks import encoding_by
 from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
@@ -33,6 +34,7 @@ from .components import (
     conditions_of_all,
     denoisers_of,
     is_control,
+    is_modular,
     mixes_rows,
     parameters_of,
     schedulers_of,
@@ -44,6 +46,7 @@ from .engine import Engine
 from .events import Observer, ScoringEvent
 from .execution import Execution
 from .finals import FinalVideos, LeftBeforeDecoding
+from .guiders import Guiders
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
@@ -99,14 +102,15 @@ class Run:
         self.trace = Trace(list(call.prompts), reward.name, strategy.describe())
         self.observers: list[Observer] = [Recorder(self.trace), *observers]
         self.particles = Particles(call.num_populations, call.num_slots)
-        self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back)
+        guiders = Guiders(pipe, call.num_rows, strategy.looks, strategy.goes_back)
+        self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back, guiders)
         self.clock = Stopwatch(pipe._execution_device)
         self.scorer = Scorer(ranks, self.clock, execution, call.videos)
         if thumbnail_side is not None:
             self.scorer.keeps["thumbnails"] = thumbnails(thumbnail_side)
         self.autoencoder = autoencoder_of(pipe)
         self._is_patched = False
-        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self._patched)
+        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self._aside)
         decoder, preview, until = self._decoders()
         last = functools.partial(decoder, last=True) if decoder == self.replay.images else decoder
         self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, last, preview, until)
@@ -154,6 +158,12 @@ class Run:
             finally:
                 self._is_patched = False
 
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """While the context lasts, the pipeline may run another loop."""
+        with self._patched(), self.solver.aside():
+            yield
+
     def _patch(self, patches: ExitStack) -> None:
         pipe = self.pipe
 
@@ -182,6 +192,8 @@ class Run:
         for name in ("encode_prompt", "generate_prior_tokens"):  # tokens that are drawn for a prompt, in GLM-Image
             if hasattr(pipe, name):
                 wrap(pipe, name, self.encode_prompt)
+        if is_modular(pipe):
+            patches.enter_context(encoding_by(pipe, self.encode_prompt))
 
     def _run(self) -> tuple[Any, ...]:
         """The pipeline's own call, asked for its rows in the first way that it understands."""
@@ -503,8 +515,8 @@ class Run:
         if isinstance(small, AutoencoderTiny) and self.call.videos and not isinstance(own, AutoencoderKL):
             raise ValueError(
                 f"{type(pipe).__name__} decodes videos whole, with its {type(own).__name__}, and an `AutoencoderTiny` "
-                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one of "
-                "your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
+                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one "
+                "of your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
                 "`decode`, `config`, `dtype` and `device`."
             )
         if hasattr(small, "to"):

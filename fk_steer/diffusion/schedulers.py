@@ -40,7 +40,7 @@ def intercept(owner: Any, name: str, replace: Replace, of_copy: OfCopy = _as_it_
             that method itself.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    replacement = _Replacement(owner, name, method, replace(method), of_copy)
+    replacement = Replacement(owner, name, method, replace(method), of_copy)
     object.__setattr__(owner, name, replacement)
     try:
         yield
@@ -53,7 +53,7 @@ def intercept(owner: Any, name: str, replace: Replace, of_copy: OfCopy = _as_it_
             object.__setattr__(owner, name, own)
 
 
-class _Replacement:
+class Replacement:
     """Stands in for a method, with its signature."""
 
     def __init__(
@@ -77,7 +77,7 @@ class _Replacement:
             )
         self.copies.append(copied)
         method = getattr(type(owner), self._name).__get__(copied)
-        return _Replacement(copied, self._name, method, self._of_copy(copied)(method), _as_it_is)
+        return Replacement(copied, self._name, method, self._of_copy(copied)(method), _as_it_is)
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .guiders import Guiders
 from .noise import noise_switched
 from .rows import map_rows
 from .schedulers import (
@@ -34,12 +35,14 @@ class States:
         model_output: (N, ...) what the pipeline passed to `step`.
         x0: (N, ...) float32, its prediction.
         history: what the solver remembered before the step.
+        guidance: what guiders remember, see `Guiders.memory`.
     """
 
     sample: Tensor
     model_output: Tensor
     x0: Tensor
     history: dict[str, Any]
+    guidance: tuple[Any, ...] = ()
 
     def take(self, index: Tensor) -> States:
         """Those at positions `index` (M,), on the CPU or the states' device."""
@@ -51,7 +54,8 @@ class States:
             return value[index.to(value.device)] if self._has_rows(value) else value
 
         history = {name: of(value) for name, value in self.history.items()}
-        return States(self.sample[index], self.model_output[index], self.x0[index], history)
+        guidance = tuple(value[index] if isinstance(value, Tensor) else value for value in self.guidance)
+        return States(self.sample[index], self.model_output[index], self.x0[index], history, guidance)
 
     def join(self, others: States) -> States:
         """These followed by others of the same step.
@@ -75,7 +79,10 @@ class States:
         history = {name: both(value, others.history.get(name)) for name, value in self.history.items()}
         pairs = ((self.sample, others.sample), (self.model_output, others.model_output), (self.x0, others.x0))
         sample, model_output, x0 = (torch.cat(pair) for pair in pairs)
-        return States(sample, model_output, x0, history)
+        guidance = tuple(
+            torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in zip(self.guidance, others.guidance)
+        )
+        return States(sample, model_output, x0, history, guidance)
 
     def after(self, number: int) -> States:
         """These from position `number` on, with anything before."""
@@ -93,10 +100,14 @@ class Solver:
         scheduler: the pipeline's.
         eta_at: step, counted from zero -> the noise asked for, see `noise_switched`.
         revisits: whether the loop will be sent to other steps than the next.
+        guiders: of the pipeline, whose memory follows the rows too; None for none.
     """
 
-    def __init__(self, scheduler: Any, eta_at: Callable[[int], float], revisits: bool) -> None:
+    def __init__(
+        self, scheduler: Any, eta_at: Callable[[int], float], revisits: bool, guiders: Guiders | None = None
+    ) -> None:
         self.scheduler, self.eta_at, self.revisits = scheduler, eta_at, revisits
+        self.guiders = guiders or Guiders()
         self.timesteps: list[float] = []
         """Of the loop, on the CPU."""
         self._cursor: Cursor | None = None
@@ -107,8 +118,20 @@ class Solver:
 
     def prepare(self, patches: ExitStack) -> None:
         """Before the pipeline runs."""
+        cursor = None
         if self.revisits:
-            self._cursor = patches.enter_context(on_timeline(self.scheduler))
+            self._cursor = cursor = patches.enter_context(on_timeline(self.scheduler))
+        self.guiders.prepare(patches, None if cursor is None else lambda: cursor.index)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While the context lasts, the pipeline may run another loop."""
+        place = None if self._cursor is None else dict(vars(self._cursor))
+        try:
+            yield
+        finally:
+            if place is not None:
+                vars(self._cursor).update(place)
 
     def begin(self, num_steps: int, from_end: bool) -> None:
         """At the first step, before it is taken.
@@ -206,6 +229,7 @@ class Solver:
     def gather(self, shape: torch.Size, rows: Tensor) -> None:
         """Let what is remembered of samples of this shape follow `rows` (L',)."""
         gather_history(self.scheduler, shape, rows)
+        self.guiders.gather(rows)
 
     def snapshot(self) -> dict[str, Any]:
         """What the scheduler knows beside its settings and timesteps."""

@@ -31,6 +31,7 @@ from .schedulers import check_scheduler
 from .validation import (
     check_form_of_images,
     check_keywords,
+    check_modular_arguments,
     check_pipeline,
     check_stages,
     check_texts,
@@ -181,6 +182,7 @@ class SteeredPipeline:
             raise TypeError(f"Expected a function that is called after scoring events, but got {brief(on_event)}.")
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
+        check_modular_arguments(self.pipe, arguments)
         arguments = checked_arguments(self.pipe, arguments)
         return_dict = arguments.pop("return_dict", True)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)

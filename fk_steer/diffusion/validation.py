@@ -11,7 +11,7 @@ import torch
 
 from ..rewards.base import Reward
 from ..smc import brief, integer, real, suggestion, unknown
-from .components import call_names, is_modular, makes_videos
+from .components import call_names, denoisers_of, image_output, is_modular, makes_videos
 from .inputs import NUMBERS
 
 
@@ -27,7 +27,7 @@ def check_pipeline(pipe: Any) -> None:
     """
     Raises:
         TypeError: for a class, a name or another thing in place of a pipeline.
-        ValueError: for a pipeline without an autoencoder.
+        ValueError: for a pipeline without an autoencoder, or a modular one that is not loaded or makes no images.
     """
     expected = "Expected a pipeline that is loaded"
     if isinstance(pipe, type):
@@ -38,9 +38,45 @@ def check_pipeline(pipe: Any) -> None:
         raise TypeError(f"{expected}, but got {pipe!r}. `DiffusionPipeline.from_pretrained(...)` loads one.")
     if not callable(pipe) or not hasattr(pipe, "scheduler"):
         raise TypeError(f"{expected}, but got {brief(pipe)}. The pipeline comes first, then the reward.")
+    if is_modular(pipe):
+        _check_modular(pipe)
     if "vae" in pipe.components and pipe.vae is None:
         raise ValueError(
             f"{type(pipe).__name__} has no `vae`, which makes the images that are scored. Load it with one."
+        )
+
+
+def _check_modular(pipe: Any) -> None:
+    if image_output(pipe) is None:
+        raise ValueError(
+            f"The blocks of {type(pipe).__name__} make no images, which are what is scored. Steer a pipeline whose "
+            "blocks go on to the decoder's."
+        )
+    if pipe.scheduler is None or not denoisers_of(pipe):
+        missing = ", ".join(f"`{name}`" for name in pipe.null_component_names)
+        raise ValueError(
+            f"{type(pipe).__name__} has components that are not loaded: {missing}. `pipe.load_components()` loads "
+            "them, `pipe.update_components(...)` takes those that are."
+        )
+
+
+def check_modular_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for what a modular pipeline's call takes, and a steered one cannot.
+    """
+    if not is_modular(pipe):
+        return
+    if arguments.get("state") is not None:
+        raise ValueError(
+            "A steered call makes a state of its own. Pass what it needs of another by name, for example "
+            '`prompt=state.get("prompt")`.'
+        )
+    output = arguments.get("output")
+    if output not in (None, image_output(pipe)):
+        raise ValueError(
+            f"A steered call returns a `SteeredOutput`, whose `images` are what the pipeline calls "
+            f"`{image_output(pipe)}`. Leave `output={output!r}` out."
         )
 
 
@@ -87,7 +123,7 @@ def check_keywords(pipe: Any, keywords: Mapping[str, Any], *others: str) -> None
     """
     known: dict[str, None]
     if is_modular(pipe):
-        known = dict.fromkeys([*sorted(call_names(pipe)), "output"])
+        known = dict.fromkeys([*sorted(call_names(pipe)), "output", "state"])
     else:
         calls = [(vars(kind)["__call__"], kind) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
         if not any(kind.__module__.startswith("diffusers.") for _, kind in calls):

@@ -18,7 +18,8 @@ from diffusers import (
 from benchmarks.pipelines.cases import modular_case, plain_case, recorded_steps
 from benchmarks.pipelines.checks import TOLERANCE, Copying, Watching, generators, in_slots, reward, steered
 from fk_steer import Execution, Noise, steer
-from fk_steer.diffusion.components import is_modular, loops_of, makes_videos
+from fk_steer.diffusion.blocks import loops_of
+from fk_steer.diffusion.components import is_modular, makes_videos
 from fk_steer.diffusion.inputs import Way
 from fk_steer.diffusion.layout import Block, Entries
 from fk_steer.diffusion.replay import Replay, step_output

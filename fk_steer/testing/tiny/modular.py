@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import modular_pipelines
 
-from ...diffusion.components import loops_of
+from ...diffusion.blocks import loops_of
 from ..pipelines import flux, sd_scheduler, sdxl
 
 
