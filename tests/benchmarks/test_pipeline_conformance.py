@@ -31,7 +31,7 @@ def test_nothing_is_found_in_stable_diffusion():
     case, findings = found(sd())
     assert outcome(findings) == "green"
     assert set(statuses(findings).values()) == {"ok"}
-    assert len(findings) == 13
+    assert len(findings) == 14
     assert findings["no-op"]["value"] == findings["restored"]["value"] == 0.0
     assert case.kind == "text to image"
 

@@ -22,6 +22,7 @@ from fk_steer.diffusion.blocks import loops_of
 from fk_steer.diffusion.components import is_modular, makes_videos
 from fk_steer.diffusion.inputs import Way
 from fk_steer.diffusion.layout import Block, Entries
+from fk_steer.diffusion.outputs import as_tensor
 from fk_steer.diffusion.replay import Replay, step_output
 from fk_steer.testing import PROMPTS, flux, quiet, sd3
 from fk_steer.testing.tiny import FAMILIES, picture
@@ -415,3 +416,12 @@ def test_what_steps_return_has_the_words_of_all_schedulers():
     assert step_output(sample, {"return_dict": False}) == (sample, sample)
     output = step_output(sample, {})
     assert output.prev_sample is output.pred_original_sample is output.denoised is output[0] is sample
+
+
+def test_videos_have_their_frames_before_their_channels():
+    """Whichever of the two the pipeline has first, in tensors, arrays and lists of pictures."""
+    frames = torch.rand(2, 5, 3, 4, 4)
+    for given in (frames, frames.transpose(1, 2), frames.movedim(2, -1).numpy(), [list(video) for video in frames]):
+        assert torch.equal(as_tensor(given, videos=True), frames)
+    with pytest.raises(ValueError, match=r"Expected the pipeline to give videos \(B, F, 3, H, W\)"):
+        as_tensor(frames[0], videos=True)
