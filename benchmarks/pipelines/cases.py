@@ -35,9 +35,8 @@ STEPS = 4
 FEW_STEPS = 3
 SLOW = 0.4
 """Seconds of the processor for a stock call, above which a test makes do with `FEW_STEPS`."""
-VERY_SLOW = 2.0
-"""Above which it makes do with images of `SMALL` pixels a side."""
-SMALL = 64
+LARGE, SMALL = 128, 64
+"""Sides of images, in pixels: what a test asks for is made small if it is larger."""
 OTHER_PROMPT = "two blue cats, above a table"
 IMAGES = ("image", "mask_image", "control_image", "control_mask", "conditioning_frames", "video", "mask", "last_image")
 
@@ -144,8 +143,8 @@ def case_of(test: Test, checkout: Path) -> Case:
         case = plain_case(pipe, inputs)
     else:
         case = modular_case(modular_of(pipe, getattr(modular_pipelines, test.blocks)()), inputs)
-    if _set_steps(case) > VERY_SLOW:
-        _make_small(case)
+    _make_small(case)
+    _set_steps(case)
     return case
 
 
@@ -187,32 +186,32 @@ def _stub(name: str) -> Any:
     return stub
 
 
-def _set_steps(case: Case) -> float:
-    """Ask for few steps where the pipeline lets one, and count those that it takes; seconds of a stock call."""
+def _set_steps(case: Case) -> None:
+    """Ask for few steps where the pipeline lets one, and count those that it takes."""
     asked = case.arguments.get("num_inference_steps")
     if asked is None:
-        return _measure(case)
+        _measure(case)
+        return
     try:
         case.arguments["num_inference_steps"] = _steps(case, STEPS)
-        seconds = _measure(case)
-        if seconds > SLOW:
+        if _measure(case) > SLOW:
             case.arguments["num_inference_steps"] = _steps(case, FEW_STEPS)
-            seconds = _measure(case)
-        return seconds
+            _measure(case)
     except Exception:  # it takes so many and no others
         case.arguments["num_inference_steps"] = asked
-        return _measure(case)
+        _measure(case)
 
 
 def _make_small(case: Case) -> None:
-    """Ask for small images where the pipeline lets one."""
+    """Ask for small images in place of large ones, where the pipeline lets one."""
     asked = {name: case.arguments[name] for name in ("height", "width") if isinstance(case.arguments.get(name), int)}
+    if math.prod(asked.values()) <= LARGE**2:
+        return
     case.arguments.update({name: min(size, SMALL) for name, size in asked.items()})
     try:
         _measure(case)
     except Exception:
         case.arguments.update(asked)
-        _measure(case)
 
 
 def _steps(case: Case, wanted: int) -> int:

@@ -319,10 +319,11 @@ def _check_watched(report: Report, watched: Any, alone: Tensor) -> None:
         if difference > TOLERANCE:
             stock = report.attempt([], lambda: _stock_rows(case))
             if stock is not None:
-                own = max(_difference(stock[:1], alone), _difference(stock[-1:], last))
+                own = max(_difference(stock[:1], alone), 0.0 if shares else _difference(stock[-1:], last))
                 detail += f"; a stock batch differs from single calls by {own:.2g}"
-                if own > TOLERANCE and _difference(stock, images) <= TOLERANCE:
-                    difference, report.by_batch = _difference(stock, images), own
+                same = slice(0, 1 if shares else None)
+                if own > TOLERANCE and _difference(stock[same], images[same]) <= TOLERANCE:
+                    difference, report.by_batch = _difference(stock[same], images[same]), own
         report.hold("particles", difference, TOLERANCE, detail)
     _check_reward(report, watched, "reward")
 

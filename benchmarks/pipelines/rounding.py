@@ -11,7 +11,7 @@ from .catalogue import Test
 from .checks import Finding, check
 
 
-MAY_BE_ROUNDING = ("particles", "decode", "resampling", "copies", "chunks", "neighbours")
+MAY_BE_ROUNDING = ("particles", "decode", "resampling", "copies", "pruning", "chunks", "neighbours")
 """Checks that compare sums in other orders."""
 LARGEST = 0.1
 """In pixels of [0, 1], what rounding may come to in random networks, which amplify it."""
