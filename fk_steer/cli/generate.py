@@ -85,8 +85,8 @@ def generate(
     ] = False,
     repair: Repair = False,
 ) -> None:
-    """Generate images or videos steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
-    report.
+    """Generate images or videos steered by a reward, best first, with a trace of every scoring event, a contact sheet
+    and a report.
 
     Run again with the same settings it does what is missing, with another --batch-size if memory was short; a folder
     made with other settings is left alone.

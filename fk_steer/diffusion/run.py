@@ -479,8 +479,8 @@ class Run:
         if isinstance(small, AutoencoderTiny) and self.call.videos and not isinstance(own, AutoencoderKL):
             raise ValueError(
                 f"{type(pipe).__name__} decodes videos whole, with its {type(own).__name__}, and an `AutoencoderTiny` "
-                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one of "
-                "your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
+                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one "
+                "of your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
                 "`decode`, `config`, `dtype` and `device`."
             )
         if hasattr(small, "to"):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
+class LiveBytes(TorchDispatchMode):
     """Counts, while it is entered, the bytes of the tensors that operations make. A storage counts once, from when it
     is made until nothing holds it; scratch memory within an operation, arrays and images are not seen.
 
