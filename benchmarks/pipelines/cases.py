@@ -35,6 +35,9 @@ STEPS = 4
 FEW_STEPS = 3
 SLOW = 0.4
 """Seconds of the processor for a stock call, above which a test makes do with `FEW_STEPS`."""
+VERY_SLOW = 2.0
+"""Above which it makes do with images of `SMALL` pixels a side."""
+SMALL = 64
 OTHER_PROMPT = "two blue cats, above a table"
 IMAGES = ("image", "mask_image", "control_image", "control_mask", "conditioning_frames", "video", "mask", "last_image")
 
@@ -141,7 +144,8 @@ def case_of(test: Test, checkout: Path) -> Case:
         case = plain_case(pipe, inputs)
     else:
         case = modular_case(modular_of(pipe, getattr(modular_pipelines, test.blocks)()), inputs)
-    _set_steps(case)
+    if _set_steps(case) > VERY_SLOW:
+        _make_small(case)
     return case
 
 
@@ -183,19 +187,31 @@ def _stub(name: str) -> Any:
     return stub
 
 
-def _set_steps(case: Case) -> None:
-    """Ask for few steps where the pipeline lets one, and count those that it takes."""
+def _set_steps(case: Case) -> float:
+    """Ask for few steps where the pipeline lets one, and count those that it takes; seconds of a stock call."""
     asked = case.arguments.get("num_inference_steps")
     if asked is None:
-        _measure(case)
-        return
+        return _measure(case)
     try:
         case.arguments["num_inference_steps"] = _steps(case, STEPS)
-        if _measure(case) > SLOW:
+        seconds = _measure(case)
+        if seconds > SLOW:
             case.arguments["num_inference_steps"] = _steps(case, FEW_STEPS)
-            _measure(case)
+            seconds = _measure(case)
+        return seconds
     except Exception:  # it takes so many and no others
         case.arguments["num_inference_steps"] = asked
+        return _measure(case)
+
+
+def _make_small(case: Case) -> None:
+    """Ask for small images where the pipeline lets one."""
+    asked = {name: case.arguments[name] for name in ("height", "width") if isinstance(case.arguments.get(name), int)}
+    case.arguments.update({name: min(size, SMALL) for name, size in asked.items()})
+    try:
+        _measure(case)
+    except Exception:
+        case.arguments.update(asked)
         _measure(case)
 
 
@@ -255,7 +271,8 @@ def recorded_steps(case: Case, predict: bool = False, last_is_x0: int | None = N
             if predict or last_is_x0 is not None:
                 try:
                     options = {name: value for name, value in kwargs.items() if name in known}
-                    predicted = predict_x0(self, model_output, timestep, sample, **options)
+                    given = kwargs.get("pred_original_sample")
+                    predicted = predict_x0(self, model_output, timestep, sample, **options) if given is None else given
                 except Exception as error:
                     predicted = f"{type(error).__name__}: {error}"
             output = stock(self, model_output, timestep, sample, *args, **kwargs)

@@ -40,6 +40,7 @@ def run_on_live_rows(
     kwargs: dict[str, Any],
     layout_of: Callable[[Mapping[str, Any], int], Layout],
     together: bool = False,
+    size_of_row: int = 1,
 ) -> tuple[Any, int, int]:
     """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
 
@@ -53,6 +54,7 @@ def run_on_live_rows(
         chunk_size: rows per call; None for all at once.
         layout_of: says where the rows are in the arguments (by name), which hold them so many times.
         together: keep all that the batch holds of a row in one call, whose size may then exceed `chunk_size`.
+        size_of_row: samples of the batch that are one row, one after another: the frames of a video.
 
     Returns:
         The denoiser's output for all rows, the number of rows it was run on by all ranks, and how often the batch held
@@ -60,11 +62,12 @@ def run_on_live_rows(
     """
     sample = args[0] if args else kwargs[parameters[0]]
     size, as_list = len(sample), isinstance(sample, list)
-    copies, rest = divmod(size, rows.total)
+    copies, rest = divmod(size, rows.total * size_of_row)
     if rest or not copies:
         # Not the particles' batch: some other use of the module.
         return denoiser(*args, **kwargs), size, 0
-    rows.part_by(sample[: rows.total])
+    first = sample[: rows.total * size_of_row]
+    rows.part_by(first if size_of_row == 1 else first.unflatten(0, (rows.total, size_of_row)))
     device = sample[0].device
     batch: Batch = rows.kept(
         ("batch", copies, chunk_size, together, device),
@@ -72,7 +75,7 @@ def run_on_live_rows(
     )
     arguments = {**dict(zip(parameters, args)), **kwargs}
     objects = {name: value for name, value in arguments.items() if members_of(value) is not None}
-    whole = batch.chunks[0].numel() == size
+    whole = batch.chunks[0].numel() * size_of_row == size
     layout = layout_of(arguments, copies) if objects or not whole else {}
     assert isinstance(layout, dict)
     if rows.moves:

@@ -50,7 +50,7 @@ class Companion:
             raise UnsupportedSchedulerError(
                 f"{type(engine.call.pipe).__name__} takes its steps with several copies of its "
                 f"{type(self.scheduler).__name__}, and not one for all particles after each step of `pipe.scheduler` "
-                "itself, so its particles cannot be told when to move. Steer a pipeline that does."
+                "itself, so its particles cannot be told when to move. Steer another pipeline."
             )
         self._count = engine.solver.count
         if self._halted is not None:

@@ -80,6 +80,8 @@ class Engine:
         """(L, ...) what the last step of the whole loop has left."""
         self.last_x0: Tensor | None = None
         """(L, ...) the last x0 predictions of a loop that stops before its end."""
+        self.shape: torch.Size | None = None
+        """Of the samples of all rows, once there was a step."""
         self.taken: Taken | None = None
         """The last step, unless there was none."""
 
@@ -100,7 +102,9 @@ class Engine:
         if self.halted is not None:
             self.last_sample = self.halted if last else None
             return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
-        whole = sample
+        whole, self.shape = sample, sample.shape
+        known = kwargs.pop("pred_original_sample", None)  # x0, with which the step needs no model output
+        model_output = model_output if known is None else known
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -110,7 +114,7 @@ class Engine:
         stepped, late = rows.live, None
         self.taken = Taken(index, rows.live, None, False)
         if self.due(index):
-            plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
+            plan, followed = self.act(index, model_output, sample, self._of_live(tokens), known is not None)
             self.taken = Taken(index, stepped, followed.moved, plan.after_noise)
             if tokens is not None and followed.moved is not None:
                 # Tokens that are not denoised in this step the pipeline takes from the samples as they were before.
@@ -127,10 +131,12 @@ class Engine:
                 late = followed.moved
             else:
                 stepped, model_output, sample = rows.live, followed.states.model_output, followed.states.sample
-        if self.call.stops_early and self.solver.whole_step:
+        if self.call.stops_early and self.solver.whole_step and known is None:
             self.last_x0 = self.solver.x0(index, model_output, sample, self._of_live(tokens))
 
         kwargs.pop("eta", None)
+        if known is not None:
+            kwargs["pred_original_sample"] = model_output
         if tokens is not None:  # which are those of a row's population
             kwargs["per_token_timesteps"] = tokens[stepped.to(tokens.device)]
         quiet = self.particles.quiet(stepped)
@@ -146,6 +152,15 @@ class Engine:
         self.last_sample = _sample_of(output) if last else None
         return self.to_all_rows(output, len(rows.live))
 
+    def size_of_row(self, sample: Any) -> int:
+        """How many of the samples that a denoiser is given belong to one row: those of a control network may be the
+        frames of videos, of which nothing moves before the first step."""
+        if self.shape is None or not isinstance(sample, Tensor) or sample.ndim >= len(self.shape):
+            return 1
+        copies, rest = divmod(sample.numel(), self.shape.numel())
+        size, more = divmod(len(sample), max(copies, 1) * self.shape[0])
+        return 1 if rest or more else size
+
     def due(self, index: int) -> bool:
         """Whether an event is due at this step. In the second stage of a two-stage solver it waits for the next step,
         but not for one after which there are only the final images."""
@@ -157,14 +172,16 @@ class Engine:
         return not self.overdue
 
     def act(
-        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None
+        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None, known: bool = False
     ) -> tuple[Plan, Followed]:
         """Show the search the x0 predictions of the live rows and let the particles follow its plan.
 
         Args:
             tokens: (L, tokens) the timesteps of tokens that have their own.
+            known: whether what the pipeline passed to `step` is x0 itself.
         """
-        x0, slots = self.solver.x0(index, model_output, sample, tokens), self.particles.rows.slots
+        slots = self.particles.rows.slots
+        x0 = model_output.float() if known else self.solver.x0(index, model_output, sample, tokens)
         judgement = None
         if index not in self.search.unscored:
             try:

@@ -69,6 +69,8 @@ def as_tensor(images: Any, videos: bool) -> Tensor:
     dims = 5 if videos else 4
     if videos and tensor.ndim == 5 and tensor.shape[1] == 3 != tensor.shape[2]:
         tensor = tensor.transpose(1, 2)
+    if videos and tensor.ndim == 4:
+        tensor = tensor[None]  # the frames of one
     if tensor.ndim == 3 and tensor.shape[0] != 3:
         tensor = tensor[:, None].expand(-1, 3, -1, -1)  # greyscale
     if tensor.ndim != dims or tensor.shape[-3] not in (1, 3, 4):

@@ -139,7 +139,10 @@ class Replay:
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            for position, image in zip(part, as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)):
+            made = as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)
+            if len(made) != len(part):
+                raise ValueError(f"{type(self.call.pipe).__name__} gives {len(made)} results of {len(part)} rows.")
+            for position, image in zip(part, made):
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
 
@@ -183,18 +186,19 @@ class Replay:
         raise failure
 
     def takes_one_row(self) -> bool:
-        """Whether the pipeline comes to its denoiser when it is asked for one row, as it should for any arguments that
-        are right."""
+        """Whether the pipeline comes to its first step when it is asked for one row, or for one per prompt, as it
+        should for any arguments that are right."""
 
         def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
             raise _Enough
 
-        ways = ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts)
-        as_given = [Way("as given")] if self.call.num_prompts == 1 else []
-        for way in [*ways, *as_given]:
+        call = self.call
+        ways = [*ways_of(call.pipe, call.arguments, call.num_prompts), Way("as given")]
+        for way in ways:
             self.way = way
+            rows = range(0, call.num_rows, call.rows_per_prompt) if way.repeats == "as given" else [0]
             try:
-                self._again([0], step)
+                self._again(list(rows), step)
             except _Enough:
                 return True
             except Exception:

@@ -28,7 +28,9 @@ from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
 from .companions import Companion
 from .components import (
+    asks_for_x0,
     autoencoder_of,
+    conditions_of_all,
     denoisers_of,
     is_control,
     mixes_rows,
@@ -117,6 +119,7 @@ class Run:
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.initial_noise = InitialNoise()
+        self.asks_for_x0 = asks_for_x0(pipe)
         self.shown: Callable[[Tensor], Tensor] | None = None
         """What makes images in [0, 1] of what the pipeline returns, where that is not in [0, 1]."""
         self._as_stock = False
@@ -176,8 +179,9 @@ class Run:
                     wrap(scheduler, name, self.add_noise)
                 elif hasattr(scheduler, name):
                     wrap(scheduler, name, self.replay.conditions.add_noise)
-        if hasattr(pipe, "encode_prompt"):
-            wrap(pipe, "encode_prompt", self.encode_prompt)
+        for name in ("encode_prompt", "generate_prior_tokens"):  # tokens that are drawn for a prompt, in GLM-Image
+            if hasattr(pipe, name):
+                wrap(pipe, name, self.encode_prompt)
 
     def _run(self) -> tuple[Any, ...]:
         """The pipeline's own call, asked for its rows in the first way that it understands."""
@@ -216,6 +220,8 @@ class Run:
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         """In place of the scheduler's."""
+        if self.asks_for_x0 and kwargs.get("pred_original_sample") is None:
+            return inner(model_output, timestep, sample, *args, **kwargs)
         if self.replay.active:
             return self.replay.step(sample, kwargs)
         return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
@@ -237,6 +243,10 @@ class Run:
             return self.replay.forward(name, inner, parameters, args, kwargs)
         if self.engine.halted is not None and name in self._last:
             return self._last[name]  # what is made of it is not used
+        sample = args[0] if args else kwargs[parameters[0]]
+        if control and "controlnet_cond" in kwargs:
+            conditions = conditions_of_all(kwargs["controlnet_cond"], self.particles.rows.total, len(sample))
+            kwargs = {**kwargs, "controlnet_cond": conditions}
         # Its attention compares what the batch holds of a row.
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False) or mixes_rows(self.denoisers[name])
         size = self.execution.denoise_batch_size
@@ -244,13 +254,22 @@ class Run:
 
         def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
             return run_on_live_rows(
-                denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, layout_of, together
+                denoiser,
+                self.particles.rows,
+                self.ranks,
+                parameters,
+                size,
+                args,
+                kwargs,
+                layout_of,
+                together,
+                self.engine.size_of_row(sample),
             )
 
         with self.clock("denoiser"):
             stores = stores_attention(self.pipe)
             output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
-        self.replay.remember_output(name, args[0] if args else kwargs[parameters[0]], output)
+        self.replay.remember_output(name, sample, output)
         self._last[name] = output
         if not control and copies:
             self.trace.nfe += num_rows
@@ -404,6 +423,11 @@ class Run:
         else:
             if call.output_type != "latent":
                 images = as_tensor(images, call.videos)
+            if len(images) not in (rows.total, len(rows.live)):
+                raise ValueError(
+                    f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so "
+                    "they cannot be told apart."
+                )
             if len(images) == rows.total and not rows.all_live:
                 images = images[rows.live.to(images.device)]
             if call.output_type == "latent" or x0 is not None:

@@ -18,6 +18,7 @@ from .schedulers import (
     gather_history,
     in_first_order_stage,
     levels,
+    plain_step,
     predict_x0,
     start_index,
 )
@@ -191,7 +192,7 @@ class Solver:
         # The same step without noise, by a copy with the same history, which the noise does not enter. A sampler that
         # draws all the same must not use up what the other rows' noise comes from.
         twin = _twin(self.scheduler)
-        still = take(twin, twin.step, 0.0, [generator.clone_state() for generator in generators])
+        still = take(twin, plain_step(twin), 0.0, [generator.clone_state() for generator in generators])
         noisy = take(self.scheduler, inner, eta, generators)
         stills, mask = iter(_rows_of(still, len(sample))), quiet.to(sample.device)
 

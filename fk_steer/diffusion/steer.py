@@ -27,7 +27,7 @@ from .execution import Execution
 from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
 from .run import Run, facts
-from .schedulers import parametrisation
+from .schedulers import check_scheduler
 from .validation import (
     check_form_of_images,
     check_keywords,
@@ -134,7 +134,7 @@ class SteeredPipeline:
         check_form_of_images(pipe, self.reward)
         self.steering.check(facts(self.reward))
         if self.steering.looks:
-            parametrisation(pipe.scheduler)
+            check_scheduler(pipe.scheduler)
 
     @torch.no_grad()
     def __call__(

@@ -16,7 +16,7 @@ from fk_steer.testing.tiny import FAMILIES
 
 CHECKS = (
     "no-op", "particles", "events", "reward", "x0", "decode", "resampling", "copies", "chunks", "neighbours", "prompts",
-    "preset", "restored",
+    "pruning", "preset", "restored",
 )  # fmt: skip
 
 OF_STOCK = {("kandinsky5", "neighbours"): "in a stock batch by"}
@@ -28,7 +28,7 @@ def findings(family):
     make, call = FAMILIES[family]
     pipe = make()
     case_of = modular_case if is_modular(pipe) else plain_case
-    return check(case_of(pipe, {"prompt": PROMPTS[0], "num_inference_steps": 4, **call}))
+    return check(case_of(pipe, {"prompt": PROMPTS[0], "num_inference_steps": 3, **call}))
 
 
 @pytest.mark.parametrize("name", CHECKS)

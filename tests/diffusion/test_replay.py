@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from benchmarks.pipelines.cases import modular_case, plain_case, recorded_steps
-from benchmarks.pipelines.checks import Copying, Watching, generators, in_slots, reward, steered
+from benchmarks.pipelines.checks import TOLERANCE, Copying, Watching, generators, in_slots, reward, steered
 from fk_steer import Execution, Noise, steer
 from fk_steer.diffusion.components import is_modular, loops_of, makes_videos
 from fk_steer.diffusion.inputs import Way
@@ -39,9 +39,14 @@ def flux_controlnet():
     return quiet(FluxControlNetPipeline(**pipe.components, controlnet=controlnet))
 
 
+PLAIN = (
+    "sd", "sdxl", "sd3", "flux", "modular-sdxl", "sd3-img2img", "pixart", "z-image", "hidream", "omnigen",
+    "hunyuan-video",
+)  # fmt: skip
+"""Families that do nothing with their last latents but what others do, too."""
 CASES = {
-    **{name: FAMILIES[name] for name in FAMILIES if name not in ("sd", "sdxl", "sd3", "flux", "modular-sdxl")},
-    "size of the image": (
+    **{name: FAMILIES[name] for name in FAMILIES if name not in PLAIN},
+    "size of the call": (
         lambda: quiet(StableDiffusion3Img2ImgPipeline(**sd3().components)),
         {"image": picture(24), "strength": 1.0, "height": 16, "width": 24, "guidance_scale": 5.0},
     ),
@@ -97,6 +102,26 @@ def test_images_are_what_the_pipeline_makes_of_its_last_latents(family, replays)
     torch.testing.assert_close(found[0], images[which], atol=2e-3, rtol=0.0)
     assert torch.equal(again, images)
     assert (images[4] - images[0]).abs().max() > 0.05
+
+
+def test_an_image_that_every_row_draws_is_the_same_for_copies():
+    """And for what is seen of them before the end."""
+    make, _ = FAMILIES["sd-inpaint"]
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12] = 1
+    call = {"image": picture(16), "mask_image": mask, "height": 16, "width": 16, "num_inference_steps": STEPS}
+    case, seen = plain_case(make(), {"prompt": list(PROMPTS), "strength": 1.0, **call}), []
+    reward.takes_videos = False
+
+    def on_event(event):
+        if not event.final:
+            seen.append(event.predictions())
+
+    watched = in_slots(steered(case, WATCHING, generators(0, 1), on_event=on_event))
+    torch.testing.assert_close(seen[-1], watched, atol=TOLERANCE, rtol=0.0)
+    copied = in_slots(steered(case, Copying(3, noise=Noise(0.0)), generators(0, 1)))
+    torch.testing.assert_close(copied, copied[:, :1].expand_as(copied), atol=1e-4, rtol=0.0)
+    assert (watched - watched[:, :1]).abs().max() > 0.05
 
 
 class TestAnotherAutoencoder:
@@ -212,7 +237,7 @@ class TestLayouts:
         (*_, (name, copies, layout)) = self.of("animatediff", layouts)
         assert (name, copies) == ("unet", 2)
         assert layout["sample"] == Block()
-        assert layout["encoder_hidden_states"] == Block(0, 3)
+        assert layout["encoder_hidden_states"] == Block(0, 2)
         assert layout["timestep"] is None
 
     def test_what_has_no_rows_though_it_has_their_number(self, layouts):

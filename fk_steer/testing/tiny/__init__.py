@@ -72,7 +72,7 @@ FAMILIES: Mapping[str, tuple[Callable[[], Any], Mapping[str, Any]]] = MappingPro
         "hidream": (hidream, {**SIZE, **_TEXT}),
         "kandinsky5": (kandinsky5, {**_EIGHTFOLD, **_TEXT, "guidance_scale": 3.5}),
         "deepfloyd-if": (deepfloyd_if, {**SIZE, "clean_caption": False}),
-        "animatediff": (animatediff, {**SIZE, "num_frames": 3}),
+        "animatediff": (animatediff, {**SIZE, "num_frames": 2}),
         "wan": (wan, {**SIZE, **_TEXT, "num_frames": 5}),
         "ltx": (ltx, {**_EIGHTFOLD, **_TEXT, "num_frames": 9}),
         "cogvideox": (cogvideox, {**SIZE, **_TEXT, "num_frames": 9}),
