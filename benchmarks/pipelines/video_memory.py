@@ -35,7 +35,7 @@ PARTICLES = (4, 8, 16)
 def call(particles: int, output_type: str, execution: Execution, side: int) -> object:
     """A steered call of a tiny Wan; its events are one in the loop and the final videos."""
     pipe = wan(FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True))
-    settings = FKSteering(num_particles=particles, lmbda=10.0, schedule=Schedule(at=(0.5,)))
+    settings = FKSteering(num_particles=particles, lmbda=10.0, schedule=Schedule((0.5,)))
     steered = steer(pipe, FrameReward(redness, frames=4), settings, execution)
     return steered(
         "a red circle",
@@ -93,15 +93,18 @@ def main() -> None:
             for particles in PARTICLES:
                 peak = peak_of_tensors(particles, output_type, Execution(2, decode, reward), options.side)
                 beyond = peak - unavoidable(particles, output_type, options.side)
-                row: dict[str, object] = {"output": output_type, "decode": decode}
-                row |= {"reward": reward, "particles": particles}
+                row: dict[str, str | float | None] = {
+                    "output": output_type,
+                    "decode": decode,
+                    "reward": reward,
+                    "particles": particles,
+                }
                 row |= {"tensors": round(peak / 2**20, 2), "beyond": round(beyond / 2**20, 2)}
                 if options.process:
                     row["process"] = round(growth_of_process(particles, output_type, options.side) / 2**20, 1)
                 rows.append(row)
-                print(
-                    "| " + " | ".join("-" if value is None else str(value) for value in row.values()) + " |", flush=True
-                )
+                cells = " | ".join("-" if value is None else str(value) for value in row.values())
+                print(f"| {cells} |", flush=True)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=2))

@@ -105,7 +105,7 @@ def test_memory_is_flat_in_particles(output_type, sizes):
     """But for what a call gives back: the latents, or as tensors the final videos."""
     few, many = (
         peak_of_tensors(particles, output_type, Execution(*sizes), side=32) - unavoidable(particles, output_type, 32)
-        for particles in (3, 9)
+        for particles in (5, 11)  # more than one block of either
     )
     a_video, latents = 4 * 17 * 3 * 32**2, unavoidable(1, "latent", 32)
     # Of each particle further latents: predictions, outputs of the denoiser, what the scheduler remembers, embeddings.

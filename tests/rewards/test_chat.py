@@ -395,8 +395,7 @@ class TestUnifiedReward:
         [
             (
                 {"variant": "rank"},
-                "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think, video, video-axes, "
-                "video-pair",
+                "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think, video",
             ),
             ({"backend": "jax"}, "Unknown backend 'jax'"),
             ({"variant": "axes", "axis": "taste"}, "Unknown axis 'taste'"),

@@ -35,8 +35,7 @@ def judge(text, pictures):
     if "two videos" in text:
         half = len(pictures) // 2
         first, second = (sum(map(redness, some)) for some in (pictures[:half], pictures[half:]))
-        winner = 1 if first > second else 2
-        return f"The {winner}nd one is redder. Video {winner} is better than the other."
+        return f"Both are red.\n**Video {1 if first > second else 2}** is better than the other."
     score = sum(map(redness, pictures)) / len(pictures)
     if "Physics" in text:
         return f"Alignment Score (1-5): {1 + 4 * score}\nPhysics Score (1-5): 3\nStyle Score (1-5): 2"
