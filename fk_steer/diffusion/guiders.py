@@ -53,10 +53,12 @@ class Place:
         return value
 
     def write(self, value: Any) -> None:
-        """Put something there."""
+        """Put something there, unless the guider is one that is not in use and has nothing to put it into."""
         owner: Any = self.guider
         for key in self.path[:-1]:
-            owner = owner[key] if isinstance(owner, (Mapping, list)) else getattr(owner, key)
+            owner = owner[key] if isinstance(owner, (Mapping, list)) else vars(owner).get(key)
+            if owner is None:
+                return
         if isinstance(owner, (dict, list)):
             owner[self.path[-1]] = value
         else:
