@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .diffusion import Execution, ScoringEvent, SteeredOutput, steer
     from .modular import RewardModel
+    from .pipelines import (
+        FKFluxPipeline,
+        FKStableDiffusion3Pipeline,
+        FKStableDiffusionPipeline,
+        FKStableDiffusionXLPipeline,
+        FKWanPipeline,
+    )
     from .report.trace import Trace
     from .rewards import FrameReward, Reward, RewardError, as_pil, load_reward
     from .search import PRESETS, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
@@ -21,7 +28,12 @@ __all__ = [
     "FrameReward",
     "PRESETS",
     "Execution",
+    "FKFluxPipeline",
+    "FKStableDiffusion3Pipeline",
+    "FKStableDiffusionPipeline",
+    "FKStableDiffusionXLPipeline",
     "FKSteering",
+    "FKWanPipeline",
     "Look",
     "Noise",
     "Plan",
@@ -46,6 +58,10 @@ __all__ = [
 
 _PLACES = {
     "diffusion": ("Execution", "ScoringEvent", "SteeredOutput", "steer"),
+    "pipelines": (
+        "FKFluxPipeline", "FKStableDiffusion3Pipeline", "FKStableDiffusionPipeline", "FKStableDiffusionXLPipeline",
+        "FKWanPipeline",
+    ),
     "modular": ("RewardModel",),
     "report.trace": ("Trace",),
     "rewards": ("FrameReward", "Reward", "RewardError", "as_pil", "load_reward"),

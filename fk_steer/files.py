@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,26 @@ def png(image: Image) -> bytes:
     """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+FPS = 8
+"""Frames a second of videos."""
+
+
+def webp(frames: Sequence[Image], fps: float, lossless: bool = True) -> bytes:
+    """Frames as the bytes of an animated WebP file, which browsers play.
+
+    Args:
+        frames: RGB images of one size, at least one.
+        fps: frames a second.
+        lossless: whether every pixel is kept; else of a tenth of the size.
+    """
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"lossless": True, "quality": 50} if lossless else {"quality": 80}
+    duration = max(1, round(1000 / fps))
+    first, *others = frames
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=duration, loop=0, **options)
     return buffer.getvalue()
 
 

@@ -4,6 +4,7 @@ A folder is the record of a run:
 
     settings.json               what the images were made with
     000/00.png, 01.png, ...     of the first prompt, the images of all particles, best first
+    000/00.webp, 01.webp, ...   of a pipeline of videos, in their place animations that keep every pixel
     000/trace.json              its `Trace`; written last, its presence says that the prompt is done
     000/lineage.png             its lineage plot
     000/unsteered-*             the same without steering, from the same noise, if asked for
@@ -24,14 +25,26 @@ import torch
 from .bundled import BUNDLED, bundled_options
 from .console import console
 from .diffusion import Execution, steer
-from .files import alone, check_settings, png, record_settings, write_atomically
+from .diffusion.components import makes_videos
+from .files import FPS, alone, check_settings, png, record_settings, webp, write_atomically
 from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
-from .records import Misplaced, UnreadableFile, check_folder, check_png, say_set_aside, set_aside, unreadable
+from .records import (
+    Misplaced,
+    UnreadableFile,
+    check_folder,
+    check_png,
+    check_webp,
+    say_set_aside,
+    set_aside,
+    unreadable,
+)
 from .report.figures import figure_png
 from .report.page import html_report
-from .report.results import results_in, summarize
+from .report.results import VIDEO, picture_path, results_in, summarize
 from .report.sheet import contact_sheet
 from .report.trace import Trace
+from .rewards import FrameReward
+from .rewards.base import as_reward
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
 from .search import DEFAULT_PRESET, Strategy
@@ -51,7 +64,7 @@ class Generation:
         steering: the settings, `Strategy.to_dict()`.
         scheduler: name of a Diffusers class; None for the model's, or DDIM if that adds no noise and the settings need
             some.
-        steps, guidance, negative_prompt, height, width: of the call; None for the pipeline's own.
+        steps, guidance, negative_prompt, height, width, frames: of the call; None for the pipeline's own.
         seed: of the noise and the resampling.
         compare: whether as many images are made without steering, from the same noise.
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
@@ -71,6 +84,7 @@ class Generation:
     compare: bool
     dtype: str
     prompts: list[str]
+    frames: int | None = None
 
     @classmethod
     def of(
@@ -89,6 +103,7 @@ class Generation:
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
+        frames: int | None = None,
         seed: int = 0,
         compare: bool = False,
         dtype: str = "auto",
@@ -115,6 +130,7 @@ class Generation:
             negative_prompt=negative_prompt,
             height=integer("height", height, 1, optional=True),
             width=integer("width", width, 1, optional=True),
+            frames=integer("frames", frames, 1, optional=True),
             seed=seed,
             compare=compare,
             dtype=dtype,
@@ -201,7 +217,7 @@ def _has(folder: Path, settings: Generation) -> bool:
             images = len(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0])
         except FileNotFoundError:
             return False
-        if not all((folder / f"{prefix}{rank:02d}.png").exists() for rank in range(images)):
+        if not all(picture_path(folder, f"{prefix}{rank:02d}").exists() for rank in range(images)):
             return False
     return True
 
@@ -251,6 +267,7 @@ def _unreadable(out: Path, settings: Generation) -> list[UnreadableFile]:
         looks.append((folder, check_folder))
         looks += [(folder / f"{one}trace.json", partial(_check_trace, prompt=prompt)) for one in _prefixes(settings)]
         looks += [(path, check_png) for path in sorted(folder.glob("*.png"))]
+        looks += [(path, check_webp) for path in sorted(folder.glob(f"*{VIDEO}"))]
     # Made anew from the rest each time.
     looks += [(out / name, _check_file) for name in ("contact_sheet.png", "report.html")]
     return unreadable(looks)
@@ -285,6 +302,8 @@ def _generate(
     reward = load_guide(settings.reward, target, **settings.reward_options)
     pipe = load_pipeline(settings.model, kind, settings.dtype, target)
     pipe.set_progress_bar_config(leave=False, disable=not writes)
+    if makes_videos(pipe) and not as_reward(reward).takes_videos:
+        reward = FrameReward(reward)
     unsteered_scheduler = pipe.scheduler
     if note := set_scheduler(pipe, settings.scheduler, steering, settings.steps):
         console.print(f"{note} Choose another with --scheduler.", highlight=False)
@@ -296,6 +315,8 @@ def _generate(
         "negative_prompt": settings.negative_prompt,
         "height": settings.height,
         "width": settings.width,
+        "num_frames": settings.frames,
+        "output_type": "pil",  # of some pipelines arrays are what they give unasked
     }
     call = {name: value for name, value in call.items() if value is not None}
     runs = {"": (steering, pipe.scheduler)}
@@ -320,7 +341,10 @@ def _generate(
             if not writes:
                 continue
             for rank, image in enumerate(output.particles[0]):
-                write_new(folder / f"{prefix}{rank:02d}.png", png(image))
+                if isinstance(image, list):
+                    write_new(folder / f"{prefix}{rank:02d}{VIDEO}", webp(image, FPS))
+                else:
+                    write_new(folder / f"{prefix}{rank:02d}.png", png(image))
             if not prefix:
                 write_new(folder / "lineage.png", figure_png(output.trace.plot()))
             best = " ".join(f"{value:.3f}" for value in output.rewards[0].tolist())

@@ -73,7 +73,7 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
     name, model = model, find_model(model)
-    stock = DiffusionPipeline.load_config(model).get("_class_name", "").removeprefix("FK")
+    stock = DiffusionPipeline.load_config(model).get("_class_name", "")
     found = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
     if kind not in ("auto", found):
         fits = "auto" if found == "auto" else f"{found} or auto"

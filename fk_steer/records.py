@@ -60,6 +60,26 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], Kind]) -> list[Kind
     return _read(path, lambda text: [parse(_object(json.loads(line))) for _, line in text_lines(text)])
 
 
+def check_webp(path: Path) -> None:
+    """Make sure that all frames of a WebP can be read.
+
+    Raises:
+        FileNotFoundError, PermissionError, UnreadableFile: as `read_record`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["WEBP"]) as image:
+            for number in range(getattr(image, "n_frames", 1)):
+                image.seek(number)
+                image.load()
+    except (FileNotFoundError, PermissionError):
+        raise
+    # Pillow's errors for broken files are of many kinds.
+    except Exception as error:
+        raise UnreadableFile(path, _problem(path, "no whole WebP image")) from error
+
+
 def check_png(path: Path) -> None:
     """Make sure that a file is a whole PNG, by its checksums, without decoding it.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fk_steer.rewards import markdown_table
 from fk_steer.search import STRATEGIES
 from fk_steer.testing import CALLS, SIZE, flux, modular, redness, sd_scheduler, sdxl
+from fk_steer.testing.tiny import wan
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -74,6 +76,36 @@ def test_the_page_about_searches_lists_those_that_ship():
     assert set(re.findall(r"^\| `(\w+)\.py`", page, re.M)) == {
         place.partition(":")[0].rpartition(".")[2] for place in STRATEGIES.values()
     }
+
+
+def test_the_page_about_videos_runs():
+    names = {
+        "pipe": wan(),
+        "of_images": redness,
+        "call": {"num_inference_steps": 2, "height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16},
+    }
+    by_frames, of_videos = blocks("docs/video.md")
+    exec(by_frames, names)
+    output = names["output"]
+    assert [len(video) for video in output.particles[0]] == [5] * 4
+    assert output.images[0] == output.particles[0][0]
+    shown = np.stack([[np.asarray(frame) for frame in video] for video in output.particles[0]]) / 255
+    shown = torch.from_numpy(shown[:, [0, 1, 3, 4]]).movedim(-1, 2).float()  # four of five, evenly
+    worst = torch.stack([redness(shown[:, place], []) for place in range(4)]).amin(0)
+    assert torch.allclose(output.rewards[0], worst, atol=0.2)  # of pixels before they were rounded
+    exec(of_videos, names)
+    videos = torch.as_tensor(names["output"].particles[0]).movedim(-1, 2)
+    assert torch.allclose(names["output"].rewards[0], names["stillness"](videos, []), atol=1e-4)
+
+
+def test_the_table_of_memory_is_flat():
+    page = (REPOSITORY / "docs" / "video.md").read_text()
+    rows = re.findall(r"^\| '(\w+)' \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    assert [(kind, int(number)) for kind, number, *_ in rows] == [
+        (kind, number) for kind in ("pil", "pt", "latent") for number in (4, 8, 16)
+    ]
+    for first in (0, 3, 6):
+        assert float(rows[first + 2][3]) - float(rows[first][3]) < 12 * 0.05, "a tenth of a video"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])

@@ -13,7 +13,8 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 CHEAP = {
     "steer_sdxl": ["--steps", "4", "--prompt", "a photo of a red star"],
-    "any_pipeline": ["--steps", "4"],
+    "any_pipeline": ["--steps", "4", "--tour"],
+    "steer_video": ["--steps", "3", "--particles", "2"],
     "your_own_reward": ["--steps", "4"],
     "your_own_search": ["--steps", "10"],
     "compare_presets": ["--steps", "6", "--prompt", "a photo of a red star", "--particles", "2"],
@@ -25,7 +26,9 @@ CHEAP = {
 
 SAYS = {
     "steer_sdxl": r"a photo of a red star: rewards [-0-9., ]+",
-    "any_pipeline": r"step 1: best reward 0\.\d+, ancestors \[",
+    "any_pipeline": r"(?s)step 1: best reward 0\.\d+, ancestors \[.*modular-flux-best of 3.*qwen-image-best of 3"
+    r".*sd3-img2img-best of 3.*inpainting-best of 3",
+    "steer_video": r"2 videos of 17 frames, best first: -?0\.\d+, -?0\.\d+",
     "your_own_reward": r"a function of PIL images: 0\.\d+",
     "your_own_search": r"SecondThoughts: best reward 0\.\d+, scored at steps 5, 6",
     "compare_presets": r"evolution +0\.\d+ +\d+",

@@ -22,9 +22,10 @@ import torch
 from diffusers import modular_pipelines
 from torch import Tensor
 
-from fk_steer.diffusion.components import schedulers_of
+from fk_steer.diffusion.components import makes_videos, schedulers_of
 from fk_steer.diffusion.outputs import tensor_type
-from fk_steer.testing.pipelines import quiet
+from fk_steer.testing import quiet
+from fk_steer.testing.tiny import modular_of
 
 from .catalogue import Test
 from .standins import offline, without_optional_libraries
@@ -34,6 +35,9 @@ STEPS = 4
 FEW_STEPS = 3
 SLOW = 0.4
 """Seconds of the processor for a stock call, above which a test makes do with `FEW_STEPS`."""
+VERY_SLOW = 2.0
+"""Above which it makes do with images of `SMALL` pixels a side."""
+SMALL = 64
 OTHER_PROMPT = "two blue cats, above a table"
 IMAGES = ("image", "mask_image", "control_image", "control_mask", "conditioning_frames", "video", "mask", "last_image")
 
@@ -62,6 +66,8 @@ class Case:
         """(B, ...) images of the pipeline's own call."""
         torch.manual_seed(0)
         call = {**self.arguments, "generator": generator, **self.options(), **overrides}
+        # Some pipelines write into lists that they are given.
+        call = {name: list(value) if isinstance(value, list) else value for name, value in call.items()}
         with torch.no_grad():
             result = self.pipe(**call)
         return as_tensor(result[0] if self.output is None else result)
@@ -134,8 +140,12 @@ def case_of(test: Test, checkout: Path) -> Case:
         inputs = instance.get_dummy_inputs(*(["cpu"] if "device" in parameters else []))
     for name in ("generator", "output_type", "return_dict"):
         inputs.pop(name, None)
-    case = plain_case(pipe, inputs) if test.blocks is None else _modular(pipe, inputs, test.blocks)
-    _set_steps(case)
+    if test.blocks is None:
+        case = plain_case(pipe, inputs)
+    else:
+        case = modular_case(modular_of(pipe, getattr(modular_pipelines, test.blocks)()), inputs)
+    if _set_steps(case) > VERY_SLOW:
+        _make_small(case)
     return case
 
 
@@ -145,22 +155,11 @@ def plain_case(pipe: Any, arguments: dict[str, Any]) -> Case:
     return Case(pipe, arguments, parameters={name: entry.default for name, entry in signature.items()})
 
 
-def _modular(plain: Any, arguments: dict[str, Any], name: str) -> Case:
-    blocks = getattr(modular_pipelines, name)()
-    pipe = blocks.init_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    made_here = {"feature_extractor", "image_processor"}  # by the modular pipeline itself
-    for component, value in plain.components.items():
-        if value is not None and component in pipe._component_specs and component not in made_here:
-            pipe.update_components(**{component: value})
-    options = {"requires_aesthetics_score", "force_zeros_for_empty_prompt"} & set(plain.config) & set(pipe.config)
-    pipe.register_to_config(**{option: plain.config[option] for option in options})
-    if hasattr(pipe, "image_processor") and hasattr(plain, "image_processor"):
-        pipe.image_processor = plain.image_processor  # whose scale is that of the tiny autoencoder
-    parameters = {entry.name: entry.default for entry in blocks.inputs if entry.name} | {"output": None}
+def modular_case(pipe: Any, arguments: dict[str, Any]) -> Case:
+    """Of a modular pipeline and arguments, of which those that its call takes are given to it."""
+    parameters = {entry.name: entry.default for entry in pipe.blocks.inputs if entry.name} | {"output": None}
     known = {name: value for name, value in arguments.items() if name in parameters}
-    outputs = {entry.name for entry in blocks.outputs}
-    return Case(pipe, known, parameters=parameters, output="videos" if "videos" in outputs else "images")
+    return Case(pipe, known, parameters=parameters, output="videos" if makes_videos(pipe) else "images")
 
 
 def reach(checkout: Path) -> None:
@@ -188,19 +187,31 @@ def _stub(name: str) -> Any:
     return stub
 
 
-def _set_steps(case: Case) -> None:
-    """Ask for few steps where the pipeline lets one, and count those that it takes."""
+def _set_steps(case: Case) -> float:
+    """Ask for few steps where the pipeline lets one, and count those that it takes; seconds of a stock call."""
     asked = case.arguments.get("num_inference_steps")
     if asked is None:
-        _measure(case)
-        return
+        return _measure(case)
     try:
         case.arguments["num_inference_steps"] = _steps(case, STEPS)
-        if _measure(case) > SLOW:
+        seconds = _measure(case)
+        if seconds > SLOW:
             case.arguments["num_inference_steps"] = _steps(case, FEW_STEPS)
-            _measure(case)
+            seconds = _measure(case)
+        return seconds
     except Exception:  # it takes so many and no others
         case.arguments["num_inference_steps"] = asked
+        return _measure(case)
+
+
+def _make_small(case: Case) -> None:
+    """Ask for small images where the pipeline lets one."""
+    asked = {name: case.arguments[name] for name in ("height", "width") if isinstance(case.arguments.get(name), int)}
+    case.arguments.update({name: min(size, SMALL) for name, size in asked.items()})
+    try:
+        _measure(case)
+    except Exception:
+        case.arguments.update(asked)
         _measure(case)
 
 
@@ -260,7 +271,8 @@ def recorded_steps(case: Case, predict: bool = False, last_is_x0: int | None = N
             if predict or last_is_x0 is not None:
                 try:
                     options = {name: value for name, value in kwargs.items() if name in known}
-                    predicted = predict_x0(self, model_output, timestep, sample, **options)
+                    given = kwargs.get("pred_original_sample")
+                    predicted = predict_x0(self, model_output, timestep, sample, **options) if given is None else given
                 except Exception as error:
                     predicted = f"{type(error).__name__}: {error}"
             output = stock(self, model_output, timestep, sample, *args, **kwargs)

@@ -61,6 +61,7 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep out of the images.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a pipeline of videos. [default: the model's]")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise and the resampling.")] = 0,
     batch_size: Annotated[
         int | None,
@@ -84,8 +85,8 @@ def generate(
     ] = False,
     repair: Repair = False,
 ) -> None:
-    """Generate images steered by a reward, best first, with a trace of every scoring event, a contact sheet and a
-    report.
+    """Generate images or videos steered by a reward, best first, with a trace of every scoring event, a contact sheet
+    and a report.
 
     Run again with the same settings it does what is missing, with another --batch-size if memory was short; a folder
     made with other settings is left alone.
@@ -116,6 +117,7 @@ def generate(
             negative_prompt=negative_prompt,
             height=height,
             width=width,
+            frames=frames,
             seed=seed,
             compare=compare,
             dtype=dtype.value,

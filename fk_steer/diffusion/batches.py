@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .layout import Layout, combine, output_layout, take_units
+from .layout import Layout, combine, members_of, output_layout, take_units, tensors_of
 from .ranks import Ranks
 from .rows import Rows
 
@@ -39,6 +40,7 @@ def run_on_live_rows(
     kwargs: dict[str, Any],
     layout_of: Callable[[Mapping[str, Any], int], Layout],
     together: bool = False,
+    size_of_row: int = 1,
 ) -> tuple[Any, int, int]:
     """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
 
@@ -52,6 +54,7 @@ def run_on_live_rows(
         chunk_size: rows per call; None for all at once.
         layout_of: says where the rows are in the arguments (by name), which hold them so many times.
         together: keep all that the batch holds of a row in one call, whose size may then exceed `chunk_size`.
+        size_of_row: samples of the batch that are one row, one after another: the frames of a video.
 
     Returns:
         The denoiser's output for all rows, the number of rows it was run on by all ranks, and how often the batch held
@@ -59,27 +62,38 @@ def run_on_live_rows(
     """
     sample = args[0] if args else kwargs[parameters[0]]
     size, as_list = len(sample), isinstance(sample, list)
-    copies, rest = divmod(size, rows.total)
+    copies, rest = divmod(size, rows.total * size_of_row)
     if rest or not copies:
         # Not the particles' batch: some other use of the module.
         return denoiser(*args, **kwargs), size, 0
-    rows.part_by(sample[: rows.total])
+    first = sample[: rows.total * size_of_row]
+    rows.part_by(first if size_of_row == 1 else first.unflatten(0, (rows.total, size_of_row)))
     device = sample[0].device
     batch: Batch = rows.kept(
         ("batch", copies, chunk_size, together, device),
         lambda: _batch(rows, ranks, copies, chunk_size, together, device),
     )
-    if batch.chunks[0].numel() == size:
-        return denoiser(*args, **kwargs), size, copies
-
-    layout = layout_of({**dict(zip(parameters, args)), **kwargs}, copies)
+    arguments = {**dict(zip(parameters, args)), **kwargs}
+    objects = {name: value for name, value in arguments.items() if members_of(value) is not None}
+    whole = batch.chunks[0].numel() * size_of_row == size
+    layout = layout_of(arguments, copies) if objects or not whole else {}
     assert isinstance(layout, dict)
+    if rows.moves:
+        for name, value in objects.items():
+            rows.kept(("common", name), functools.partial(_check_common, name, value, layout[name], rows, copies))
+    if whole:
+        return denoiser(*args, **kwargs), size, copies
 
     def call(chunk: Tensor) -> Any:
         index = chunk.flatten()
-        some_args = [take_units(value, layout[name], index) for name, value in zip(parameters, args)]
-        some_kwargs = {name: take_units(value, layout[name], index) for name, value in kwargs.items()}
-        return denoiser(*some_args, **some_kwargs)
+        some = {name: take_units(value, layout[name], index) for name, value in arguments.items()}
+        held = {name: list(tensors_of(some[name])) for name in objects}
+        output = denoiser(*(some[name] for name in parameters[: len(args)]), **{name: some[name] for name in kwargs})
+        for name, tensors in held.items():
+            now = list(tensors_of(some[name]))
+            if len(now) != len(tensors) or any(a is not b for a, b in zip(tensors, now)):
+                raise ValueError(_CHANGED.format(name))
+        return output
 
     def finish(parts: list[Tensor]) -> Tensor:
         by_unit = [part.unflatten(0, (len(chunk), -1)).transpose(0, 1) for part, chunk in zip(parts, batch.chunks)]
@@ -88,6 +102,29 @@ def run_on_live_rows(
 
     outputs = [call(chunk) for chunk in batch.chunks]
     return combine(outputs, output_layout(outputs[0], batch.chunks[0].numel(), as_list), finish), batch.number, copies
+
+
+_CHANGED = (
+    "The denoiser changes what its argument `{}` holds from step to step, which cannot be put together of calls on "
+    "some of the rows. Use a search that neither prunes nor copies, without a `denoise_batch_size`."
+)
+
+
+def _check_common(name: str, value: Any, layout: Layout, rows: Rows, copies: int) -> None:
+    """Check that an object made in an earlier step holds the same for all rows of a population, as what they are
+    conditioned on is. Where it does not, it has not followed the particles.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    row = torch.arange(rows.total * copies)
+    first = take_units(value, layout, row - row % rows.num_slots)
+    for one, other in zip(tensors_of(value), tensors_of(first)):
+        if not torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"What the denoiser keeps in its argument `{name}` differs between particles, and does not follow "
+                "those that are resampled. Use a search that neither prunes nor copies."
+            )
 
 
 def _batch(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
 
-from .components import denoisers_of
+from .components import denoisers_of, is_modular
 
 
 Encode = Callable[..., Mapping[str, Any]]
@@ -91,7 +91,7 @@ def encoding_by(pipe: Any, encode: Encode) -> Iterator[None]:
 @contextmanager
 def quietly(pipe: Any) -> Iterator[None]:
     """While the context lasts, the blocks of a pipeline show no progress and log no errors."""
-    loops = [block for block in all_blocks(pipe._blocks) if hasattr(block, "progress_bar")]
+    loops = loops_of(pipe)
     settings = [vars(block).get("_progress_bar_config") for block in loops]
     logger = logging.getLogger("diffusers.modular_pipelines.modular_pipeline")
     disabled, logger.disabled = logger.disabled, True
@@ -103,6 +103,12 @@ def quietly(pipe: Any) -> Iterator[None]:
         logger.disabled = disabled
         for block, setting in zip(loops, settings):
             block._progress_bar_config = setting or {}
+
+
+def loops_of(pipe: Any) -> list[Any]:
+    """The blocks of a modular pipeline that show a progress bar of their own; none of another pipeline."""
+    blocks = all_blocks(pipe._blocks) if is_modular(pipe) else ()
+    return [block for block in blocks if hasattr(block, "progress_bar")]
 
 
 def all_blocks(block: Any) -> Iterator[Any]:

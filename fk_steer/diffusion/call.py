@@ -14,6 +14,7 @@ from .arguments import number_of_prompts, reward_prompts, texts_or_keys
 from .components import makes_videos
 from .generators import draw_seed, fresh_generators, particle_generators
 from .inputs import NUMBERS, Way, entries_of
+from .outputs import default_output_type
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Call:
         num_slots: rows of the pipeline's batch for each population, one per particle.
         generators: P * num_slots, prompt by prompt; the noise of a row.
         search_generators: P, for what a search draws.
-        output_type: asked for.
+        output_type: asked for, or what the pipeline gives unasked.
         eta: asked for; None if it was not.
     """
 
@@ -62,7 +63,7 @@ class Call:
             ValueError: for arguments that do not fit together.
         """
         rest = dict(arguments)
-        output_type, eta = rest.pop("output_type", "pil"), rest.pop("eta", None)
+        output_type, eta = rest.pop("output_type", None) or default_output_type(pipe), rest.pop("eta", None)
         generator = rest.pop("generator", None)
         per_prompt = max(rest.pop(name, None) or 1 for name in NUMBERS)
         num_prompts = number_of_prompts(rest)
@@ -124,7 +125,13 @@ class Call:
         """
         prompts = [prompt for prompt in range(self.num_prompts) for _ in range(self.rows_per_prompt)]
         asked = way.arguments(self.pipe, self.arguments, self.num_prompts, prompts)
-        return {**asked, "generator": list(self.generators)}
+        # What is denoised may be moved in place.
+        own = {
+            name: value.clone()
+            for name, value in asked.items()
+            if name.endswith("latents") and isinstance(value, Tensor)
+        }
+        return {**asked, **own, "generator": list(self.generators)}
 
     def subset(self, populations: Sequence[int], strategy: Strategy) -> Call:
         """The same call for some of its populations, with other noise drawn from their generators."""

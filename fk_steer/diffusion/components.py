@@ -27,6 +27,21 @@ def is_control(module: torch.nn.Module) -> bool:
     return "ControlNet" in type(original(module)).__name__
 
 
+def conditions_of_all(conditions: Any, num_rows: int, size: int) -> Any:
+    """What a control network is conditioned on, where a pipeline has it for one row only: the same for each.
+
+    Args:
+        conditions: a tensor, or several in lists.
+        num_rows: of the pipeline's batch.
+        size: of the batch that the network is called with.
+    """
+    if isinstance(conditions, (list, tuple)):
+        return type(conditions)(conditions_of_all(one, num_rows, size) for one in conditions)
+    # Those for guidance, one after another, are equal.
+    missing = isinstance(conditions, torch.Tensor) and 1 < len(conditions) < size and len(conditions) * num_rows == size
+    return conditions.repeat(num_rows, *[1] * (conditions.ndim - 1)) if missing else conditions
+
+
 def mixes_rows(module: torch.nn.Module) -> bool:
     """Whether a denoiser's output for a row depends on the first row of its batch: OmniGen's rotary embedding takes the
     positions of that for all."""
@@ -42,9 +57,29 @@ def autoencoder_of(pipe: Any) -> tuple[str, Any] | None:
     return None
 
 
+def several_autoencoders(pipe: Any) -> bool:
+    """Whether more than one component decodes, a sound beside frames for example."""
+    models = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return sum(hasattr(part, "decode") for part in models) > 1
+
+
 def schedulers_of(pipe: Any) -> list[Any]:
     """The components that take steps."""
     return [part for part in pipe.components.values() if hasattr(part, "step") and hasattr(part, "set_timesteps")]
+
+
+def asks_for_x0(pipe: Any) -> bool:
+    """Whether a pipeline's loop calls `scheduler.step` twice: first to be told x0, then, with an x0 of its own
+    (`pred_original_sample`), to go on (Cosmos 1)."""
+    if is_modular(pipe) or not accepts_x0(pipe.scheduler):
+        return False
+    code = inspect.unwrap(type(pipe).__call__).__code__
+    return any(isinstance(value, tuple) and "pred_original_sample" in value for value in code.co_consts)
+
+
+def accepts_x0(scheduler: Any) -> bool:
+    """Whether a scheduler's `step` can be given x0."""
+    return "pred_original_sample" in inspect.signature(scheduler.step).parameters
 
 
 def original(module: torch.nn.Module) -> torch.nn.Module:

@@ -21,8 +21,11 @@ from .components import call_names
 
 def begins_with_image(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the encoded image is where the particles begin, and not what they are conditioned on."""
-    conditions = (arguments.get(name) for name in ("mask_image", "control_image"))
-    return "strength" in call_names(pipe) and all(condition is None for condition in conditions)
+    names, given = call_names(pipe), {name for name, value in arguments.items() if value is not None}
+    # `strength` is that of conditions where these have places of their own in a video.
+    return "strength" in names and not (
+        {"conditions", "frame_index"} & names or {"mask_image", "control_image"} & given
+    )
 
 
 class Conditions:
@@ -35,13 +38,20 @@ class Conditions:
         self._population: dict[int, int] = {}
         self._generators: list[torch.Generator] = []  # kept, so that no other gets the identity of one
         self._count: Counter[int] = Counter()
+        self._again = False
         self._draws: dict[tuple[int, int], Tensor] = {}
         self._populations: list[int] = []
         self._num_noises = 0
         self._noises: dict[tuple[int, int], Tensor] = {}
 
-    def begin(self, generators: Sequence[torch.Generator], populations: Sequence[int]) -> None:
-        """The pipeline is about to be called with these generators, of particles of these populations."""
+    def begin(self, generators: Sequence[torch.Generator], populations: Sequence[int], again: bool = False) -> None:
+        """The pipeline is about to be called with these generators, of particles of these populations.
+
+        Args:
+            again: whether it has been called before for all particles, so that all draws are known: one that was not
+                made for a population is that of the first, made for all.
+        """
+        self._again = again
         self._generators += generators
         self._populations, self._num_noises = list(populations), 0
         for generator, population in zip(generators, populations, strict=True):
@@ -69,6 +79,8 @@ class Conditions:
         for row, one in zip(sample, generators):
             key = self._population[id(one)], self._count[id(one)]
             self._count[id(one)] += 1
+            if self._again and key not in self._draws:
+                key = min((known for known in self._draws if known[1] == key[1]), default=key)
             if key in self._draws:
                 row.copy_(self._draws[key])  # in place, for sums depend on the order in memory
             else:

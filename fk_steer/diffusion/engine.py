@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,26 @@ from .call import Call
 from .judging import Judge, Judgement
 from .particles import Followed, Particles
 from .replay import step_output
-from .rows import map_rows
+from .rows import map_rows, overwrite
 from .solver import Solver, States
 from .watch import Watch
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that has been taken.
+
+    Attributes:
+        index: counted from zero.
+        rows: (L,) that were alive before.
+        moved: (L',) which of them each row alive now continues; None if all went on as they were.
+        late: whether they moved after the noise.
+    """
+
+    index: int
+    rows: Tensor
+    moved: Tensor | None
+    late: bool
 
 
 Announce = Callable[[int, Judgement, Plan, Followed, Tensor], None]
@@ -58,8 +76,14 @@ class Engine:
         """Whether the run is to end with the x0 predictions of this event."""
         self.halted: Tensor | None = None
         """(L, ...) the x0 predictions with which it has ended."""
+        self.last_sample: Tensor | None = None
+        """(L, ...) what the last step of the whole loop has left."""
         self.last_x0: Tensor | None = None
         """(L, ...) the last x0 predictions of a loop that stops before its end."""
+        self.shape: torch.Size | None = None
+        """Of the samples of all rows, once there was a step."""
+        self.taken: Taken | None = None
+        """The last step, unless there was none."""
 
     def step(
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
@@ -74,8 +98,13 @@ class Engine:
                 f"{type(self.call.pipe).__name__} takes more than the {length} steps of its scheduler's loop, as one "
                 "that makes an image or video piece by piece does. Particles can be steered within one loop alone."
             )
+        last = index == self.num_steps - 1
         if self.halted is not None:
-            return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+            self.last_sample = self.halted if last else None
+            return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+        whole, self.shape = sample, sample.shape
+        known = kwargs.pop("pred_original_sample", None)  # x0, with which the step needs no model output
+        model_output = model_output if known is None else known
         if not rows.all_live:
             live = rows.live_on(sample.device)
             model_output, sample = model_output[live], sample[live]
@@ -84,23 +113,31 @@ class Engine:
         self.watch.step(index, sample, model_output)
 
         stepped, late = rows.live, None
+        self.taken = Taken(index, rows.live, None, False)
         if self.due(index):
-            plan, followed = self.act(index, model_output, sample, self._of_live(tokens))
+            plan, followed = self.act(index, model_output, sample, self._of_live(tokens), known is not None)
+            self.taken = Taken(index, stepped, followed.moved, plan.after_noise)
+            if tokens is not None and followed.moved is not None:
+                # Tokens that are not denoised in this step the pipeline takes from the samples as they were before.
+                kept = sample[followed.moved.to(sample.device)] if plan.after_noise else followed.states.sample
+                overwrite(whole, self.to_all_rows(kept, len(kept)))
             if self.halting:
                 self.halted = followed.states.x0.to(sample.dtype)
                 self.last_x0 = None if self.last_x0 is None else followed.states.x0
-                return self._to_all_rows(step_output(self.halted, kwargs), len(self.halted))
+                return self.to_all_rows(step_output(self.halted, kwargs), len(self.halted))
             if plan.resume is not None:
                 sample = self.resume(index, plan, followed.states).to(sample.dtype)
-                return self._to_all_rows(step_output(sample, kwargs), len(sample))
+                return self.to_all_rows(step_output(sample, kwargs), len(sample))
             if plan.after_noise:  # which is that of the rows in which the particles were before
                 late = followed.moved
             else:
                 stepped, model_output, sample = rows.live, followed.states.model_output, followed.states.sample
-        if self.call.stops_early and self.solver.whole_step:
+        if self.call.stops_early and self.solver.whole_step and known is None:
             self.last_x0 = self.solver.x0(index, model_output, sample, self._of_live(tokens))
 
         kwargs.pop("eta", None)
+        if known is not None:
+            kwargs["pred_original_sample"] = model_output
         if tokens is not None:  # which are those of a row's population
             kwargs["per_token_timesteps"] = tokens[stepped.to(tokens.device)]
         quiet = self.particles.quiet(stepped)
@@ -113,7 +150,17 @@ class Engine:
             self.last_x0 = None if self.last_x0 is None else self.last_x0[late]
         elif self.parting[index]:
             rows.part(quiet)
-        return self._to_all_rows(output, len(rows.live))
+        self.last_sample = _sample_of(output) if last else None
+        return self.to_all_rows(output, len(rows.live))
+
+    def size_of_row(self, sample: Any) -> int:
+        """How many of the samples that a denoiser is given belong to one row: those of a control network may be the
+        frames of videos, of which nothing moves before the first step."""
+        if self.shape is None or not isinstance(sample, Tensor) or sample.ndim >= len(self.shape):
+            return 1
+        copies, rest = divmod(sample.numel(), self.shape.numel())
+        size, more = divmod(len(sample), max(copies, 1) * self.shape[0])
+        return 1 if rest or more else size
 
     def due(self, index: int) -> bool:
         """Whether an event is due at this step. In the second stage of a two-stage solver it waits for the next step,
@@ -126,14 +173,16 @@ class Engine:
         return not self.overdue
 
     def act(
-        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None
+        self, index: int, model_output: Tensor, sample: Tensor, tokens: Tensor | None = None, known: bool = False
     ) -> tuple[Plan, Followed]:
         """Show the search the x0 predictions of the live rows and let the particles follow its plan.
 
         Args:
             tokens: (L, tokens) the timesteps of tokens that have their own.
+            known: whether what the pipeline passed to `step` is x0 itself.
         """
-        x0, slots = self.solver.x0(index, model_output, sample, tokens), self.particles.rows.slots
+        slots = self.particles.rows.slots
+        x0 = model_output.float() if known else self.solver.x0(index, model_output, sample, tokens)
         judgement = None
         if index not in self.search.unscored:
             try:
@@ -201,9 +250,16 @@ class Engine:
         rows = self.particles.rows
         return values if values is None or rows.all_live else values[rows.live_on(values.device)]
 
-    def _to_all_rows(self, output: Any, num_live: int) -> Any:
+    def to_all_rows(self, output: Any, num_live: int) -> Any:
+        """What a step returned of the live rows, for all rows."""
         rows = self.particles.rows
         self.solver.guiders.spread(rows.positions())
         if num_live == rows.total:
             return output
         return map_rows(lambda tensor: tensor[rows.positions_on(tensor.device)], output, num_live)
+
+
+def _sample_of(output: Any) -> Tensor:
+    """The samples that a scheduler's step returns."""
+    sample: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
+    return sample

@@ -15,7 +15,8 @@ class Execution(Keywords):
         denoise_batch_size: rows per call of the denoiser; a particle is two rows under classifier-free guidance.
         decode_batch_size: latents per call of the decoder.
         reward_batch_size: images per call of the reward.
-            None is everything at once, but one video at a time for the decoder.
+            None is everything at once; of videos, whose frames are many, one at a time for the decoder, and for the
+            reward what the decoder gives at a time.
 
     Raises:
         ValueError: for anything but None or an integer of at least 1.

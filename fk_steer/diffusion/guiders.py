@@ -71,7 +71,7 @@ class Guiders:
     Between steps they hold what belongs to all rows of the batch; from `take` to `spread`, to those that are alive.
 
     Args:
-        pipe: whose components they are.
+        pipe: whose components they are; None for no guiders.
         num_rows: of its batch.
         moves: whether rows will move.
         revisits: whether the loop will be sent to other steps than the next.
@@ -80,13 +80,13 @@ class Guiders:
         ValueError: for a guider that draws at random, or, if rows move, one whose memory cannot follow them.
     """
 
-    def __init__(self, pipe: Any, num_rows: int, moves: bool, revisits: bool) -> None:
+    def __init__(self, pipe: Any = None, num_rows: int = 0, moves: bool = False, revisits: bool = False) -> None:
         self.num_rows, self.revisits = num_rows, revisits
         self.guiders: list[BaseGuidance] = []
         self.places: list[Place] = []
         self._before: list[Any] = []
         """What was there before the step."""
-        for name, guider in pipe.components.items():
+        for name, guider in pipe.components.items() if pipe is not None else ():
             if isinstance(guider, BaseGuidance):
                 _check_dropout(name, guider)
                 self.guiders.append(guider)

@@ -25,7 +25,7 @@ _TEXT = re.compile(r"(negative_)?prompt(_\d)?")
 _ENCODED = re.compile(r"(?!ip_adapter|negative_ip_adapter).*(embeds|embeddings|attention_mask|embeds_mask)(_\w+)?|hint")
 _IMAGE = re.compile(
     r"(image|video|mask_image|mask|control_image|control_video|control_mask|last_image|original_image|frames|mask_video|"
-    r"conditioning_frames)"
+    r"conditioning_frames|(\w+_)?images)"
     r"|(masked_)?(image|video)_latents|depth_map"
 )
 
@@ -39,7 +39,7 @@ class Way:
 
     Attributes:
         repeats: what is given once per row: 'nothing', 'texts' (prompts and what was encoded of them), or 'everything',
-            images and videos too; or 'as given', for one row of one prompt, which need not be a list then.
+            images and videos too; or 'as given', for one row per prompt.
     """
 
     repeats: str
@@ -67,7 +67,7 @@ class Way:
             if _ENCODED.fullmatch(name):
                 return _indexed(value, num_prompts, prompts)
             if _IMAGE.fullmatch(name) and not one_image_per_net:
-                several = num_prompts > 1 and _has_one_per_prompt(value, num_prompts)
+                several = num_prompts > 1 and _has_one_per_prompt(name, value, num_prompts)
                 if several or self.repeats == "everything":
                     return _images(name, value, num_prompts, prompts)
             return value
@@ -127,7 +127,7 @@ def ways_of(pipe: Any, arguments: Mapping[str, Any], num_prompts: int) -> list[W
     """The ways of asking this pipeline for several rows per prompt, the one to be tried first in front."""
     images = any(value is not None and _IMAGE.fullmatch(name) for name, value in arguments.items())
     several = images and any(
-        _IMAGE.fullmatch(name) and num_prompts > 1 and _has_one_per_prompt(value, num_prompts)
+        _IMAGE.fullmatch(name) and num_prompts > 1 and _has_one_per_prompt(name, value, num_prompts)
         for name, value in arguments.items()
     )
     once = [] if number_name(pipe) is None else [Way("nothing")]
@@ -155,7 +155,7 @@ def entries_of(arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence
             return value if len(prompts) == 1 else [value] * len(prompts)
         if not (_TEXT.fullmatch(name) or _ENCODED.fullmatch(name) or _IMAGE.fullmatch(name)):
             return value
-        return _indexed(value, num_prompts, prompts) if _has_one_per_prompt(value, num_prompts) else value
+        return _indexed(value, num_prompts, prompts) if _has_one_per_prompt(name, value, num_prompts) else value
 
     return {name: of(name, value) for name, value in arguments.items()}
 
@@ -175,7 +175,7 @@ def _indexed(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
 
 
 def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
-    """One image or video per row, of one for all, or one per prompt."""
+    """One image, video or list of images per row, of one for all, or one per prompt."""
     dims = 5 if "video" in name or "frames" in name else 4
     if isinstance(value, Image):
         return [value] * len(prompts)
@@ -183,13 +183,26 @@ def _images(name: str, value: Any, num_prompts: int, prompts: Sequence[int]) -> 
         whole = value if value.ndim >= dims else value[None]
         return _indexed(whole, 1, [0] * len(prompts)) if len(whole) == 1 else _indexed(whole, num_prompts, prompts)
     if isinstance(value, (list, tuple)):
-        if dims == 5 and value and not isinstance(value[0], (list, tuple)) and getattr(value[0], "ndim", 3) < 4:
-            return [value] * len(prompts)  # the frames of one video
+        if _are_of_one(name, value):
+            return [value] * len(prompts)
         return [value[0]] * len(prompts) if len(value) == 1 else _indexed(value, num_prompts, prompts)
     return value
 
 
-def _has_one_per_prompt(value: Any, num_prompts: int) -> bool:
+def _are_of_one(name: str, value: Any) -> bool:
+    """Whether a list holds what is of one sample: the frames of a video, several images to be combined."""
+    return (
+        ("video" in name or "frames" in name or name.endswith("images"))
+        and isinstance(value, (list, tuple))
+        and len(value) > 0
+        and not isinstance(value[0], (list, tuple))
+        and getattr(value[0], "ndim", 3) < 4
+    )
+
+
+def _has_one_per_prompt(name: str, value: Any, num_prompts: int) -> bool:
+    if _are_of_one(name, value):
+        return False
     if isinstance(value, (Tensor, np.ndarray)):
         return value.ndim >= 2 and len(value) == num_prompts
     return isinstance(value, (list, tuple)) and len(value) == num_prompts

@@ -22,15 +22,15 @@ class Judgement(NamedTuple):
         rewards: (P, K) float64 on the CPU.
         scores: what they were made from, likewise, by name of each leaf of the reward.
         final_scale: whether the same leaves score the final images.
-        images: decodes them (once more): (P, K, 3, H, W) in [0, 1] on the CPU.
-        thumbnails: (P, K) small pictures, where they are kept.
+        images: decodes them (once more): (P, K, 3, H, W), or (P, K, F, 3, H, W), in [0, 1] on the CPU.
+        kept: (P, K) what is kept of each, by the names of `Scorer.keeps`.
     """
 
     rewards: Tensor
     scores: dict[str, Tensor]
     final_scale: bool
     images: Callable[[], Tensor]
-    thumbnails: list[list[Any]]
+    kept: dict[str, list[list[Any]]]
 
 
 class Judge:
@@ -41,7 +41,8 @@ class Judge:
         scorer: of distinct images.
         prompts: P texts.
         rows: where the particles live.
-        decoder: of latents.
+        decoder: of x0 predictions.
+        last: of the final latents.
         preview: of x0 predictions up to the progress `until`; None for none.
     """
 
@@ -52,11 +53,12 @@ class Judge:
         prompts: tuple[str, ...],
         rows: Rows,
         decoder: Decoder,
+        last: Decoder,
         preview: Decoder | None = None,
         until: float = 0.0,
     ) -> None:
         self.reward, self.scorer, self.prompts, self.rows = reward, scorer, prompts, rows
-        self.decoder, self.preview, self.until = decoder, preview, until
+        self.decoder, self.last, self.preview, self.until = decoder, last, preview, until
 
     def of_predictions(self, x0: Tensor, index: int, num_steps: int) -> Judgement:
         """Of the x0 predictions (L, ...) of the live rows at a step.
@@ -70,7 +72,7 @@ class Judge:
 
     def of_latents(self, latents: Tensor) -> Judgement:
         """Of the final latents (L, ...) of the live rows."""
-        return self._of_latents(self.reward.at(1.0), latents, self.decoder, _FINAL)
+        return self._of_latents(self.reward.at(1.0), latents, self.last, _FINAL)
 
     def of_images(self, images: Tensor) -> Judgement:
         """Of the final images (L, 3, H, W) of the live rows."""
@@ -88,7 +90,9 @@ class Judge:
         try:
             scores = self.scorer.of_latents(reward, distinct, theirs, decoder, self._prompts(position), where)
         except ValueError:
-            check_decoder(getattr(decoder, "vae", None), decoder(distinct, theirs), distinct)
+            size = self.scorer.execution.decode_batch_size or len(distinct)
+            for some, of_some in zip(distinct.split(size), theirs.split(size)):
+                check_decoder(getattr(decoder, "vae", None), decoder(some, of_some), some)
             raise
 
         def images() -> Tensor:
@@ -125,13 +129,13 @@ class Judge:
         with self.scorer.clock("reward"):
             found = self.scorer.ranks.map(of_prompts, len(self.prompts))
         rewards = reward.combine({leaf: found[name] for leaf, name in names.items()})
-        kept = self.scorer.kept
+        kept = {name: [[of[i] for i in row] for row in members.tolist()] for name, of in self.scorer.kept.items()}
         return Judgement(
             check_combined(reward, rewards, self.prompts, where),
             found,
             reward.leaves == self.reward.at(1.0).leaves,
             images,
-            [[kept[i] for i in row] for row in members.tolist()] if kept else [],
+            kept,
         )
 
 

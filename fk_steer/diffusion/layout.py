@@ -3,12 +3,14 @@
 Denoisers take most things with a row per sample in the first dimension, but not all: some hold the rows in another
 dimension, several entries for each row (the frames of a video, one after another), a list with an entry per row, or
 none at all (position ids, whose number may equal that of the rows). Sizes alone do not tell these apart. Two calls
-do: what grows with the rows holds them.
+do: what grows with the rows holds them. Objects that hold tensors, such as the keys and values that a denoiser keeps
+for later steps, are taken apart like mappings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +34,8 @@ class Entries:
 
 
 Layout = Block | Entries | dict[Any, "Layout | None"] | None
-"""Where rows are: in a tensor, in a list, in the members of a mapping or sequence (by key or position), or nowhere."""
+"""Where rows are: in a tensor, in a list, in the members of a mapping, sequence or object (by key, position or name),
+or nowhere."""
 
 ROWS_FIRST = frozenset(
     {
@@ -106,6 +109,41 @@ def _known(name: str, value: Any, num_rows: int) -> Layout:
     raise UnknownLayoutError(name)
 
 
+def members_of(value: Any) -> dict[str, Any] | None:
+    """What an object holds that is neither a tensor nor a container; None if there are no tensors in it."""
+    if isinstance(value, (Tensor, Mapping, list, tuple, torch.nn.Module, type)) or not hasattr(value, "__dict__"):
+        return None
+    members = vars(value)
+    return members if any(True for _ in tensors_of(members)) else None
+
+
+def tensors_of(value: Any, depth: int = 6) -> Iterator[Tensor]:
+    """The tensors in containers and objects, one after another."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and not isinstance(value, (torch.nn.Module, type, str, bytes)):
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        for item in items or getattr(value, "__dict__", {}).values():
+            yield from tensors_of(item, depth - 1)
+
+
+def as_containers(value: Any) -> Any:
+    """The same with dictionaries in place of objects that hold tensors."""
+    if isinstance(value, Mapping):
+        return {key: as_containers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_containers(item) for item in value]
+    members = members_of(value)
+    return value if members is None else as_containers(members)
+
+
+def rebuilt(value: Any, members: Mapping[str, Any]) -> Any:
+    """A copy of an object that holds other things."""
+    made = copy.copy(value)
+    vars(made).update(members)
+    return made
+
+
 def learned_layout(one: Any, many: Any, num_rows: int, copies: int = 1, name: str = "") -> Layout:
     """The layout of a call, by comparison with the same call of one row.
 
@@ -132,6 +170,8 @@ def learned_layout(one: Any, many: Any, num_rows: int, copies: int = 1, name: st
             return {index: learned_layout(a, b, num_rows, copies, name) for index, (a, b) in pairs}
         if len(one) * num_rows == len(many) and len(one) % copies == 0:
             return Entries(len(one) // copies)
+    elif type(one) is type(many) and (members := members_of(many)) is not None:
+        return {key: learned_layout(vars(one).get(key), item, num_rows, copies, name) for key, item in members.items()}
     elif type(one) is type(many):
         return None
     raise UnknownLayoutError(name)
@@ -155,9 +195,10 @@ def take_units(value: Any, layout: Layout, index: Tensor) -> Any:
     if isinstance(layout, Entries):
         size = layout.size
         return type(value)(entry for row in index.tolist() for entry in value[row * size : (row + 1) * size])
-    if isinstance(value, Mapping):
-        taken = {key: take_units(item, layout.get(key), index) for key, item in value.items()}
-        return taken if type(value) is dict else type(value)(**taken)
+    members = members_of(value)
+    if isinstance(value, Mapping) or members is not None:
+        taken = {key: take_units(item, layout.get(key), index) for key, item in (members or value).items()}
+        return rebuilt(value, taken) if members else taken if type(value) is dict else type(value)(**taken)
     return type(value)(take_units(item, layout.get(position), index) for position, item in enumerate(value))
 
 
@@ -185,7 +226,8 @@ def output_layout(output: Any, num_rows: int, as_list: bool = False) -> Layout:
         if as_list and isinstance(output, list) and len(output) == num_rows:
             return Entries()
         return {index: output_layout(item, num_rows, as_list) for index, item in enumerate(output)}
-    return None
+    members = members_of(output)
+    return None if members is None else {key: output_layout(item, num_rows) for key, item in members.items()}
 
 
 def combine(parts: Sequence[Any], layout: Layout, function: Callable[[list[Tensor]], Tensor]) -> Any:
@@ -206,4 +248,7 @@ def combine(parts: Sequence[Any], layout: Layout, function: Callable[[list[Tenso
     if isinstance(first, Mapping):
         made = {key: combine([part[key] for part in parts], layout.get(key), function) for key in first}
         return made if type(first) is dict else type(first)(**made)
+    if members_of(first) is not None:
+        made = {key: combine([vars(part)[key] for part in parts], layout.get(key), function) for key in vars(first)}
+        return rebuilt(first, made)
     return type(first)(combine(column, layout.get(index), function) for index, column in enumerate(zip(*parts)))

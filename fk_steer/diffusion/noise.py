@@ -12,7 +12,16 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from .schedulers import UnsupportedSchedulerError, accepts, gather_history, intercept, inverted
+from .rows import map_rows
+from .schedulers import (
+    UnsupportedSchedulerError,
+    accepts,
+    gather_history,
+    intercept,
+    inverted,
+    plain_step,
+    unbounded,
+)
 
 
 @contextmanager
@@ -24,7 +33,7 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
     | DDIM, TCD | `eta` | `eta=0` |
     | Euler, Euler ancestral | the ancestral step | the Euler step |
     | DPM-Solver++ (multistep, singlestep, EDM) | `sde-dpmsolver++` | `dpmsolver++` |
-    | flow matching Euler | `stochastic_sampling` | without it |
+    | flow matching Euler | `stochastic_sampling`, where sigmas exceed 1 x0 + sigma epsilon | without it |
 
     Other samplers keep the noise they have, or have none.
 
@@ -43,6 +52,10 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
         return
     if inverted(scheduler) and eta > 0:
         with _noisy_inverted(scheduler, step) as take_step:
+            yield take_step
+        return
+    if unbounded(scheduler) and eta > 0 and "stochastic_sampling" in scheduler.config:
+        with _noisy_unbounded(scheduler, step) as take_step:
             yield take_step
         return
     for name, quiet, noisy in (
@@ -75,6 +88,25 @@ def _noisy_inverted(scheduler: Any, step: Callable[..., Any]) -> Iterator[Callab
         yield functools.wraps(step)(take_step)
     finally:
         scheduler.sigmas = sigmas
+        scheduler.register_to_config(stochastic_sampling=stochastic)
+
+
+@contextmanager
+def _noisy_unbounded(scheduler: Any, step: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """A stochastic step of a flow whose sigmas exceed 1, as Cosmos 2 has it: samples are x0 + sigma epsilon. The
+    scheduler's own would take (1 - sigma) x0 for what is left of x0."""
+
+    def take_step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = step(model_output, timestep, sample, *args, **kwargs)
+        sigma, following = scheduler.sigmas[scheduler.step_index - 1 : scheduler.step_index + 1]
+        missing = following * (sample.float() - sigma * model_output)
+        return map_rows(lambda previous: (previous + missing).to(previous.dtype), output, len(sample))
+
+    stochastic = scheduler.config.stochastic_sampling
+    scheduler.register_to_config(stochastic_sampling=True)
+    try:
+        yield functools.wraps(step)(take_step)
+    finally:
         scheduler.register_to_config(stochastic_sampling=stochastic)
 
 
@@ -143,7 +175,7 @@ def parting_steps(scheduler: Any, timesteps: Sequence[float], eta_at: Callable[[
     for index, timestep in enumerate(timesteps):
         sample = sample[:1].repeat(2, 1, 1, 1)
         gather_history(probe, sample.shape, torch.zeros(2, dtype=torch.long))  # in which earlier noise goes on
-        with noise_switched(probe, probe.step, eta_at(index)) as step:
+        with noise_switched(probe, plain_step(probe), eta_at(index)) as step:
             options = {"generator": generators} if accepts(step, "generator") else {}
             sample = step(output, torch.tensor(timestep), sample, **options)[0]
         if not sample.isfinite().all():

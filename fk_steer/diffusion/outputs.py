@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,12 @@ def run_pipeline(pipe: Any, arguments: Mapping[str, Any], output_type: str) -> t
 
 def tensor_type(pipe: Any, arguments: Mapping[str, Any]) -> str:
     """The `output_type` with which a pipeline gives images in [0, 1]: 'pt', where a processor makes them of what an
-    autoencoder decodes, else 'np', as tensors may then be in [-1, 1]; 'pil' where they are put into another picture."""
+    autoencoder decodes, else 'np', as tensors may then be in [-1, 1]. What is put back into an image that was cropped
+    (`padding_mask_crop`) is 'pil'.
+
+    Args:
+        arguments: of the call.
+    """
     if arguments.get("padding_mask_crop") is not None:
         return "pil"
     if is_modular(pipe):
@@ -40,8 +46,15 @@ def tensor_type(pipe: Any, arguments: Mapping[str, Any]) -> str:
     return "pt" if processor and autoencoder_of(pipe) is not None else "np"
 
 
+def default_output_type(pipe: Any) -> str:
+    """What a pipeline gives unasked: 'np' for the videos of some, 'pil' for most."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("output_type")
+    return next((kind for kind in ("np", "pt") if parameter is not None and parameter.default == kind), "pil")
+
+
 def as_tensor(images: Any, videos: bool) -> Tensor:
-    """Images (B, 3, H, W), or videos (B, F, 3, H, W), in [0, 1] as float32.
+    """Images (B, 3, H, W), or videos (B, F, 3, H, W), as float32: in [0, 1], but beyond 1 for linear light (HDR), of
+    which rewards and pictures of eight bits get what is within.
 
     Args:
         images: a tensor, an array with the channels last, PIL images, or lists of these.
@@ -54,6 +67,8 @@ def as_tensor(images: Any, videos: bool) -> Tensor:
     dims = 5 if videos else 4
     if videos and tensor.ndim == 5 and tensor.shape[1] == 3 != tensor.shape[2]:
         tensor = tensor.transpose(1, 2)
+    if videos and tensor.ndim == 4:
+        tensor = tensor[None]  # the frames of one
     if tensor.ndim == 3 and tensor.shape[0] != 3:
         tensor = tensor[:, None].expand(-1, 3, -1, -1)  # greyscale
     if tensor.ndim != dims or tensor.shape[-3] not in (1, 3, 4):
@@ -84,4 +99,4 @@ def convert(images: Tensor, output_type: str) -> Any:
         frames = [convert(video, output_type) for video in images]
         return np.stack(frames) if output_type == "np" else frames
     arrays = VaeImageProcessor.pt_to_numpy(images)
-    return VaeImageProcessor.numpy_to_pil(arrays) if output_type == "pil" else arrays
+    return VaeImageProcessor.numpy_to_pil(arrays.clip(0.0, 1.0)) if output_type == "pil" else arrays

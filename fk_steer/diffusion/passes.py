@@ -22,7 +22,10 @@ def better_of(result: Result, retry: Result, populations: Sequence[int]) -> Resu
     order = rows.flatten()
     return Result(
         _pick(_join(result.images, retry.images), order),
-        [_pick(_join(first, second), order) for first, second in zip(result.others, retry.others)],
+        [
+            _pick(_join(first, second), order) if _holds(first, P * size) else first
+            for first, second in zip(result.others, retry.others)
+        ],
         _pick(_join(result.rewards.flatten(), retry.rewards.flatten()), order).view(P, size),
         _pick(_join(result.log_weights.flatten(), retry.log_weights.flatten()), order).view(P, size),
     )
@@ -32,7 +35,9 @@ def best_of_each(result: Result) -> tuple[Any, list[Any]]:
     """The best image of each population, and what the pipeline says beside it of those."""
     P, size = result.rewards.shape
     first = size * torch.arange(P)
-    return _pick(result.images, first), [_pick(other, first) for other in result.others]
+    return _pick(result.images, first), [
+        _pick(other, first) if _holds(other, P * size) else other for other in result.others
+    ]
 
 
 def by_population(result: Result) -> Any:
@@ -42,6 +47,10 @@ def by_population(result: Result) -> Any:
     if isinstance(images, (Tensor, np.ndarray)):
         return images.reshape(P, size, *images.shape[1:])
     return [images[p * size : (p + 1) * size] for p in range(P)]
+
+
+def _holds(values: Any, number: int) -> bool:
+    return isinstance(values, (Tensor, np.ndarray, list)) and len(values) == number
 
 
 def _join(first: Any, second: Any) -> Any:

@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..files import FPS, webp
 from ..report.trace import Trace, TraceEvent
 from ..search import Plan
 from ..smc import Weights
 from .events import ScoringEvent
+
+
+MOST_FRAMES = 16
+"""Of a small animation."""
 
 
 class Recorder:
@@ -68,24 +73,37 @@ def _moved(event: ScoringEvent) -> Tensor:
 
 
 def thumbnails(side: int) -> Any:
-    """A function that makes of images (B, 3, H, W) in [0, 1] B small JPEG pictures as 'data:' URLs.
+    """A function that makes of images (B, 3, H, W) in [0, 1] B small JPEG pictures as 'data:' URLs, of videos
+    (B, F, 3, H, W) B animations of at most `MOST_FRAMES` frames.
 
     Args:
         side: the longer one, in pixels.
     """
 
     def make(images: Tensor) -> list[str]:
+        if images.ndim == 5:
+            number = min(MOST_FRAMES, images.shape[1])
+            chosen = torch.linspace(0, images.shape[1] - 1, number).round().long().tolist()
+            pace = FPS * number / images.shape[1]
+            return [_url(webp(pictures(video[chosen]), pace, lossless=False), "webp") for video in images]
+        return [_url(_jpeg(picture), "jpeg") for picture in pictures(images)]
+
+    def pictures(images: Tensor) -> list[Image.Image]:
         height, width = images.shape[-2:]
         scale = min(1.0, side / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         small = F.interpolate(images.float(), size, mode="area") if scale < 1 else images.float()
         pixels = (small.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [_data_url(Image.fromarray(picture)) for picture in pixels]
+        return [Image.fromarray(picture) for picture in pixels]
 
     return make
 
 
-def _data_url(image: Image.Image) -> str:
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
+
+
+def _url(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -25,7 +25,16 @@ from .call import Call
 from .components import is_modular
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
-from .layout import Layout, UnknownLayoutError, learned_layout, num_units, output_layout, take_units
+from .layout import (
+    Layout,
+    UnknownLayoutError,
+    learned_layout,
+    members_of,
+    num_units,
+    output_layout,
+    rebuilt,
+    take_units,
+)
 from .outputs import as_tensor, run_pipeline, tensor_type
 from .schedulers import Replacement
 
@@ -46,8 +55,8 @@ def step_output(sample: Tensor, options: Mapping[str, Any]) -> Any:
     return StepOutput(sample, sample, sample)
 
 
-class _Enough(Exception):
-    """All that was wanted has been seen."""
+class _Enough(BaseException):
+    """All that was wanted has been seen. No error, of which modular pipelines write the traceback to the log."""
 
 
 class Replay:
@@ -56,7 +65,7 @@ class Replay:
     Args:
         call: the steered call, whose main run goes on meanwhile.
         autoencoder: name of the component that decodes; None if there is none.
-        aside: context manager in which the pipeline may run another loop.
+        aside: context manager in which the pipeline may run another loop, and what matters of it comes here.
 
     Attributes:
         way: how the pipeline was asked for its rows.
@@ -75,6 +84,7 @@ class Replay:
         self._initial = [generator.get_state() for generator in call.generators]
         self._step: Callable[[Tensor, Mapping[str, Any]], Any] = step_output
         self._rows: list[int] = []
+        self._generators: list[torch.Generator] = []
         self._templates: dict[str, tuple[int, bool, Any]] = {}
         """Of each denoiser: rows, whether they came as a list, and the output, without its data."""
         self._encoded: list[Any] = []
@@ -113,13 +123,14 @@ class Replay:
 
     # What is asked.
 
-    def images(self, x0: Tensor, rows: Tensor, vae: Any = None) -> Tensor:
+    def images(self, x0: Tensor, rows: Tensor, vae: Any = None, last: bool = False) -> Tensor:
         """The images (M, 3, H, W), or videos (M, F, 3, H, W), in [0, 1] that the pipeline makes of x0.
 
         Args:
             x0: (M, ...) as the scheduler's samples.
             rows: (M,) of the batch that they belong to, on the CPU.
             vae: decodes in place of the pipeline's own.
+            last: whether the main run's loop is over, so that what is drawn after it is what that would draw.
         """
         if self.call.num_rows > 1:
             self._probe()
@@ -132,13 +143,37 @@ class Replay:
             some = x0[torch.tensor(part, device=x0.device)]
 
             def step(sample: Tensor, options: Mapping[str, Any], some: Tensor = some) -> Any:
+                for generator, row in zip(self._generators, self._rows) if last else ():
+                    generator.set_state(self.call.generators[row].get_state())
                 return step_output(some.to(sample.device, sample.dtype), options)
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            for position, image in zip(part, as_tensor(output[0], self.call.videos)):
+            made = as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)
+            if len(made) != len(part):
+                raise ValueError(f"{type(self.call.pipe).__name__} gives {len(made)} results of {len(part)} rows.")
+            for position, image in zip(part, made):
                 images[position] = image
         return torch.stack([image for image in images if image is not None])
+
+    def shown(self) -> Callable[[Tensor], Tensor]:
+        """What makes images in [0, 1] of the tensors that the pipeline returns.
+
+        Raises:
+            ValueError: if it cannot be told.
+        """
+
+        def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
+            return step_output(sample, options)
+
+        images, tensors = (as_tensor(self._again([0], step, kind)[0], self.call.videos) for kind in ("np", "pt"))
+        for of in _FORMS:
+            if torch.allclose(of(tensors).clamp(0.0, 1.0), images, atol=1e-4):
+                return of
+        raise ValueError(
+            f"It cannot be told how images are made of the tensors that {type(self.call.pipe).__name__} returns, so "
+            "they cannot be scored. Ask for `output_type='np'`."
+        )
 
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments.
@@ -161,18 +196,19 @@ class Replay:
         raise failure
 
     def takes_one_row(self) -> bool:
-        """Whether the pipeline comes to its denoiser when it is asked for one row, as it should for any arguments that
-        are right."""
+        """Whether the pipeline comes to its first step when it is asked for one row, or for one per prompt, as it
+        should for any arguments that are right."""
 
         def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
             raise _Enough
 
-        ways = ways_of(self.call.pipe, self.call.arguments, self.call.num_prompts)
-        as_given = [Way("as given")] if self.call.num_prompts == 1 else []
-        for way in [*ways, *as_given]:
+        call = self.call
+        ways = [*ways_of(call.pipe, call.arguments, call.num_prompts), Way("as given")]
+        for way in ways:
             self.way = way
+            rows = range(0, call.num_rows, call.rows_per_prompt) if way.repeats == "as given" else [0]
             try:
-                self._again([0], step)
+                self._again(list(rows), step)
             except _Enough:
                 return True
             except Exception:
@@ -254,7 +290,9 @@ class Replay:
                 return None
         return layouts
 
-    def _again(self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any]) -> tuple[Any, ...]:
+    def _again(
+        self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any], output_type: str | None = None
+    ) -> tuple[Any, ...]:
         call, pipe = self.call, self.call.pipe
         num_prompts = call.num_rows // call.rows_per_prompt
         prompts = [row // call.rows_per_prompt for row in rows]
@@ -270,12 +308,14 @@ class Replay:
             generator = torch.Generator(call.generators[row].device)
             generator.set_state(self._initial[row])
             generators.append(generator)
-        self.conditions.begin(generators, [self._populations[row] for row in rows])
+        self._generators = generators
+        self.conditions.begin(generators, [self._populations[row] for row in rows], again=True)
         self._rows, self._count, self._step = rows, 0, step
         with _as_before(pipe, self._guiders), self.aside(), torch.no_grad():
             self.active = True
             try:
-                return run_pipeline(pipe, {**asked, "generator": generators}, tensor_type(pipe, asked))
+                kind = output_type or tensor_type(pipe, arguments)
+                return run_pipeline(pipe, {**asked, "generator": generators}, kind)
             finally:
                 self.active = False
 
@@ -291,6 +331,9 @@ class Replay:
         finally:
             object.__setattr__(pipe, self.autoencoder, own)
 
+
+_FORMS: tuple[Callable[[Tensor], Tensor], ...] = (lambda tensors: tensors, lambda tensors: tensors / 2 + 0.5)
+"""Of the tensors of pipelines, to [0, 1]: they are in [0, 1] or in [-1, 1]."""
 
 _LEFT_OUT = frozenset(
     {
@@ -345,7 +388,8 @@ def outline(value: Any) -> Any:
         return outlined if type(value) is dict else type(value)(**outlined)
     if isinstance(value, (list, tuple)):
         return type(value)(outline(item) for item in value)
-    return value
+    members = members_of(value)
+    return value if members is None else rebuilt(value, {key: outline(item) for key, item in members.items()})
 
 
 def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
@@ -359,7 +403,10 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
         if isinstance(value, Mapping):
             made = {key: of(item) for key, item in value.items()}
             return made if type(value) is dict else type(value)(**made)
-        return type(value)(of(item) for item in value) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(of(item) for item in value)
+        members = members_of(value)
+        return value if members is None else rebuilt(value, {key: of(item) for key, item in members.items()})
 
     return of(take_units(template, layout, index.to("cpu")))
 
@@ -367,8 +414,8 @@ def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
 def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:
     """How many rows each part of `value` holds."""
     if isinstance(layout, dict):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
+        members = value if isinstance(value, Mapping) else members_of(value)
+        for key, item in enumerate(value) if members is None else members.items():
             yield from _numbers(item, layout.get(key))
     else:
         yield num_units(value, layout)

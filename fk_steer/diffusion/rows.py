@@ -40,6 +40,8 @@ class Rows:
         self.source = torch.arange(self.total)
         self._first_row = num_slots * torch.arange(num_populations)[:, None]
         self.asleep = torch.zeros(self.total, dtype=torch.bool)
+        self.moves = 0
+        """How often particles have moved to other rows."""
         self._kept: dict[Hashable, Any] = {}
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -110,6 +112,7 @@ class Rows:
             self.source[row] = row if noised else first_of.setdefault(origin, row)
         self.source[sleeping] = live[~sleeping[live]][0]
         self._kept.clear()
+        self.moves += not same
         return None if same else moved
 
     @property
@@ -175,3 +178,9 @@ def map_rows(function: Callable[[Tensor], Tensor], value: Any, num_rows: int) ->
     if type(value) in (tuple, list):
         return type(value)(map_rows(function, item, num_rows) for item in value)
     return value
+
+
+def overwrite(whole: Tensor, values: Tensor) -> None:
+    """Let a pipeline's own tensor (B, ...) hold `values`, for what it takes from it after a step."""
+    if all(stride or size == 1 for stride, size in zip(whole.stride(), whole.shape)):  # no row stands for several
+        whole.copy_(values)

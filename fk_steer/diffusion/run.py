@@ -6,11 +6,13 @@ import functools
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from ..loading import load_preview
@@ -25,30 +27,35 @@ from .blocks import encoding_by
 from .call import Call
 from .callbacks import check_callback, with_callback
 from .checks import check_caches, check_noise, check_steps
+from .companions import Companion
 from .components import (
+    asks_for_x0,
     autoencoder_of,
+    conditions_of_all,
     denoisers_of,
     is_control,
     is_modular,
     mixes_rows,
     parameters_of,
     schedulers_of,
+    several_autoencoders,
 )
 from .conditions import InitialNoise, begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
 from .execution import Execution
+from .finals import FinalVideos, LeftBeforeDecoding
 from .guiders import Guiders
 from .inputs import encoded_once, ways_of
 from .judging import Judge, Judgement
-from .layout import Layout, UnknownLayoutError, combine, known_layout, output_layout
+from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline, tensor_type
 from .particles import Followed, Particles
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
-from .schedulers import intercept, intercept_step, steps_from
+from .schedulers import Replace, intercept, intercept_step, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
@@ -98,12 +105,15 @@ class Run:
         guiders = Guiders(pipe, call.num_rows, strategy.looks, strategy.goes_back)
         self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back, guiders)
         self.clock = Stopwatch(pipe._execution_device)
-        keep = None if thumbnail_side is None else thumbnails(thumbnail_side)
-        self.scorer = Scorer(ranks, self.clock, execution, keep)
+        self.scorer = Scorer(ranks, self.clock, execution, call.videos)
+        if thumbnail_side is not None:
+            self.scorer.keeps["thumbnails"] = thumbnails(thumbnail_side)
         self.autoencoder = autoencoder_of(pipe)
-        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self.solver.aside)
+        self._is_patched = False
+        self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self._aside)
         decoder, preview, until = self._decoders()
-        self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, preview, until)
+        last = functools.partial(decoder, last=True) if decoder == self.replay.images else decoder
+        self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, last, preview, until)
         self.denoisers = denoisers_of(pipe)
         check_caches(self.denoisers)
         denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
@@ -113,6 +123,11 @@ class Run:
             call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
         )
         self.initial_noise = InitialNoise()
+        self.asks_for_x0 = asks_for_x0(pipe)
+        self.shown: Callable[[Tensor], Tensor] | None = None
+        """What makes images in [0, 1] of what the pipeline returns, where that is not in [0, 1]."""
+        self._as_stock = False
+        """Whether the pipeline gives tensors of another range than images have, which are given back as they are."""
         self._last: dict[str, Any] = {}
         """The last output of each denoiser."""
         self._layouts: dict[tuple[str, int, str], Layout] = {}
@@ -120,24 +135,46 @@ class Run:
     def __call__(self) -> Result:
         """Run the pipeline."""
         started = time.perf_counter()
-        with ExitStack() as patches:
-            self._patch(patches)
-            output = self._run()
-        result = self.finish(*output)
+        with self._patched(), ExitStack() as patches:
+            self.solver.prepare(patches)
+            result = self.finish(*self._run())
         total = time.perf_counter() - started
         seconds = self.clock.seconds()
         parts = {part: seconds.get(part, 0.0) for part in ("denoiser", "decode", "reward")}
         self.trace.seconds = self.ranks.first({**parts, "rest": total - sum(parts.values()), "total": total})
         return result
 
+    @contextmanager
+    def _patched(self) -> Iterator[None]:
+        """Let what matters of the pipeline come here, if it does not already."""
+        if self._is_patched:
+            yield
+            return
+        with ExitStack() as patches:
+            self._patch(patches)
+            self._is_patched = True
+            try:
+                yield
+            finally:
+                self._is_patched = False
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """While the context lasts, the pipeline may run another loop."""
+        with self._patched(), self.solver.aside():
+            yield
+
     def _patch(self, patches: ExitStack) -> None:
-        """Let what matters of the pipeline come here for the length of a call."""
         pipe = self.pipe
 
         def wrap(owner: Any, name: str, run: Callable[..., Any]) -> None:
             patches.enter_context(intercept(owner, name, lambda inner: functools.partial(run, inner)))
 
-        patches.enter_context(intercept_step(pipe.scheduler, self.step))
+        patches.enter_context(intercept_step(pipe.scheduler, self.step, self.beside))
+        for other in schedulers_of(pipe):
+            if other is not pipe.scheduler:
+                companion = Companion(other, self.engine, early=True)
+                wrap(other, "step", functools.partial(self.step_beside, companion))
         for name, module in self.denoisers.items():
             # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
             entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
@@ -152,11 +189,11 @@ class Run:
                     wrap(scheduler, name, self.add_noise)
                 elif hasattr(scheduler, name):
                     wrap(scheduler, name, self.replay.conditions.add_noise)
-        if hasattr(pipe, "encode_prompt"):
-            wrap(pipe, "encode_prompt", self.encode_prompt)
+        for name in ("encode_prompt", "generate_prior_tokens"):  # tokens that are drawn for a prompt, in GLM-Image
+            if hasattr(pipe, name):
+                wrap(pipe, name, self.encode_prompt)
         if is_modular(pipe):
             patches.enter_context(encoding_by(pipe, self.encode_prompt))
-        self.solver.prepare(patches)
 
     def _run(self) -> tuple[Any, ...]:
         """The pipeline's own call, asked for its rows in the first way that it understands."""
@@ -168,8 +205,15 @@ class Run:
                 generator.set_state(state)
             try:
                 asked = with_callback(self.call.stock(way), self.call.num_rows)
-                latent = self.call.output_type == "latent"
-                return run_pipeline(self.pipe, asked, "latent" if latent else tensor_type(self.pipe, asked))
+                kind = tensor_type(self.pipe, asked)
+                self._as_stock = kind == "np" and self.call.output_type == "pt"
+                if self._as_stock or self.call.output_type == "latent":
+                    kind = self.call.output_type
+                output = run_pipeline(self.pipe, asked, kind)
+                self.shown = self.replay.shown() if self._as_stock else None
+                return output
+            except LeftBeforeDecoding:
+                return (None,)
             except Exception as error:
                 if self.engine.num_steps or self.trace.denoiser_calls:
                     raise
@@ -188,9 +232,20 @@ class Run:
         self, inner: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         """In place of the scheduler's."""
+        if self.asks_for_x0 and kwargs.get("pred_original_sample") is None:
+            return inner(model_output, timestep, sample, *args, **kwargs)
         if self.replay.active:
             return self.replay.step(sample, kwargs)
         return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
+
+    def beside(self, scheduler: Any) -> Replace:
+        """What replaces the `step` of a copy of the scheduler."""
+        companion = Companion(scheduler, self.engine)
+        return lambda inner: functools.partial(self.step_beside, companion, inner)
+
+    def step_beside(self, companion: Companion, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a second scheduler's."""
+        return (inner if self.replay.active else functools.partial(companion.step, inner))(*args, **kwargs)
 
     def forward(
         self, name: str, control: bool, parameters: list[str], inner: Callable[..., Any], *args: Any, **kwargs: Any
@@ -200,6 +255,10 @@ class Run:
             return self.replay.forward(name, inner, parameters, args, kwargs)
         if self.engine.halted is not None and name in self._last:
             return self._last[name]  # what is made of it is not used
+        sample = args[0] if args else kwargs[parameters[0]]
+        if control and "controlnet_cond" in kwargs:
+            conditions = conditions_of_all(kwargs["controlnet_cond"], self.particles.rows.total, len(sample))
+            kwargs = {**kwargs, "controlnet_cond": conditions}
         # Its attention compares what the batch holds of a row.
         together = getattr(self.pipe, "do_perturbed_attention_guidance", False) or mixes_rows(self.denoisers[name])
         size = self.execution.denoise_batch_size
@@ -207,13 +266,22 @@ class Run:
 
         def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
             return run_on_live_rows(
-                denoiser, self.particles.rows, self.ranks, parameters, size, args, kwargs, layout_of, together
+                denoiser,
+                self.particles.rows,
+                self.ranks,
+                parameters,
+                size,
+                args,
+                kwargs,
+                layout_of,
+                together,
+                self.engine.size_of_row(sample),
             )
 
         with self.clock("denoiser"):
             stores = stores_attention(self.pipe)
             output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
-        self.replay.remember_output(name, args[0] if args else kwargs[parameters[0]], output)
+        self.replay.remember_output(name, sample, output)
         self._last[name] = output
         if not control and copies:
             self.trace.nfe += num_rows
@@ -223,7 +291,7 @@ class Run:
 
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments."""
-        sizes = name, copies, repr(outline(arguments))
+        sizes = name, copies, repr(outline(as_containers(arguments)))
         if sizes not in self._layouts:
             try:
                 self._layouts[sizes] = known_layout(arguments, copies * self.particles.rows.total)
@@ -232,8 +300,14 @@ class Run:
         return self._layouts[sizes]
 
     def decode(self, inner: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """In place of the autoencoder's: of the final latents, in chunks."""
+        """In place of the autoencoder's: of the final latents, in chunks.
+
+        Raises:
+            LeftBeforeDecoding: if they are of videos, of which the pipeline would hold all frames several times.
+        """
         rows = self.particles.rows
+        if not self.replay.active and self._finishes_in_chunks():
+            raise LeftBeforeDecoding
         if self.replay.active or z.shape[0] != rows.total or "num_frames" in kwargs:
             return inner(z, *args, **kwargs)
         plain = isinstance(self.judge.decoder, LatentDecoder)
@@ -263,6 +337,17 @@ class Run:
         encoded = encoded_once(inner, list(inspect.signature(inner).parameters), args, kwargs)
         self.replay.remember_encoded(encoded)
         return encoded
+
+    def _finishes_in_chunks(self) -> bool:
+        """Whether final videos are decoded, scored and converted chunk by chunk. Not if more is made of the latents
+        than a `Replay` knows: by a callback, or by another autoencoder for a sound."""
+        whole = self.engine.last_sample is not None and not self.call.stops_early
+        many = self.particles.rows.total > (self.execution.decode_batch_size or 0)
+        asked = self.call.videos and self.execution.decode_batch_size and self.call.output_type != "latent"
+        callback = self.call.arguments.get("callback_on_step_end") is not None
+        return bool(
+            whole and many and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe)
+        )
 
     # What the engine asks and says.
 
@@ -328,7 +413,7 @@ class Run:
             decision=decision,
             nfe=self.trace.nfe,
             reward_calls=self.trace.reward_calls,
-            thumbnails=judgement.thumbnails,
+            thumbnails=judgement.kept.get("thumbnails", []),
             _decode=judgement.images,
             _stop=self.halt,
         )
@@ -343,18 +428,28 @@ class Run:
         """Weigh and sort the final images."""
         call, rows, x0 = self.call, self.particles.rows, self.engine.last_x0
         self.engine.check_finished()
-        if call.output_type != "latent":
-            images = as_tensor(images, call.videos)
-        if len(images) == rows.total:
-            images = images[rows.live.to(images.device)]
-        if call.output_type == "latent" or x0 is not None:
-            if x0 is None:
-                self.watch.sample(images)
-            self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
-            judgement = self.judge.of_latents(images if x0 is None else x0)
+        finals = None
+        if images is None:
+            finals = FinalVideos(len(rows.distinct_live()[0]), call.output_type, self.ranks.size > 1)
+            judgement = self._in_chunks(finals)
         else:
-            self.watch.check_images(images)
-            judgement = self.judge.of_images(images)
+            if call.output_type != "latent":
+                images = as_tensor(images, call.videos)
+            if len(images) not in (rows.total, len(rows.live)):
+                raise ValueError(
+                    f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so "
+                    "they cannot be told apart."
+                )
+            if len(images) == rows.total and not rows.all_live:
+                images = images[rows.live.to(images.device)]
+            if call.output_type == "latent" or x0 is not None:
+                if x0 is None:
+                    self.watch.sample(images)
+                self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
+                judgement = self.judge.of_latents(images if x0 is None else x0)
+            else:
+                self.watch.check_images(images)
+                judgement = self.judge.of_images((self.shown(images) if self.shown else images).clamp(0.0, 1.0))
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)
@@ -363,21 +458,41 @@ class Run:
 
         order = rewards.argsort(dim=1, descending=True, stable=True)
         flat = rows.particles.gather(1, order).flatten()
-        images = images[flat.to(images.device)]
-        if call.output_type != "latent":
-            images = convert(images, call.output_type)
+        if finals is not None:
+            frames = judgement.kept["frames"]
+            images = finals.taken([row[i] for row, places in zip(frames, order.tolist()) for i in places])
+        else:
+            images = images[flat.to(images.device)]
+            if call.output_type != "latent":
+                images = convert(images, call.output_type)
         whole = rows.live[flat].tolist()
-        sorted_others = [
-            [other[i] for i in (whole if len(other) == rows.total else flat.tolist())]
-            if isinstance(other, list)
-            else other
-            for other in others
-        ]
+
+        def sort(other: Any) -> Any:
+            if not isinstance(other, (list, np.ndarray, Tensor)) or len(other) not in (rows.total, len(rows.live)):
+                return other
+            index = whole if len(other) == rows.total else flat.tolist()
+            return [other[i] for i in index] if isinstance(other, list) else other[index]
+
+        sorted_others = [sort(other) for other in others]
         estimates = self.engine.search.log_normalizer
         unknown = torch.full((call.num_populations,), torch.nan)
         self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()
         log_weights = outcome.weights.log_normalized
         return Result(images, sorted_others, rewards.gather(1, order).float(), log_weights.gather(1, order).float())
+
+    def _in_chunks(self, finals: FinalVideos) -> Judgement:
+        """Decode, score and collect the final videos."""
+        latents = self.engine.last_sample
+        assert latents is not None
+        self.watch.sample(latents)
+        self.watch.check_x0(latents, self.trace.num_steps - 1)
+
+        def keep(videos: Tensor) -> list[Any]:
+            self.watch.check_images(videos)
+            return finals.keep(videos)
+
+        self.scorer.keeps["frames"] = keep
+        return self.judge.of_latents(latents)
 
     def _decoders(self) -> tuple[Decoder, Decoder | None, float]:
         """Of final latents, and of early x0 predictions up to some progress."""
@@ -390,12 +505,22 @@ class Run:
         if preview is None:
             return decoder, None, 0.0
         small = load_preview(preview.decoder, pipe) if isinstance(preview.decoder, str) else preview.decoder
-        if not hasattr(small, "decode") or not hasattr(small, "config"):
+        whole = isinstance(small, torch.nn.Module) and hasattr(small, "dtype") and hasattr(small, "device")
+        if not hasattr(small, "decode") or not hasattr(small, "config") or not (whole or plain):
             raise ValueError(
                 "Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
                 f"{brief(small)}."
             )
-        small.to(pipe._execution_device, pipe.vae.dtype)
+        own = None if self.autoencoder is None else self.autoencoder[1]
+        if isinstance(small, AutoencoderTiny) and self.call.videos and not isinstance(own, AutoencoderKL):
+            raise ValueError(
+                f"{type(pipe).__name__} decodes videos whole, with its {type(own).__name__}, and an `AutoencoderTiny` "
+                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one "
+                "of your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
+                "`decode`, `config`, `dtype` and `device`."
+            )
+        if hasattr(small, "to"):
+            small.to(pipe._execution_device, own.dtype if own is not None else pipe.dtype)
         early: Decoder = functools.partial(self.replay.images, vae=small)
         if plain:
             early = LatentDecoder(pipe, small, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,18 +17,36 @@ class UnsupportedSchedulerError(ValueError):
     """The scheduler cannot be steered; the message says what to use instead."""
 
 
+Replace = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes of a bound method what is called in its place."""
+
+OfCopy = Callable[[Any], Replace]
+"""Says of a deep copy of a method's owner what replaces the method there."""
+
+
+def _as_it_is(copied: Any) -> Replace:
+    return lambda method: method
+
+
 @contextmanager
-def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def intercept(owner: Any, name: str, replace: Replace, of_copy: OfCopy = _as_it_is) -> Iterator[None]:
     """Replace the bound method `owner.name` by `replace(method)` and undo that exactly on any exit.
 
     The replacement keeps the signature, which pipelines inspect. An attribute that was already set on the instance (a
     compiled `scheduler.step`, an accelerate hook) is what gets wrapped, and is put back.
+
+    Args:
+        of_copy: a deep copy of the owner -> what replaces the copy's own method, which is undone as well; by default
+            that method itself.
     """
     method, own = getattr(owner, name), vars(owner).get(name)
-    object.__setattr__(owner, name, Replacement(method, replace(method), owner))
+    replacement = Replacement(owner, name, method, replace(method), of_copy)
+    object.__setattr__(owner, name, replacement)
     try:
         yield
     finally:
+        for copied in replacement.copies:
+            vars(copied).pop(name, None)
         if own is None:
             object.__delattr__(owner, name)
         else:
@@ -35,25 +54,91 @@ def intercept(owner: Any, name: str, replace: Callable[[Callable[..., Any]], Cal
 
 
 class Replacement:
-    """Stands in for a method, with its signature. A copy of its owner has its own method again."""
+    """Stands in for a method, with its signature."""
 
-    def __init__(self, method: Callable[..., Any], replacement: Callable[..., Any], owner: Any) -> None:
+    def __init__(
+        self, owner: Any, name: str, method: Callable[..., Any], replacement: Callable[..., Any], of_copy: OfCopy
+    ) -> None:
         functools.update_wrapper(self, method)
-        self._replacement, self._owner = replacement, type(owner).__name__
+        self._owner, self._name, self._replacement, self._of_copy = owner, name, replacement, of_copy
+        self.copies: list[Any] = []
+        """Of the owner, whose methods are replaced too."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._replacement(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise UnsupportedSchedulerError(
-            f"The pipeline takes its steps with copies of its {self._owner}, so its particles cannot be told when to "
-            "move. Steer a pipeline that takes them with `pipe.scheduler` itself."
-        )
+        owner = self._owner
+        copied = memo.get(id(owner))
+        if copied is None:  # a copy of what it holds, which is put into another
+            raise UnsupportedSchedulerError(
+                f"The pipeline takes its steps with copies of its {type(owner).__name__}, so its particles cannot be "
+                "told when to move. Steer a pipeline that takes them with `pipe.scheduler` itself."
+            )
+        self.copies.append(copied)
+        method = getattr(type(owner), self._name).__get__(copied)
+        return Replacement(copied, self._name, method, self._of_copy(copied)(method), _as_it_is)
 
 
-def intercept_step(scheduler: Any, step: Callable[..., Any]) -> Any:
-    """Context manager in which `scheduler.step(...)` calls `step(inner_step, model_output, timestep, sample, ...)`."""
-    return intercept(scheduler, "step", lambda inner: functools.partial(step, inner))
+@contextmanager
+def intercept_step(scheduler: Any, step: Callable[..., Any], of_copy: OfCopy = _as_it_is) -> Iterator[None]:
+    """Context manager in which `scheduler.step(...)` calls `step(inner_step, model_output, timestep, sample, ...)`.
+
+    Args:
+        of_copy: see `intercept`.
+    """
+
+    def replace(inner: Callable[..., Any]) -> Callable[..., Any]:
+        if not accepts(inner, _HANDED_BACK):
+            return functools.partial(step, inner)
+        names = list(inspect.signature(inner).parameters)
+        for name in _KEPT:
+            setattr(scheduler, name, None)
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            given = {**dict(zip(names, args)), **kwargs}
+            del given[_HANDED_BACK], given["timestep_back"]
+            state = (given.pop(name) for name in ("model_output", "timestep", "sample"))
+            return step(plain_step(scheduler, inner), *state, **given)
+
+        return called
+
+    try:
+        with intercept(scheduler, "step", replace, of_copy):
+            yield
+    finally:
+        for name in _KEPT:
+            vars(scheduler).pop(name, None)
+
+
+_HANDED_BACK = "old_pred_original_sample"
+"""What a pipeline gets from a step of `CogVideoXDPMScheduler` and hands to the next."""
+
+_KEPT = ("_last_x0", "_last_timestep")
+"""Where the scheduler keeps that and the timestep."""
+
+
+def plain_step(scheduler: Any, step: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """A scheduler's `step`, to be called with (model_output, timestep, sample, ...) whatever it takes beside these.
+
+    What others leave to the pipeline to hand from one step to the next, the scheduler keeps itself, so that it follows
+    the rows like the memory of any solver.
+
+    Args:
+        step: the scheduler's own, by default as it is now.
+    """
+    own = scheduler.step if step is None else step
+    if not accepts(own, _HANDED_BACK):
+        return own
+
+    @functools.wraps(own)
+    def take_step(model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        before, timestep_back = (getattr(scheduler, name, None) for name in _KEPT)
+        output = own(model_output, before, timestep, timestep_back, sample, **kwargs)
+        scheduler._last_x0, scheduler._last_timestep = output[1], timestep
+        return output
+
+    return take_step
 
 
 def predict_x0(
@@ -70,7 +155,9 @@ def predict_x0(
     | scaled by 1 / alpha, s = sigma / alpha (Euler, Heun, KDPM2, LMS) | x0 + s eps | x_t - s m | (x_t - s sqrt(s^2 + 1) m) / (s^2 + 1) |
     | EDM | x0 + s eps | `precondition_outputs` | `precondition_outputs` |
     | flow | (1 - s) x0 + s eps | - | x_t - s m |
+    | flow whose sigmas exceed 1 (`sigma_max`) | x0 + s eps | - | x_t - s m |
     | flow, inverted (`invert_sigmas`) | s x0 + (1 - s) eps, m = x0 - eps | - | x_t + (1 - s) m |
+    | flow to the data (MiniMax-H3) | (1 - s) x0 + s eps, m = x0 - eps | - | x_t + s m |
     | trigonometric flow (SCM, arXiv 2410.11081), time t | cos(t) x0 + sin(t) eps | - | cos(t) x_t - sin(t) m |
 
     Args:
@@ -106,7 +193,8 @@ def predict_x0(
             if per_token_timesteps is not None:  # with which the step takes the velocity from noise to x0
                 x0 = x + per_token_timesteps[..., None] / scheduler.config.num_train_timesteps * m
             else:
-                x0 = x + (1 - sigma) * m if inverted(scheduler) else x - sigma * m
+                share = 1 - sigma if inverted(scheduler) else sigma  # of noise
+                x0 = x + share * m if leads_to_data(scheduler) else x - share * m
         elif kind == "variance-preserving-sigmas":
             x0 = _from_signal_and_noise(prediction, m, x, *scheduler._sigma_to_alpha_sigma_t(sigma))
         else:
@@ -128,8 +216,18 @@ _NEVER_CLIP = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCD
 
 
 def inverted(scheduler: Any) -> bool:
-    """Whether a flow's sigmas are the share of signal, and its velocity points from noise to x0."""
+    """Whether a flow's sigmas are the share of signal."""
     return bool(scheduler.config.get("invert_sigmas"))
+
+
+def unbounded(scheduler: Any) -> bool:
+    """Whether a flow's sigmas are not shares: samples are x0 + sigma epsilon."""
+    return (scheduler.config.get("sigma_max") or 0.0) > 1.0 and hasattr(scheduler, "scale_noise")
+
+
+def leads_to_data(scheduler: Any) -> bool:
+    """Whether a flow's velocity points from noise to x0."""
+    return inverted(scheduler) or type(scheduler).__name__ == "MiniMaxH3Scheduler"
 
 
 def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]:
@@ -148,6 +246,8 @@ def levels(scheduler: Any, timestep: float, index: int) -> tuple[Tensor, Tensor]
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
     sigma = scheduler.sigmas[index].to(torch.float32)
     if kind == "flow":
+        if unbounded(scheduler):
+            return torch.ones_like(sigma), sigma
         return (sigma, 1 - sigma) if inverted(scheduler) else (1 - sigma, sigma)
     if kind == "variance-preserving-sigmas":
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
@@ -165,9 +265,12 @@ def steps_from(scheduler: Any, timestep: Any) -> int:
 def start_index(scheduler: Any, timestep: float) -> int:
     """Where a scheduler stands among its sigmas; before its first step, where that timestep will put it. 0 for one
     without."""
-    if not hasattr(scheduler, "_init_step_index"):
+    if not hasattr(scheduler, "step_index"):
         return 0
     if scheduler.step_index is None:
+        if not hasattr(scheduler, "_init_step_index"):
+            first = scheduler.begin_index
+            return int(scheduler.index_for_timestep(timestep) if first is None else first)
         scheduler._init_step_index(timestep)
     return int(scheduler.step_index)
 
@@ -201,6 +304,57 @@ def parametrisation(scheduler: Any) -> str:
         f"{name} does not say how x0 follows from its samples. Use another scheduler, for example "
         "`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`."
     )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Check that it can be told what x0 the samples of a scheduler lead to.
+
+    Raises:
+        UnsupportedSchedulerError: if it cannot, or if a scheduler that is not of Diffusers goes elsewhere in its last
+            step, from which there is no noise left.
+    """
+    name = type(scheduler).__name__
+    parametrisation(scheduler)
+    if "Inverse" in name or name == "RePaintScheduler":
+        raise UnsupportedSchedulerError(
+            f"{name} does not lead from noise to an image alone, so there is nothing to steer. Use another scheduler, "
+            "for example `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`."
+        )
+    if scheduler.config.get("stages", 1) > 1:
+        raise UnsupportedSchedulerError(
+            f"{name} makes its images in {scheduler.config.stages} loops, from small to large ones, and particles can "
+            "be steered within one loop alone. Load it with `stages=1`, if the model can do without."
+        )
+    if inverted(scheduler) and name == "FlowMatchLCMScheduler":
+        raise UnsupportedSchedulerError(
+            f"{name} takes its steps as if its sigmas were not inverted. Load it with `invert_sigmas=False`."
+        )
+    if not type(scheduler).__module__.startswith("diffusers.") and _ends_elsewhere(scheduler):
+        raise UnsupportedSchedulerError(
+            f"The last step of {name} does not end at the x0 that follows from its attributes and config, which would "
+            "be scored. Use one of the schedulers of Diffusers."
+        )
+
+
+def _ends_elsewhere(scheduler: Any) -> bool:
+    """Whether the last step of a scheduler, from which there is no noise left, goes to another x0 than is predicted."""
+    probe = copy.deepcopy(scheduler)
+    options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    try:
+        probe.set_timesteps(4, **options)
+        clean = float(probe.sigmas[-1]) == (1.0 if inverted(probe) else 0.0)
+    except (AttributeError, TypeError, ValueError):  # one without sigmas, or that wants to know more
+        return False
+    if not clean:
+        return False
+    sample, output = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    timestep = probe.timesteps[-1]
+    if hasattr(probe, "_begin_index"):
+        probe._begin_index = len(probe.timesteps) - 1
+    predicted = predict_x0(probe, output, timestep, sample)
+    with torch.random.fork_rng(devices=[]):
+        end = probe.step(output, timestep, sample)[0]
+    return not torch.allclose(predicted, end, rtol=1e-3, atol=1e-3)
 
 
 def in_first_order_stage(scheduler: Any) -> bool:

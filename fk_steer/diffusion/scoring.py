@@ -17,7 +17,7 @@ from .ranks import Ranks, join_entries
 
 
 Keep = Callable[[Tensor], list[Any]]
-"""Makes of images (B, 3, H, W) what is to be kept of each."""
+"""Makes of images (B, 3, H, W) or videos (B, F, 3, H, W) what is to be kept of each."""
 
 
 class Scorer:
@@ -27,17 +27,21 @@ class Scorer:
         ranks: who shares the work.
         clock: counts the seconds in 'decode' and 'reward'.
         execution: how much at a time.
-        keep: what to keep of the images of x0 predictions; None for nothing.
+        videos: whether the images are videos.
 
     Attributes:
+        keeps: what to keep of images that are scored, by a name.
         calls: images scored so far by all ranks, by name of the reward.
-        kept: of the images last decoded, in their order.
+        kept: by those names, of the images last scored, in their order.
     """
 
-    def __init__(self, ranks: Ranks, clock: Stopwatch, execution: Execution, keep: Keep | None = None) -> None:
-        self.ranks, self.clock, self.execution, self.keep = ranks, clock, execution, keep
+    def __init__(self, ranks: Ranks, clock: Stopwatch, execution: Execution, videos: bool = False) -> None:
+        self.ranks, self.clock, self.execution = ranks, clock, execution
+        self._most = execution.reward_batch_size or (execution.decode_batch_size if videos else None)
+        """Images per call of the reward."""
+        self.keeps: dict[str, Keep] = {}
         self.calls: Counter[str] = Counter()
-        self.kept: list[Any] = []
+        self.kept: dict[str, list[Any]] = {}
 
     def of_images(self, reward: Reward, images: Tensor, prompts: Sequence[str], where: str) -> dict[Reward, Any]:
         """Leaf -> what it makes of images (D, 3, H, W): rewards (D,), float64 on the CPU, or D encodings.
@@ -63,46 +67,56 @@ class Scorer:
         )
 
     def _shared(self, reward: Reward, score: Callable[[slice], dict[str, Any]], count: int) -> dict[Reward, Any]:
-        self.kept = []
+        self.kept = {}
         names = names_of(reward.leaves)
         found = self.ranks.map(score, count)
         for name in names.values():
             self.calls[name] += count
-        self.kept = found.pop("kept", [])
+        self.kept = {name: found[_KEPT + name] for name in self.keeps}
         return {leaf: found[name] for leaf, name in names.items()}
 
     def _decoded(self, latents: Tensor, rows: Tensor, decoder: Decoder) -> Any:
         size = self.execution.decode_batch_size or len(latents)
-        both = self.execution.decode_batch_size and self.execution.reward_batch_size
-        block = max(size, self.execution.reward_batch_size or 0) if both else len(latents)
+        both = self.execution.decode_batch_size and self._most
+        block = max(size, self._most or 0) if both else len(latents)
         for some, theirs in zip(latents.split(block), rows.split(block)):
             with self.clock("decode"):
-                chunks = zip(some.split(size), theirs.split(size))
-                images = torch.cat([decoder(chunk, row) for chunk, row in chunks])
-            yield images
+                images = [decoder(chunk, row) for chunk, row in zip(some.split(size), theirs.split(size))]
+                joined = images.pop() if len(images) == 1 else torch.cat(images)
+                images.clear()
+            yield joined
+            del joined
 
     def _collect(self, reward: Reward, blocks: Any, prompts: Sequence[str], where: str) -> dict[str, Any]:
         names = names_of(reward.leaves)
         parts: dict[str, list[Any]] = {name: [] for name in names.values()}
-        kept: list[Any] = []
+        kept: dict[str, list[Any]] = {_KEPT + name: [] for name in self.keeps}
         start = 0
-        for images in blocks:
-            size = self.execution.reward_batch_size or len(images)
+
+        def look(images: Tensor) -> int:
+            size = self._most or len(images)
             with self.clock("reward"):
                 for leaf, name in names.items():
                     for first in range(0, len(images), size):
                         some = images[first : first + size]
                         texts = prompts[start + first : start + first + len(some)]
                         parts[name].append(encode_images(leaf, some, texts, where))
-            if self.keep is not None:
-                kept += self.keep(images)
-            start += len(images)
+            for name, keep in self.keeps.items():
+                kept[_KEPT + name] += keep(images)
+            return len(images)
+
+        for images in blocks:
+            start += look(images)
+            del images  # before the next are decoded
         with self.clock("reward"):
             found = _on_cpu({name: join_entries(some) for name, some in parts.items()})
         for leaf, name in names.items():
             if isinstance(found[name], Tensor):
                 found[name] = check_scores(leaf, found[name], prompts, where)
-        return found if self.keep is None else {**found, "kept": kept}
+        return {**found, **kept}
+
+
+_KEPT = "kept: "
 
 
 def _on_cpu(found: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .schedulers import (
     gather_history,
     in_first_order_stage,
     levels,
+    plain_step,
     predict_x0,
     start_index,
 )
@@ -99,11 +100,14 @@ class Solver:
         scheduler: the pipeline's.
         eta_at: step, counted from zero -> the noise asked for, see `noise_switched`.
         revisits: whether the loop will be sent to other steps than the next.
-        guiders: of the pipeline.
+        guiders: of the pipeline, whose memory follows the rows too; None for none.
     """
 
-    def __init__(self, scheduler: Any, eta_at: Callable[[int], float], revisits: bool, guiders: Guiders) -> None:
-        self.scheduler, self.eta_at, self.revisits, self.guiders = scheduler, eta_at, revisits, guiders
+    def __init__(
+        self, scheduler: Any, eta_at: Callable[[int], float], revisits: bool, guiders: Guiders | None = None
+    ) -> None:
+        self.scheduler, self.eta_at, self.revisits = scheduler, eta_at, revisits
+        self.guiders = guiders or Guiders()
         self.timesteps: list[float] = []
         """Of the loop, on the CPU."""
         self._cursor: Cursor | None = None
@@ -211,7 +215,7 @@ class Solver:
         # The same step without noise, by a copy with the same history, which the noise does not enter. A sampler that
         # draws all the same must not use up what the other rows' noise comes from.
         twin = _twin(self.scheduler)
-        still = take(twin, twin.step, 0.0, [generator.clone_state() for generator in generators])
+        still = take(twin, plain_step(twin), 0.0, [generator.clone_state() for generator in generators])
         noisy = take(self.scheduler, inner, eta, generators)
         stills, mask = iter(_rows_of(still, len(sample))), quiet.to(sample.device)
 

@@ -27,7 +27,7 @@ from .execution import Execution
 from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
 from .run import Run, facts
-from .schedulers import parametrisation
+from .schedulers import check_scheduler
 from .validation import (
     check_form_of_images,
     check_keywords,
@@ -49,7 +49,8 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     end in each.
 
     Attributes:
-        images: N images in the `output_type` asked for, the best of each population, as the stock pipeline gives them.
+        images: N images or videos in the `output_type` asked for, the best of each population, as the stock pipeline
+            gives them.
         particles: all that were alive at the end: N lists of k images, best first, or for arrays and tensors one of
             shape (N, k, ...).
         rewards: (N, k) float32, in the order of `particles`.
@@ -57,6 +58,7 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
             are samples of p(x0) exp(lambda r(x0)) / Z.
         trace: every scoring event and where the time went.
         nsfw_content_detected: as in Stable Diffusion's own output, for `images`; None if the pipeline has none.
+        others: what the pipeline returns beside its images, for `images`: sound, for example.
     """
 
     images: Any
@@ -65,6 +67,12 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     log_weights: Tensor | None = None
     trace: Trace | None = None
     nsfw_content_detected: list[bool] | None = None
+    others: tuple[Any, ...] = ()
+
+    @property
+    def frames(self) -> Any:
+        """`images`, under the name that stock pipelines of videos give them."""
+        return self.images
 
 
 def steer(
@@ -127,7 +135,7 @@ class SteeredPipeline:
         check_form_of_images(pipe, self.reward)
         self.steering.check(facts(self.reward))
         if self.steering.looks:
-            parametrisation(pipe.scheduler)
+            check_scheduler(pipe.scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -202,7 +210,8 @@ class SteeredPipeline:
         particles = by_population(result)
         if not return_dict:
             return (images, *others, particles, result.rewards, result.log_weights, trace)
-        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, *others[:1])
+        flags = others[0] if others and isinstance(others[0], list) else None
+        return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, flags, tuple(others))
 
     def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:
         pipe = self.pipe

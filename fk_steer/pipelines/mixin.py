@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from ..diffusion.steer import steer
 from ..diffusion.validation import check_generator, check_keywords
 from ..search import DEFAULT_PRESET
+
+
+STEERABLE = "_steerable"
+"""Set in the `model_index.json` of what was saved from a steerable class; Diffusers passes over it."""
+
+
+def stock_class(steerable: type[Any]) -> type[DiffusionPipeline]:
+    """The class of Diffusers that a steerable one is made of."""
+    return next(
+        base
+        for base in steerable.__mro__
+        if issubclass(base, DiffusionPipeline) and not issubclass(base, SteeringMixin)
+    )
 
 
 class SteeringMixin:
@@ -20,7 +36,8 @@ class SteeringMixin:
         ...
     ```
 
-    Without a reward the call is the stock pipeline's own.
+    Without a reward the call is the stock pipeline's own. What `save_pretrained` writes is a pipeline of the stock
+    class, which loads wherever Diffusers is, and as a steerable one wherever `fk_steer.pipelines` is imported.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -53,6 +70,28 @@ class SteeringMixin:
         call.__signature__ = _with_steering_parameters(named)  # type: ignore[attr-defined]
         cls.__call__ = call  # type: ignore[method-assign]
 
+    def to_json_string(self) -> str:
+        """The content of `model_index.json`, under the name of the stock class."""
+        config = json.loads(super().to_json_string())  # type: ignore[misc]
+        config |= {"_class_name": stock_class(type(self)).__name__, STEERABLE: True}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A pipeline of this class from the components of another, which both share.
+
+        Args:
+            pipeline: another, such as a stock one.
+            **kwargs: components and settings in place of its own. Without `dtype` the components keep theirs; stock
+                pipelines would make them float32, in both.
+        """
+        if kwargs.keys() & {"dtype", "torch_dtype", "custom_pipeline"}:
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        kept = type(cls.__name__, (cls,), {"to": lambda self, *args, **kwargs: self})
+        made = super(SteeringMixin, kept).from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        made.__class__ = cls
+        return made
+
 
 def _with_steering_parameters(stock: Any) -> inspect.Signature:
     signature = inspect.signature(stock)
@@ -77,11 +116,12 @@ _ARGUMENTS = {
 }
 """What a steered call takes beside the pipeline's own arguments, with the defaults."""
 
-_DOCUMENTATION = """Generate images, steered by a reward if one is given.
+_DOCUMENTATION = """Generate images or videos, steered by a reward if one is given.
 
 Steering arguments (the others are the stock pipeline's, below):
     reward: a `Reward`, a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,) or (images) -> (B,), the name of a
-        reward, loaded anew each time, or a mapping of any of these to weights. None runs the stock pipeline.
+        reward, loaded anew each time, or a mapping of any of these to weights. Of videos (B, F, 3, H, W) where the
+        pipeline gives these: `FrameReward`. None runs the stock pipeline.
     steering: an `FKSteering`, another `Strategy` or the name of a preset; defaults to 'adaptive'.
     execution: an `Execution`: how much to do at a time, which changes no result.
     reward_prompt: what the reward reads in place of `prompt`, one text or one per prompt.
@@ -90,7 +130,7 @@ Steering arguments (the others are the stock pipeline's, below):
     callback_on_scoring_event: called after every scoring event with a `ScoringEvent`; may stop the run.
     keep_predictions: keep small pictures of the x0 predictions in the trace.
 
-With a reward the result is a `SteeredOutput`: `images`, the best of each population, and beside them `particles`, all
-that were alive at the end, best first, with `rewards`, `log_weights` and `trace`. With `return_dict=False` those four
-follow the stock pipeline's tuple.
+With a reward the result is a `SteeredOutput`: `images` (`frames`, of videos), the best of each population, and beside
+them `particles`, all that were alive at the end, best first, with `rewards`, `log_weights` and `trace`. With
+`return_dict=False` those four follow the stock pipeline's tuple.
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from ..evaluation.geneval.rules import evaluate
 from ..shapes import BUNDLED
@@ -16,13 +16,23 @@ from ..shapes.detector import detect
 from .trace import Trace
 
 
+VIDEO = ".webp"
+"""Of files with a video, an animation that keeps every pixel."""
+
+
 @dataclass(frozen=True)
 class Picture:
-    """An image, its reward, and whether it is correct where that can be told (the bundled world)."""
+    """An image, or the first frame of a video, its reward, and whether it is correct where that can be told (the
+    bundled world).
+
+    Attributes:
+        frames: of a video, all of them; else none.
+    """
 
     image: Image.Image
     reward: float
     correct: bool | None = None
+    frames: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,20 @@ def results_in(folder: Path, settings: dict[str, Any]) -> list[Result]:
 
 def _pictures(folder: Path, prefix: str, prompt: str, judged: bool) -> list[Picture]:
     rewards = sorted(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0], reverse=True)
-    images = [Image.open(folder / f"{prefix}{rank:02d}.png").convert("RGB") for rank in range(len(rewards))]
-    return [
-        Picture(image, reward, _is_correct(image, prompt) if judged else None) for image, reward in zip(images, rewards)
-    ]
+    pictures = []
+    for rank, reward in enumerate(rewards):
+        path = picture_path(folder, f"{prefix}{rank:02d}")
+        with Image.open(path) as image:
+            frames = tuple(frame.convert("RGB") for frame in ImageSequence.Iterator(image))
+        correct = _is_correct(frames[0], prompt) if judged else None
+        pictures.append(Picture(frames[0], reward, correct, frames if path.suffix == VIDEO else ()))
+    return pictures
+
+
+def picture_path(folder: Path, name: str) -> Path:
+    """The file of an image or video, or where that of an image would be."""
+    video = folder / f"{name}{VIDEO}"
+    return video if video.exists() else folder / f"{name}.png"
 
 
 def _is_correct(image: Image.Image, prompt: str) -> bool | None:
@@ -79,11 +99,12 @@ def _is_correct(image: Image.Image, prompt: str) -> bool | None:
 
 def summarize(results: Sequence[Result]) -> list[tuple[str, str, str]]:
     """(what, mean reward, share correct) over the prompts: an unsteered image, the best unsteered, the best steered."""
+    kind = "video" if any(picture.frames for result in results for picture in result.steered) else "image"
     rows: list[tuple[str, list[list[Picture]]]] = []
     if all(result.unsteered for result in results):
-        rows.append(("one image without steering (mean over all)", [result.unsteered for result in results]))
-        rows.append(("best image without steering", [result.unsteered[:1] for result in results]))
-    rows.append(("best steered image", [result.steered[:1] for result in results]))
+        rows.append((f"one {kind} without steering (mean over all)", [result.unsteered for result in results]))
+        rows.append((f"best {kind} without steering", [result.unsteered[:1] for result in results]))
+    rows.append((f"best steered {kind}", [result.steered[:1] for result in results]))
     lines = []
     for name, groups in rows:
         rewards = [sum(picture.reward for picture in group) / len(group) for group in groups]

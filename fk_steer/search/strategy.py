@@ -57,7 +57,8 @@ class Preview(Keywords):
 
     Attributes:
         decoder: an `AutoencoderTiny`, or the hub id or path of one: 'madebyollin/taesd' for SD, 'madebyollin/taesdxl'
-            for SDXL, 'shapes' for the bundled models.
+            for SDXL, 'shapes' for the bundled models. Or a module that is put in the place of the pipeline's own
+            autoencoder, with `decode`, `config`, `dtype` and `device`: for videos, as Diffusers has no small ones.
         until: progress in [0, 1] of the loop up to which it is used.
 
     Raises:

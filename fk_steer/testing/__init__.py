@@ -2,6 +2,7 @@
 and need no download.
 
 - `pipelines`: Stable Diffusion, SDXL, SD3 and Flux, whose names are here too
+- `tiny`: pipelines of twenty more families, of images and videos, plain and modular
 - `rewards`: every registered reward
 - `checkpoints`: the names and shapes in published files
 - `full_size`: architectures of published size

@@ -12,9 +12,12 @@ import torch
 from fk_steer.diffusion import UnsupportedSchedulerError, intercept_step, predict_x0
 from fk_steer.diffusion.noise import adds_noise, noise_switched, parting_steps
 from fk_steer.diffusion.schedulers import (
+    check_scheduler,
     gather_history,
     in_first_order_stage,
+    leads_to_data,
     parametrisation,
+    plain_step,
 )
 from fk_steer.testing import sd_scheduler
 
@@ -36,6 +39,7 @@ ALWAYS_NOISY = {
     "sde-dpm": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}),
     "sa-solver": ("SASolver", {}),
     "flow-lcm": ("FlowMatchLCM", {}),
+    "cogvideox-dpm": ("CogVideoXDPM", {}),
 }
 SWITCHABLE = {
     "ddim": ("DDIM", {}),
@@ -80,10 +84,11 @@ def denoise(solver, sample, timesteps, generators, before_step=lambda index, *st
     for index, timestep in enumerate(timesteps):
         scaled = solver.scale_model_input(sample, timestep) if hasattr(solver, "scale_model_input") else sample
         output, sample = before_step(index, model(scaled, timestep), sample)
-        options = {"generator": generators} if "generator" in inspect.signature(solver.step).parameters else {}
-        if "eta" in inspect.signature(solver.step).parameters:
+        step = plain_step(solver)
+        options = {"generator": generators} if "generator" in inspect.signature(step).parameters else {}
+        if "eta" in inspect.signature(step).parameters:
             options["eta"] = 1.0
-        sample = solver.step(output, timestep, sample, **options)[0]
+        sample = step(output, timestep, sample, **options)[0]
     return sample
 
 
@@ -343,6 +348,141 @@ def test_unsupported_schedulers(solver, message):
     solver.set_timesteps(4)
     with pytest.raises(UnsupportedSchedulerError, match=message):
         parametrisation(solver)
+
+
+def all_schedulers() -> list[str]:
+    names = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    return [name for name in names if hasattr(getattr(diffusers.schedulers, name), "set_timesteps")]
+
+
+OPTIONS = {
+    "prediction_type": ["v_prediction", "sample"],
+    "use_karras_sigmas": [True],
+    "rescale_betas_zero_snr": [True],
+    "timestep_spacing": ["trailing", "linspace"],
+    "set_alpha_to_one": [False],
+    "snr_shift_scale": [1.0],
+    "shift": [3.0],
+    "shift_terminal": [0.1],
+    "timestep_type": ["continuous"],
+    "solver_order": [1, 3],
+    "final_sigmas_type": ["sigma_min"],
+    "stochastic_sampling": [True],
+    "invert_sigmas": [True],
+}
+NOT_TAKEN = {"UniPCMultistepScheduler": {"shift_terminal"}, "UnCLIPScheduler": {"v_prediction"}}
+"""Options that a scheduler has, and refuses by themselves."""
+OF_LATENT_NOISE = {"AmusedScheduler", "VQDiffusionScheduler", "RFD4ProteinaScheduler"}
+"""Of tokens and proteins, which cannot be made without more."""
+NEVER_SAMPLE = {
+    "PNDM",
+    "KDPM2Discrete",
+    "KDPM2AncestralDiscrete",
+    "EulerAncestralDiscrete",
+    "EDMEuler",
+    "EDMDPMSolverMultistep",
+    "HeliosDMD",
+    "Helios",
+}
+"""That take no prediction of the sample."""
+
+
+def every_setting():
+    for name in all_schedulers():
+        yield name, {}
+        taken = inspect.signature(getattr(diffusers.schedulers, name).__init__).parameters
+        for option, values in OPTIONS.items():
+            refused = NOT_TAKEN.get(name, set())
+            for value in values if option in taken and option not in refused and name not in OF_LATENT_NOISE else ():
+                if value not in refused and not (value == "sample" and name.removesuffix("Scheduler") in NEVER_SAMPLE):
+                    yield name, {option: value}
+
+
+@pytest.mark.parametrize(("name", "options"), list(every_setting()))
+def test_a_model_that_knows_x0_gives_it_at_every_step(name, options):
+    """Of all schedulers in Diffusers, with all options that bear on it: what is predicted in a loop whose model always
+    says what leads to a known x0, with samples as the scheduler itself noises them; or a refusal."""
+    if name in OF_LATENT_NOISE:
+        return
+    solver = getattr(diffusers.schedulers, name)(**options)
+    try:
+        check_scheduler(solver)
+        whole = inspect.signature(solver.set_timesteps).parameters.keys() & {"intermediate_timesteps"}
+        solver.set_timesteps(5, **dict.fromkeys(whole))
+        parametrisation(solver)
+    except UnsupportedSchedulerError:
+        return
+    kind, prediction = parametrisation(solver), solver.config.get("prediction_type")
+    x0 = torch.rand(SHAPE, generator=generators(0)[0]) * 1.6 - 0.8
+    noise = torch.randn(SHAPE, generator=generators(1)[0])
+    one, none, worst, sample = torch.ones(1), torch.zeros(1), 0.0, None
+    for timestep in solver.timesteps[:-1] if kind == "trigonometric" else solver.timesteps:
+        if kind == "trigonometric":
+            alpha, sigma = timestep.cos(), timestep.sin() * solver.config.sigma_data
+        else:
+            fresh = copy.deepcopy(solver)
+            fresh._step_index = None
+            if hasattr(fresh, "scale_noise"):
+                alpha, sigma = (fresh.scale_noise(a, timestep[None], b) for a, b in ((one, none), (none, one)))
+            else:
+                alpha, sigma = (fresh.add_noise(a, b, timestep[None]) for a, b in ((one, none), (none, one)))
+            if solver.config.get("invert_sigmas"):
+                alpha, sigma = sigma, alpha
+        if sample is None:
+            sample = alpha * x0 + sigma * noise
+        epsilon = (sample - alpha * x0) / sigma.clamp(min=1e-8)
+        if kind == "edm":
+            at = solver.sigmas[(solver.timesteps == timestep).nonzero()[0, 0]]
+            data = solver.config.sigma_data
+            skip, out = data**2 / (at**2 + data**2), at * data / (at**2 + data**2).sqrt()
+            output = (x0 - skip * sample) / (out if prediction == "epsilon" else -out)
+        elif kind == "flow":
+            output = x0 - epsilon if leads_to_data(solver) else epsilon - x0
+        elif kind == "trigonometric":
+            output = alpha * solver.config.sigma_data * epsilon - timestep.sin() * x0
+        elif prediction == "epsilon":
+            output = epsilon
+        elif prediction == "sample":
+            output = x0.clone()
+        else:
+            output = (alpha * epsilon - sigma * x0) / (alpha**2 + sigma**2).sqrt()
+        if hasattr(solver, "scale_model_input"):
+            solver.scale_model_input(sample, timestep)
+        if in_first_order_stage(solver):
+            predicted = predict_x0(solver, output, timestep, sample)
+            worst = max(worst, float((predicted - x0).abs().max()))
+        step = plain_step(solver)
+        random = {"generator": generators(2)[0]} if "generator" in inspect.signature(step).parameters else {}
+        sample = step(output, timestep, sample, **random)[0]
+    assert worst < 0.01
+    if kind in ("flow", "scaled") and not {"shift_terminal", "final_sigmas_type"} & set(options):
+        assert float((sample - x0).abs().max()) < 5e-3  # the scheduler's own end
+
+
+def test_a_scheduler_of_others_is_asked_where_it_ends():
+    class Backwards(diffusers.FlowMatchEulerDiscreteScheduler):
+        def step(self, model_output, timestep, sample, **options):
+            return super().step(-model_output, timestep, sample, **options)
+
+    class Same(diffusers.FlowMatchEulerDiscreteScheduler):
+        pass
+
+    check_scheduler(Same())
+    with pytest.raises(UnsupportedSchedulerError, match="last step of Backwards"):
+        check_scheduler(Backwards())
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (diffusers.DDIMInverseScheduler(), "nothing to steer"),
+        (diffusers.HeliosScheduler(), "in 3 loops"),
+        (diffusers.FlowMatchLCMScheduler(invert_sigmas=True), "invert_sigmas=False"),
+    ],
+)
+def test_schedulers_that_lead_elsewhere(solver, message):
+    with pytest.raises(UnsupportedSchedulerError, match=message):
+        check_scheduler(solver)
 
 
 def test_unknown_prediction_type():

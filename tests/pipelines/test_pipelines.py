@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from fk_steer import Execution, FKSteering, SteeredOutput, load_reward
 from fk_steer.pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
@@ -16,19 +15,9 @@ from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, save_clip, 
 STEERING = FKSteering(num_particles=3, lmbda=2.0)
 CALL = {**SIZE, "num_inference_steps": 4, "output_type": "pt"}
 KINDS = {
-    "sd": (FKStableDiffusionPipeline, StableDiffusionPipeline, sd, "fk_stable_diffusion.py"),
-    "sdxl": (
-        FKStableDiffusionXLPipeline,
-        StableDiffusionXLPipeline,
-        lambda: sdxl(sd_scheduler("epsilon")),
-        "fk_stable_diffusion_xl.py",
-    ),
+    "sd": (FKStableDiffusionPipeline, sd),
+    "sdxl": (FKStableDiffusionXLPipeline, lambda: sdxl(sd_scheduler("epsilon"))),
 }
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return KINDS[request.param]
 
 
 def steered(pipe, **overrides) -> SteeredOutput:
@@ -37,65 +26,14 @@ def steered(pipe, **overrides) -> SteeredOutput:
     return pipe(PROMPTS, **{"reward": redness, "steering": STEERING, "generator": generator, **CALL, **overrides})
 
 
-def test_without_a_reward_it_is_the_stock_pipeline(kind):
-    fk_class, stock_class, make, _ = kind
-    stock = make()
-    assert type(stock) is stock_class
-    pipe = fk_class.from_pipe(stock)
-    pipe.set_progress_bar_config(disable=True)
-    expected = stock(PROMPTS, generator=row_generators(0, 1), **CALL)
-    output = pipe(PROMPTS, generator=row_generators(0, 1), **CALL)
-    assert type(output) is type(expected)
-    assert torch.equal(output.images, expected.images)
-
-
-def test_call_documents_both(kind):
-    fk_class, stock_class, _, _ = kind
-    parameters = inspect.signature(fk_class.__call__).parameters
-    stock = inspect.signature(stock_class.__call__).parameters
-    assert list(parameters)[: len(stock) - 1] == list(stock)[:-1]
-    assert {"reward", "steering", "reward_prompt", "callback_on_scoring_event"} <= parameters.keys()
-    assert "guidance_scale" in fk_class.__call__.__doc__
-    assert "reward_prompt" in fk_class.__call__.__doc__
-
-
-def test_steers(kind):
-    fk_class, _, make, _ = kind
+@pytest.mark.parametrize(("fk_class", "make"), KINDS.values(), ids=KINDS)
+def test_steers(fk_class, make):
     output = steered(fk_class.from_pipe(make()))
     assert output.images.shape == (2, 3, 16, 16)
     assert output.particles.shape == (2, 3, 3, 16, 16)
     assert output.rewards.shape == (2, 3)
     assert output[0] is output.images
     assert [event.step for event in output.trace.events] == [0, 1, 2, 4]
-
-
-def test_from_pretrained_and_saving(kind, tmp_path):
-    fk_class, _, make, _ = kind
-    make().save_pretrained(tmp_path / "stock")
-    pipe = fk_class.from_pretrained(tmp_path / "stock")
-    expected = steered(pipe)
-    pipe.save_pretrained(tmp_path / "fk")
-    assert torch.equal(steered(fk_class.from_pretrained(tmp_path / "fk")).particles, expected.particles)
-
-
-def test_from_pipe_shares_weights(kind):
-    fk_class, _, make, _ = kind
-    stock = make()
-    assert fk_class.from_pipe(stock).unet is stock.unet
-    assert fk_class(**stock.components).vae is stock.vae
-
-
-def test_as_custom_pipeline_file(kind, tmp_path):
-    fk_class, _, make, file = kind
-    stock = make()
-    stock.save_pretrained(tmp_path / "stock")
-    path = str(REPOSITORY / "pipelines" / file)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path / "stock", custom_pipeline=path, trust_remote_code=True)
-    converted = DiffusionPipeline.from_pipe(stock, custom_pipeline=path, trust_remote_code=True)
-    expected = steered(fk_class.from_pipe(stock))
-    for pipe in (loaded, converted):
-        assert type(pipe).__name__ == fk_class.__name__
-        assert torch.equal(steered(pipe).particles, expected.particles)
 
 
 def test_preset_names_and_the_default():

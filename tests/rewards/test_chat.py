@@ -393,10 +393,14 @@ class TestUnifiedReward:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"variant": "rank"}, "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think"),
+            (
+                {"variant": "rank"},
+                "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think, video, video-axes, "
+                "video-pair",
+            ),
             ({"backend": "jax"}, "Unknown backend 'jax'"),
             ({"variant": "axes", "axis": "taste"}, "Unknown axis 'taste'"),
-            ({"axis": "style"}, "only used by the variant 'axes'"),
+            ({"axis": "style"}, "only used by the variants 'axes'"),
             ({"backend": "transformers"}, "`path` goes with the backend 'transformers'"),
             ({"path": "x"}, "`path` goes with the backend 'transformers'"),
             ({"attempts": 0}, "`attempts` to be at least 1"),

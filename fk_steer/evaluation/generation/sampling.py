@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ...diffusion import Execution, steer
+from ...diffusion.components import makes_videos
 from ...diffusion.generators import particle_generators
 from ...loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 from ...report.trace import Trace
@@ -35,6 +36,11 @@ class Sampler:
         settings = self.settings
         self.pipe = load_pipeline(settings.model, dtype=settings.dtype, device=device)
         self.pipe.set_progress_bar_config(disable=True)
+        if makes_videos(self.pipe):
+            raise ValueError(
+                f"{type(self.pipe).__name__} gives videos, and runs over lists of prompts are of images. "
+                "`fk-steer generate` makes videos."
+            )
         self.reward: Any = None
         if settings.reward is not None:
             self.reward = load_guide(settings.reward, device, **settings.reward_options)

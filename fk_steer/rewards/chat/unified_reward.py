@@ -1,9 +1,10 @@
-"""UnifiedReward: a vision-language model that scores images or compares two."""
+"""UnifiedReward: a vision-language model that scores images or videos, or compares two."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,24 @@ from torch import Tensor
 
 from llava_reward_guide.images import to_pil
 
-from ...smc import unknown
+from ...smc import integer, unknown
 from ..base import Images, Reward
 from ..card import RewardCard
 from ..judge import JudgeCounts
 from ..local import check_variant
 from ..pairwise import WIN_LMBDA, PairwiseReward
 from .client import Answer, Chat
+from .frames import frames_of
 from .judge import TEMPLATES, Asker, ChatJudge, Task, parse_text, read_template, server
-from .verdicts import AXES, axis_scores, better_image, better_image_in_answer, final_score
+from .verdicts import (
+    AXES,
+    VIDEO_AXES,
+    axis_scores,
+    better_image,
+    better_image_in_answer,
+    better_video,
+    final_score,
+)
 
 
 FILES = (
@@ -44,6 +54,13 @@ class UnifiedReward(Reward):
         - 'pair': which of two images is better; the reward is the mean win probability over the other particles of the
           prompt, in [0, 1].
         - 'think': the same with reasoning before the verdict (UnifiedReward-Think, arXiv 2505.03318).
+        - 'video': of a video, a score in 1 to 10 that weighs quality, consistency, motion, alignment and facts.
+        - 'video-axes': of a video, alignment, physics and style, each in 1 to 5; their mean, or one of them (`axis`).
+          For the 2.0 models.
+        - 'video-pair': which of two videos is better; the reward is as with 'pair'.
+
+    Of a video the model is shown `frames` frames as images, in their order; a server has to take that many per request
+    (twice as many with 'video-pair').
 
     Weights: CodeGoat24/UnifiedReward-qwen-7b, also -qwen-3b and -32b (Qwen2.5-VL), UnifiedReward-7b-v1.5
     (LLaVA-OneVision; through a server only), and CodeGoat24/UnifiedReward-Think-qwen-7b for 'think'. MIT licence; the
@@ -53,15 +70,17 @@ class UnifiedReward(Reward):
     count as ties); see `ChatJudge` and `PairwiseReward`. `counts` says how often.
 
     Args:
-        variant: 'point', 'axes', 'pair' or 'think'.
-        axis: with 'axes', one of 'alignment', 'coherence' and 'style' alone; None for the mean.
+        variant: 'point', 'axes', 'pair' or 'think' of images; 'video', 'video-axes' or 'video-pair'.
+        axis: with 'axes', one of 'alignment', 'coherence' and 'style' alone, with 'video-axes' one of 'alignment',
+            'physics' and 'style'; None for the mean.
         backend: 'server', or 'transformers' to run a Qwen2.5-VL model in this process.
         path: with 'transformers', hub id or folder of the model.
         model: with 'server', the name under which it is served; None for 'UnifiedReward'.
         template: a text file with the placeholder {prompt} to ask with instead of ours.
         attempts: how often a question is asked at most if the reply cannot be read.
         max_tokens: of a reply; None for 512, or 4096 with 'think' (a reply cut before its verdict is lost).
-        opponents, both_orders: with 'pair' and 'think', see `PairwiseReward`.
+        opponents, both_orders: with 'pair', 'think' and 'video-pair', see `PairwiseReward`.
+        frames: of a video, evenly spaced from the first on.
         device: with 'transformers', None for a CUDA device if there is one.
         **options: of the server, see `ChatClient`; with 'transformers', see `QwenChat`.
 
@@ -91,6 +110,19 @@ class UnifiedReward(Reward):
                 typical_range=(0.0, 1.0),
                 default_lmbda=WIN_LMBDA,
             ),
+            "video": RewardCard(
+                summary="A score of a video's quality, motion and alignment.",
+                typical_range=(4.0, 8.0),
+                default_lmbda=1.0,
+            ),
+            "video-axes": RewardCard(
+                summary="Mean of a video's alignment, physics and style.", typical_range=(2.0, 4.5)
+            ),
+            "video-pair": RewardCard(
+                summary="Mean win probability against the others, of videos.",
+                typical_range=(0.0, 1.0),
+                default_lmbda=WIN_LMBDA,
+            ),
         },
     )
 
@@ -106,15 +138,21 @@ class UnifiedReward(Reward):
         max_tokens: int | None = None,
         opponents: int | None = None,
         both_orders: bool = False,
+        frames: int = 8,
         device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
         check_variant(variant, self.card, self.name)
-        for kind, value, known in (("backend", backend, BACKENDS), ("axis", axis, (*AXES, None))):
+        axes = VIDEO_AXES if variant == "video-axes" else AXES
+        for kind, value, known in (("backend", backend, BACKENDS), ("axis", axis, (*axes, None))):
             if value not in known:
                 raise unknown(kind, value, known, of=f" of {self.name}")
-        if axis is not None and variant != "axes":
-            raise ValueError(f"`axis` is only used by the variant 'axes', but the variant is {variant!r}.")
+        if axis is not None and variant not in ("axes", "video-axes"):
+            raise ValueError(
+                f"`axis` is only used by the variants 'axes' and 'video-axes', but the variant is {variant!r}."
+            )
+        self.frames: int = integer("frames", frames, 1)
+        self.takes_videos = variant.startswith("video")
         if (backend == "transformers") != (path is not None):
             raise ValueError(f"`path` goes with the backend 'transformers', but got {backend!r} and {path!r}.")
         question = _task(
@@ -122,7 +160,7 @@ class UnifiedReward(Reward):
         )
         self._ask = Asker(_chat(backend, path, model, device, options), attempts)
         self.chat = self._ask.chat
-        if variant in ("pair", "think"):
+        if variant in ("pair", "think", "video-pair"):
             comparer = PairComparer(self._ask, question)
             self._method: ChatJudge | PairwiseReward = PairwiseReward(comparer, opponents, both_orders, name=self.name)
         else:
@@ -141,8 +179,11 @@ class UnifiedReward(Reward):
         return self._ask.counts
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
-        """See `Reward`."""
-        return self._method.encode(images, prompts)
+        """See `Reward`; of videos, frames or what the model says of them."""
+        if not self.takes_videos:
+            return self._method.encode(images, prompts)
+        shown = frames_of(images, self.frames)
+        return self._method.ask(self._method.task, shown, prompts) if isinstance(self._method, ChatJudge) else shown
 
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
@@ -152,13 +193,15 @@ class UnifiedReward(Reward):
 
 
 class PairComparer:
-    """A `Comparer` that shows a chat model both images of a pair."""
+    """A `Comparer` that shows a chat model both images of a pair, or the frames of both videos."""
 
     def __init__(self, ask: Asker, task: Task) -> None:
         self.ask, self.task, self.name = ask, task, ask.chat.model
 
     def __call__(self, first: Images, second: Images, prompts: Sequence[str]) -> list[float | None]:
         """1.0 where the first image is better, 0.0 where the second is, 0.5 for ties, None for no verdict."""
+        if len(first) and isinstance(first[0], tuple):
+            return self.ask(self.task, [(*one, *other) for one, other in zip(first, second)], prompts)
         return self.ask(self.task, list(zip(to_pil(first), to_pil(second))), prompts)
 
     @property
@@ -180,6 +223,13 @@ def _chat(backend: str, path: str | None, model: str | None, device: Any, option
 
 
 def _task(name: str, axis: str | None, template: str, max_tokens: int | None) -> Task:
+    if name == "video":
+        return Task(
+            template,
+            parse_text(partial(final_score, highest=10.0)),
+            "Reply with the single line 'Final Score: s' only, s being a number from 1 to 10.",
+            max_tokens or 512,
+        )
     if name == "point":
         return Task(
             template,
@@ -187,10 +237,12 @@ def _task(name: str, axis: str | None, template: str, max_tokens: int | None) ->
             "Reply with the single line 'Final Score: s' only, s being a number from 1 to 5.",
             max_tokens or 512,
         )
-    if name == "axes":
+    if name in ("axes", "video-axes"):
+        axes = AXES if name == "axes" else VIDEO_AXES
+        lines = [f"'{one.capitalize()} Score (1-5): {letter}'" for one, letter in zip(axes, "XYZ")]
 
         def parse(answer: Answer) -> float | None:
-            scores = axis_scores(answer.text or "")
+            scores = axis_scores(answer.text or "", axes)
             wanted = [scores[axis]] if axis else list(scores.values())
             known = [score for score in wanted if score is not None]
             return sum(known) / len(known) if len(known) == len(wanted) else None
@@ -198,16 +250,16 @@ def _task(name: str, axis: str | None, template: str, max_tokens: int | None) ->
         return Task(
             template,
             parse,
-            "Reply with the three lines 'Alignment Score (1-5): X', 'Coherence Score (1-5): Y' and "
-            "'Style Score (1-5): Z' only.",
+            f"Reply with the three lines {lines[0]}, {lines[1]} and {lines[2]} only.",
             max_tokens or 512,
         )
-    if name == "pair":
+    if name in ("pair", "video-pair"):
+        what = "Image" if name == "pair" else "Video"
         return Task(
             template,
-            parse_text(better_image),
-            "Reply with 'Image 1 is better than Image 2.', 'Image 2 is better than Image 1.' or 'Both images are "
-            "equally good.' only.",
+            parse_text(better_image if name == "pair" else better_video),
+            f"Reply with '{what} 1 is better than {what} 2.', '{what} 2 is better than {what} 1.' or 'Both "
+            f"{what.lower()}s are equally good.' only.",
             max_tokens or 512,
         )
     return Task(

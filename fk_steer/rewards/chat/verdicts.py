@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -18,6 +18,7 @@ GRADER_AXES = (
 )
 OVERALL = "overall_score"
 AXES = ("alignment", "coherence", "style")
+VIDEO_AXES = ("alignment", "physics", "style")
 
 _DRAFT = re.compile(
     r"[<◁](/?)\s*(?:think|thinking|thought|thoughts|reason|reasoning|analysis|reflection|scratchpad)[>▷]", re.I
@@ -41,25 +42,26 @@ _WOULD = re.compile(
 )
 
 
-def final_score(reply: str) -> float | None:
-    """UnifiedReward's point score, in [1, 5]: the last 'Final Score: s' outside drafts, or a lone score.
+def final_score(reply: str, highest: float = 5.0) -> float | None:
+    """UnifiedReward's point score, in [1, highest]: the last 'Final Score: s' outside drafts, or a lone score.
 
-    A score with a maximum of its own ('70/100', '4 out of 10', '85%') is read as that share of 5. Ranges ('3-4'),
-    questions and negated scores are not read.
+    A score with a maximum of its own ('70/100', '4 out of 10', '85%') is read as that share of the highest. Ranges
+    ('3-4'), questions and negated scores are not read.
     """
     text = _plain(reply)
-    found = _labelled_values(text, r"Final\s+Score", 5.0)
+    found = _labelled_values(text, r"Final\s+Score", highest)
     if not found:
         found = _labelled_values(
-            text, r"(?:(?:^|(?<=[\n.;,{(]))\s*|(?<=\bmy )|(?<=\bthe )|\b(?:overall|total)\s+)(?:score|rating)", 5.0
+            text, r"(?:(?:^|(?<=[\n.;,{(]))\s*|(?<=\bmy )|(?<=\bthe )|\b(?:overall|total)\s+)(?:score|rating)", highest
         )
-    value = found[-1] if found else _lone_score(text, 5.0)
-    return value if value is not None and 1.0 <= value <= 5.0 else None
+    value = found[-1] if found else _lone_score(text, highest)
+    return value if value is not None and 1.0 <= value <= highest else None
 
 
-def axis_scores(reply: str) -> dict[str, float | None]:
-    """UnifiedReward's scores of alignment, coherence and style, each in [1, 5]; maxima as in `final_score`."""
-    return {axis: _labelled(reply, rf"{axis}\s+Score") for axis in AXES}
+def axis_scores(reply: str, axes: Sequence[str] = AXES) -> dict[str, float | None]:
+    """UnifiedReward's scores of alignment, coherence and style, or other axes, each in [1, 5]; maxima as in
+    `final_score`."""
+    return {axis: _labelled(reply, rf"{axis}\s+Score") for axis in axes}
 
 
 _IMAGE = (
@@ -134,6 +136,11 @@ def better_image(reply: str) -> float | None:
             else:
                 verdict = value
     return verdict
+
+
+def better_video(reply: str) -> float | None:
+    """The last verdict on a pair of videos, as `better_image` reads those on images."""
+    return better_image(re.sub(r"\bvideo(s?)\b", r"image\1", reply, flags=re.I))
 
 
 def better_image_in_answer(reply: str) -> float | None:
