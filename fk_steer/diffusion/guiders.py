@@ -45,24 +45,23 @@ class Place:
 
     def read(self) -> Any:
         """What is there now: a tensor, or something else before there is one."""
-        value: Any = self.guider
-        for key in self.path:
-            value = value[key] if isinstance(value, (Mapping, list)) else vars(value).get(key)
-            if value is None:
-                return None
-        return value
+        return self._at(self.path)
 
     def write(self, value: Any) -> None:
         """Put something there, unless the guider is one that is not in use and has nothing to put it into."""
-        owner: Any = self.guider
-        for key in self.path[:-1]:
-            owner = owner[key] if isinstance(owner, (Mapping, list)) else vars(owner).get(key)
-            if owner is None:
-                return
-        if isinstance(owner, (dict, list)):
+        owner = self._at(self.path[:-1])
+        if isinstance(owner, dict):
             owner[self.path[-1]] = value
-        else:
+        elif owner is not None:
             setattr(owner, self.path[-1], value)
+
+    def _at(self, path: Path) -> Any:
+        value: Any = self.guider
+        for key in path:
+            value = (value if isinstance(value, Mapping) else vars(value)).get(key)
+            if value is None:
+                return None
+        return value
 
 
 class Guiders:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 
 from fk_steer import Execution, FKSteering, Noise, Strategy, steer
+from fk_steer.diffusion.guiders import Guiders
 from fk_steer.search import Plan, Search
 from fk_steer.testing import PROMPTS, SIZE, modular, redness, row_generators, sd_scheduler, sdxl
 
@@ -222,6 +224,27 @@ class TestMemory:
         assert "set_state" not in vars(guider)
 
 
+def test_a_guider_that_is_not_in_use_is_left_alone():
+    """As that for prompts with lettering is, where there is none in the prompt."""
+    used, other = (AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=0.8) for _ in range(2))
+    parts = {"guider": used, "ocr_guider": other}
+    guiders = Guiders(SimpleNamespace(components=parts, _execution_device=torch.device("cpu")), 3, True, True)
+    used.set_state(step=0, num_inference_steps=4, timestep=torch.tensor(0))
+    used.prepare_inputs({})
+    used.momentum_buffer.update(torch.arange(3.0)[:, None])
+    guiders.take(torch.tensor([0, 2]))
+    memory = guiders.memory()
+    guiders.gather(torch.tensor([1, 1]))
+    guiders.spread(torch.tensor([0, 1, 1]))
+    assert used.momentum_buffer.running_average.flatten().tolist() == [2.0, 2.0, 2.0]
+    guiders.restore(memory)
+    assert used.momentum_buffer.running_average.flatten().tolist() == [0.0, 2.0]
+    guiders.rewind()
+    guiders.forget()
+    assert used.momentum_buffer.running_average == 0
+    assert other.momentum_buffer is None
+
+
 def skipped(**what):
     return LayerSkipConfig(indices=[0], fqn=LAYERS, **what)
 
@@ -270,11 +293,10 @@ class TestForwards:
         assert torch.equal(output.images, alone)
         assert (output.trace.nfe, output.trace.denoiser_calls) == (sum(rows), len(rows))
 
-    @pytest.mark.parametrize("size", [None, 2])
-    def test_of_pruned_particles_are_left_out(self, name, size):
+    def test_of_pruned_particles_are_left_out(self, name):
         make, conditions = CONDITIONS[name]
         pipe = pipe_with(make())
-        steered = steer(pipe, redness, Moving(ancestors=(2,), at=3), Execution(size))
+        steered = steer(pipe, redness, Moving(ancestors=(2,), at=3), Execution(2))
         output = steered(prompt=PROMPTS[0], **CALL, generator=row_generators(0, 1, 2))
         assert output.trace.nfe == sum(3 * n if step <= 3 else n for step, n in enumerate(conditions))
         close(output.images, stock(pipe, (2,)))
