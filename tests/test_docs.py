@@ -11,8 +11,8 @@ import torch
 
 from fk_steer.rewards import markdown_table
 from fk_steer.search import STRATEGIES
-from fk_steer.testing import CALLS, SIZE, flux, modular, redness, sd_scheduler, sdxl
-from fk_steer.testing.tiny import wan
+from fk_steer.testing import CALLS, SIZE, flux, redness, sd_scheduler, sdxl
+from fk_steer.testing.tiny import modular_of, wan
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def test_the_page_about_modular_pipelines_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("diffusers.utils.torch_utils.TorchDeviceBackend.mem_get_info", lambda self: (2**40, 2**40))
     names = {
-        "pipe": modular(flux()),
+        "pipe": modular_of(flux()),
         "reward": redness,
         "prompt": "a red circle",
         "call": {**SIZE, "num_inference_steps": 8, "output_type": "pt"},

@@ -24,7 +24,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.modular_pipelines import FluxAutoBlocks, StableDiffusionXLAutoBlocks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPConfig,
@@ -214,25 +213,6 @@ def flux() -> FluxPipeline:
         ),
         tokenizer_2=t5_tokenizer(),
     )
-    return quiet(pipe)
-
-
-def modular(plain: Any, blocks: Any = None, **options: Any) -> Any:
-    """The modular pipeline of the components of a plain SDXL or Flux.
-
-    Args:
-        blocks: that it is made of; None for those of Diffusers.
-        **options: of `init_pipeline`.
-    """
-    of = {"StableDiffusionXLPipeline": StableDiffusionXLAutoBlocks, "FluxPipeline": FluxAutoBlocks}
-    pipe = (blocks or of[type(plain).__name__]()).init_pipeline(**options)
-    known = set(pipe.component_names) - {"feature_extractor", "image_processor"}
-    pipe.update_components(
-        **{name: part for name, part in plain.components.items() if name in known and part is not None}
-    )
-    for name, part in pipe.components.items():
-        if name.endswith("_processor"):  # whose scale is that of the tiny autoencoder
-            setattr(pipe, name, type(part).from_config(part.config, vae_scale_factor=pipe.vae_scale_factor))
     return quiet(pipe)
 
 

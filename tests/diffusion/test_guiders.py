@@ -22,7 +22,8 @@ from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 from fk_steer import Execution, FKSteering, Noise, Strategy, steer
 from fk_steer.diffusion.guiders import Guiders
 from fk_steer.search import Plan, Search
-from fk_steer.testing import PROMPTS, SIZE, modular, redness, row_generators, sd_scheduler, sdxl
+from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, sd_scheduler, sdxl
+from fk_steer.testing.tiny import modular_of
 
 
 STEPS = 6
@@ -119,7 +120,7 @@ def plain():
 
 
 def pipe_with(guider):
-    pipe = modular(plain())
+    pipe = modular_of(plain())
     pipe.update_components(guider=guider)
     return pipe
 

@@ -13,7 +13,8 @@ from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 
 from fk_steer import Execution, FKSteering, Noise, Strategy, steer
 from fk_steer.search import DepthFirst, Evolution, Lookahead, Metropolis, Plan
-from fk_steer.testing import CALLS, PROMPTS, modular, redness, row_generators
+from fk_steer.testing import CALLS, PROMPTS, redness, row_generators
+from fk_steer.testing.tiny import modular_of
 
 
 STEPS = 6
@@ -38,7 +39,7 @@ def plain(name):
 
 def pipe_and_call(case):
     name, given = CASES[case]
-    pipe = modular(plain(name))
+    pipe = modular_of(plain(name))
     call = {**CALLS[name][1], "num_inference_steps": STEPS, "output_type": "pt", **given}
     return pipe, {key: value for key, value in call.items() if key in pipe.blocks.input_names}
 

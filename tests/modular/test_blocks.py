@@ -16,7 +16,8 @@ from diffusers.modular_pipelines import ComponentSpec, StableDiffusionXLAutoBloc
 
 from fk_steer import Execution, FKSteering, steer
 from fk_steer.modular import FKSteeringStep, RewardModel, with_steering
-from fk_steer.testing import CALLS, PROMPTS, modular, redness
+from fk_steer.testing import CALLS, PROMPTS, redness
+from fk_steer.testing.tiny import modular_of
 
 
 STEPS = 5
@@ -39,14 +40,14 @@ def blocks(name):
 
 
 def steering_pipe(name, reward=redness, **options):
-    pipe = modular(plain(name), blocks(name), **options)
+    pipe = modular_of(plain(name), blocks(name), **options)
     if reward is not None:
         pipe.update_components(reward=RewardModel(reward))
     return pipe
 
 
 def call_of(name, **more):
-    known = modular(plain(name)).blocks.input_names
+    known = modular_of(plain(name)).blocks.input_names
     call = {**CALLS[name][1], "num_inference_steps": STEPS, "output_type": "pt"}
     return {key: value for key, value in call.items() if key in known} | more
 
@@ -59,7 +60,7 @@ def seeded(seed=0):
 class TestFolders:
     def test_give_what_steer_gives(self, name):
         call = call_of(name)
-        reference = steer(modular(plain(name)), redness, SETTINGS)(prompt=PROMPTS, **call, generator=seeded())
+        reference = steer(modular_of(plain(name)), redness, SETTINGS)(prompt=PROMPTS, **call, generator=seeded())
         output = steering_pipe(name)(
             prompt=PROMPTS,
             **call,
@@ -138,7 +139,7 @@ class TestFolders:
         assert {places[part] for part in ("vae", "scheduler", "text_encoder", "text_encoder_2")} == {base}
         assert places["reward"] == "image-reward"
         assert pipe.get_component_spec("reward").type_hint is RewardModel
-        assert type(pipe) is type(modular(plain(name)))
+        assert type(pipe) is type(modular_of(plain(name)))
 
     def test_say_what_they_take_and_give(self, name):
         found = blocks(name)
@@ -235,10 +236,10 @@ class TestOwnBlocks:
         step = found.sub_blocks["fk_steering"]
         assert isinstance(step, FKSteeringStep)
         assert list(step.part.sub_blocks) == ["denoise", "decode"]
-        pipe = modular(plain("sdxl"), found)
+        pipe = modular_of(plain("sdxl"), found)
         pipe.update_components(reward=RewardModel(redness))
         output = pipe(prompt=PROMPTS[0], **call_of("sdxl"), steering=SETTINGS, generator=seeded(), output="images")
-        reference = steer(modular(plain("sdxl")), redness, SETTINGS)(
+        reference = steer(modular_of(plain("sdxl")), redness, SETTINGS)(
             prompt=PROMPTS[0], **call_of("sdxl"), generator=seeded()
         )
         assert torch.equal(output, reference.particles[0])
@@ -248,7 +249,7 @@ class TestOwnBlocks:
         for name in ("denoise", "decode"):
             found.sub_blocks.pop(name)
         found.sub_blocks.insert("fk_steering", blocks("sdxl").sub_blocks["fk_steering"], 3)
-        pipe = modular(plain("sdxl"), found)
+        pipe = modular_of(plain("sdxl"), found)
         pipe.update_components(reward=RewardModel(redness))
         assert pipe(prompt=PROMPTS[0], **call_of("sdxl"), steering=SETTINGS).rewards.shape == (1, 3)
 
