@@ -353,11 +353,13 @@ class TestRefusals:
         ],
         ids=["mixing", "summing", "collecting", "demanding", "norm over rows", "dropout"],
     )
-    def test_before_the_denoiser_runs(self, guider, message, monkeypatch):
-        pipe = pipe_with(guider())
-        monkeypatch.setattr(pipe.unet, "forward", None)
+    def test_before_the_denoiser_runs(self, guider, message):
+        pipe, ran = pipe_with(guider()), []
+        handle = pipe.unet.register_forward_pre_hook(lambda module, args: ran.append(module))
         with pytest.raises(ValueError, match=message):
             steer(pipe, redness, Moving())(prompt=PROMPTS[0], **CALL)
+        handle.remove()
+        assert not ran
 
     @pytest.mark.parametrize("guider", [Mixing, Summing, Collecting, Demanding])
     def test_not_where_no_particle_moves(self, guider):
