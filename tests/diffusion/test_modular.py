@@ -12,6 +12,7 @@ from diffusers import ClassifierFreeGuidance
 from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 
 from fk_steer import Execution, FKSteering, Noise, Strategy, steer
+from fk_steer.diffusion.blocks import loops_of
 from fk_steer.search import DepthFirst, Evolution, Lookahead, Metropolis, Plan
 from fk_steer.testing import CALLS, PROMPTS, redness, row_generators
 from fk_steer.testing.tiny import modular_of
@@ -191,7 +192,8 @@ def test_a_mask_with_padding_is_put_back_into_the_image():
 class TestOutputs:
     def test_nothing_is_said_of_replays(self, caplog, capsys):
         pipe, call = pipe_and_call("sdxl text")
-        pipe.set_progress_bar_config(disable=False)
+        for loop in loops_of(pipe):
+            loop.set_progress_bar_config(disable=False)
         with caplog.at_level(logging.DEBUG):
             steer(pipe, redness, "adaptive")(prompt=PROMPTS[0], **call)
         assert not [record for record in caplog.records if "modular_pipeline" in record.name]
