@@ -18,7 +18,8 @@ from fk_steer.bundled import bundled_options
 from fk_steer.cli.options import Device, Guidance, Guide, Steps, one_line_errors
 from fk_steer.console import console
 from fk_steer.diffusion.decode import LatentDecoder
-from fk_steer.diffusion.schedulers import intercept_step, predict_x0
+from fk_steer.diffusion.interception import intercept_step
+from fk_steer.diffusion.schedulers import predict_x0
 from fk_steer.files import write_json
 from fk_steer.loading import load_guide, load_pipeline, load_preview, quiet_libraries
 from fk_steer.rewards.base import RewardFunction

@@ -25,7 +25,8 @@ from torch import Tensor
 from fk_steer.cli.options import Device, FullSize, Model, RandomWeights, Repeats, Size, Steps, one_line_errors
 from fk_steer.console import console
 from fk_steer.diffusion import Execution, steer
-from fk_steer.diffusion.schedulers import intercept, predict_x0
+from fk_steer.diffusion.interception import intercept
+from fk_steer.diffusion.schedulers import predict_x0
 from fk_steer.evaluation.costs import by_particles, machine
 from fk_steer.evaluation.world import sized
 from fk_steer.files import write_json

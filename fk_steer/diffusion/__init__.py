@@ -3,7 +3,8 @@
 from .decode import LatentDecoder
 from .events import ScoringEvent
 from .execution import Execution
-from .schedulers import UnsupportedSchedulerError, intercept_step, predict_x0
+from .interception import UnsupportedSchedulerError, intercept_step
+from .schedulers import predict_x0
 from .steer import SteeredOutput, SteeredPipeline, steer
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from .engine import Engine
+from .interception import UnsupportedSchedulerError
 from .replay import step_output
 from .rows import map_rows, overwrite
-from .schedulers import UnsupportedSchedulerError, predict_x0
+from .schedulers import predict_x0
 from .solver import Solver
 
 

@@ -20,8 +20,8 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks import LayerSkipConfig
 from torch import Tensor, nn
 
+from .interception import intercept
 from .layout import Block, UnknownLayoutError, learned_layout, take_units
-from .schedulers import intercept
 
 
 Path = tuple[Any, ...]

@@ -12,16 +12,9 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
+from .interception import UnsupportedSchedulerError, accepts, intercept, plain_step
 from .rows import map_rows
-from .schedulers import (
-    UnsupportedSchedulerError,
-    accepts,
-    gather_history,
-    intercept,
-    inverted,
-    plain_step,
-    unbounded,
-)
+from .schedulers import gather_history, inverted, unbounded
 
 
 @contextmanager

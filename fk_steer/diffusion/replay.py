@@ -25,6 +25,7 @@ from .call import Call
 from .components import is_modular
 from .conditions import Conditions
 from .inputs import Way, entries_of, number_name, ways_of
+from .interception import Replacement
 from .layout import (
     Layout,
     UnknownLayoutError,
@@ -36,7 +37,6 @@ from .layout import (
     take_units,
 )
 from .outputs import as_tensor, run_pipeline, tensor_type
-from .schedulers import Replacement
 
 
 @dataclass

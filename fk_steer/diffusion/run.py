@@ -48,6 +48,7 @@ from .execution import Execution
 from .finals import FinalVideos, LeftBeforeDecoding
 from .guiders import Guiders
 from .inputs import encoded_once, ways_of
+from .interception import Replace, intercept, intercept_step
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline, tensor_type
@@ -55,7 +56,7 @@ from .particles import Followed, Particles
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
-from .schedulers import Replace, intercept, intercept_step, steps_from
+from .schedulers import steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch

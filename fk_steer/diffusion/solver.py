@@ -12,17 +12,10 @@ import torch
 from torch import Tensor
 
 from .guiders import Guiders
+from .interception import accepts, plain_step
 from .noise import noise_switched
 from .rows import map_rows
-from .schedulers import (
-    accepts,
-    gather_history,
-    in_first_order_stage,
-    levels,
-    plain_step,
-    predict_x0,
-    start_index,
-)
+from .schedulers import gather_history, in_first_order_stage, levels, predict_x0, start_index
 from .timeline import Cursor, on_timeline
 
 

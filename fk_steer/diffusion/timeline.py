@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schedulers import intercept
+from .interception import intercept
 
 
 class Cursor:

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from ..diffusion.decode import LatentDecoder
-from ..diffusion.schedulers import intercept_step, predict_x0
+from ..diffusion.interception import intercept_step
+from ..diffusion.schedulers import predict_x0
 from ..evaluation.geneval.rules import evaluate
 from ..files import png, write_atomically, write_json
 from . import GUIDANCE_SCALE

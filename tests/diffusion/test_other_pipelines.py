@@ -18,7 +18,7 @@ from diffusers import (
 
 from fk_steer import Execution, FKSteering, Noise, Resampling, Stop, Strategy, steer
 from fk_steer.diffusion import LatentDecoder
-from fk_steer.diffusion.schedulers import intercept
+from fk_steer.diffusion.interception import intercept
 from fk_steer.search import DepthFirst, Plan
 from fk_steer.testing import CALLS, PROMPTS, SIZE, quiet, redness, sd, sd_scheduler, sdxl
 

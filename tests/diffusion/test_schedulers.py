@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fk_steer.diffusion import UnsupportedSchedulerError, intercept_step, predict_x0
+from fk_steer.diffusion.interception import plain_step
 from fk_steer.diffusion.noise import adds_noise, noise_switched, parting_steps
 from fk_steer.diffusion.schedulers import (
     check_scheduler,
@@ -17,7 +18,6 @@ from fk_steer.diffusion.schedulers import (
     in_first_order_stage,
     leads_to_data,
     parametrisation,
-    plain_step,
 )
 from fk_steer.testing import sd_scheduler
 
