@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from ..loading import load_preview
 from ..report.trace import Stopwatch, Trace
 from ..rewards.base import Reward
 from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
-from ..smc import brief, real
+from ..smc import real
 from .arguments import image_size
 from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
@@ -53,6 +51,7 @@ from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
 from .outputs import as_tensor, convert, run_pipeline, tensor_type
 from .particles import Followed, Particles
+from .previews import preview_decoder
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
@@ -505,23 +504,8 @@ class Run:
             decoder = LatentDecoder(pipe, size=size)
         if preview is None:
             return decoder, None, 0.0
-        small = load_preview(preview.decoder, pipe) if isinstance(preview.decoder, str) else preview.decoder
-        whole = isinstance(small, torch.nn.Module) and hasattr(small, "dtype") and hasattr(small, "device")
-        if not hasattr(small, "decode") or not hasattr(small, "config") or not (whole or plain):
-            raise ValueError(
-                "Expected the preview's decoder to be an `AutoencoderTiny`, or the hub id or path of one, but got "
-                f"{brief(small)}."
-            )
         own = None if self.autoencoder is None else self.autoencoder[1]
-        if isinstance(small, AutoencoderTiny) and self.call.videos and not isinstance(own, AutoencoderKL):
-            raise ValueError(
-                f"{type(pipe).__name__} decodes videos whole, with its {type(own).__name__}, and an `AutoencoderTiny` "
-                "decodes images. Diffusers has no small decoder of such latents: leave `preview` out, or give it one "
-                "of your own, a module which is put in the place of the pipeline's and needs what that is asked for: "
-                "`decode`, `config`, `dtype` and `device`."
-            )
-        if hasattr(small, "to"):
-            small.to(pipe._execution_device, own.dtype if own is not None else pipe.dtype)
+        small = preview_decoder(preview.decoder, pipe, own, plain, self.call.videos)
         early: Decoder = functools.partial(self.replay.images, vae=small)
         if plain:
             early = LatentDecoder(pipe, small, size)
