@@ -312,7 +312,8 @@ def _check_watched(report: Report, watched: Any, alone: Tensor) -> None:
     else:
         # Particles share the draws of what they are conditioned on, which are those of the first.
         conditioned = any(name in case.arguments for name in (*IMAGES, "controls"))
-        shares = conditioned and not begins_with_image(case.pipe, case.arguments)
+        noises_conditions = len(case.schedulers) > 1
+        shares = conditioned and (noises_conditions or not begins_with_image(case.pipe, case.arguments))
         last = images[-1:] if shares else case.stock(generators(0)[-1])
         difference = max(_difference(images[:1], alone), _difference(images[-1:], last))
         detail = "not the stock images"

@@ -150,7 +150,8 @@ class Engine:
             self.last_x0 = None if self.last_x0 is None else self.last_x0[late]
         elif self.parting[index]:
             rows.part(quiet)
-        self.last_sample = _sample_of(output) if last else None
+        # Of tokens that have timesteps of their own the pipeline keeps some as they were.
+        self.last_sample = _sample_of(output) if last and tokens is None else None
         return self.to_all_rows(output, len(rows.live))
 
     def size_of_row(self, sample: Any) -> int:

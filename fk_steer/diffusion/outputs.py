@@ -79,7 +79,8 @@ def as_tensor(images: Any, videos: bool) -> Tensor:
 
 def _tensor(images: Any) -> Tensor:
     if isinstance(images, Tensor):
-        return images
+        channels_last = images.ndim > 3 and images.shape[-1] in (3, 4) and images.shape[-3] not in (1, 3, 4)
+        return images.movedim(-1, -3) if channels_last else images
     if isinstance(images, np.ndarray):
         tensor = torch.from_numpy(images)
         return tensor.movedim(-1, -3) if tensor.shape[-1] in (1, 3, 4) else tensor

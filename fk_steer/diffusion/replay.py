@@ -142,8 +142,12 @@ class Replay:
         for part in parts:
             some = x0[torch.tensor(part, device=x0.device)]
 
+            steps = 0
+
             def step(sample: Tensor, options: Mapping[str, Any], some: Tensor = some) -> Any:
-                for generator, row in zip(self._generators, self._rows) if last else ():
+                nonlocal steps
+                steps += 1
+                for generator, row in zip(self._generators, self._rows) if last and steps == self.num_steps else ():
                     generator.set_state(self.call.generators[row].get_state())
                 return step_output(some.to(sample.device, sample.dtype), options)
 
@@ -253,17 +257,43 @@ class Replay:
 
     # How.
 
+    def check_images(self, name: str, parameter: str, sample: Any) -> None:
+        """Check, at the first call of a denoiser, that a list of images is an image for each row to the pipeline, and
+        not several for every row.
+
+        Args:
+            name: of the denoiser.
+            parameter: of its samples.
+            sample: what it is handed for these.
+
+        Raises:
+            ValueError: if a row is not as large as in a call for one.
+        """
+        self._look(1)
+        calls, self._calls, self._seen = self._calls[name], defaultdict(list), []
+        alone = calls[0].get(parameter) if calls else None
+        if isinstance(alone, Tensor) and isinstance(sample, Tensor) and alone.shape[1:] != sample.shape[1:]:
+            raise ValueError(
+                f"{type(self.call.pipe).__name__} takes a list of images for what every row is conditioned on: a row "
+                f"is {tuple(sample.shape[1:])} in place of {tuple(alone.shape[1:])}."
+            )
+
     def _probe(self) -> None:
-        """See what the call is like for the first row alone."""
-        if self._probed:
-            return
-        self._probed = self._probing = True
+        """See what the call is like for the first row alone, once."""
+        if not self._probed:
+            self._probed = True
+            self._look(self.num_steps)
+            self._encoded_layouts = self._layouts_of_encoded()
+
+    def _look(self, num_steps: int) -> None:
+        """Note the calls of the denoisers, for the first row alone, up to some step."""
+        self._probing = True
         steps = 0
 
         def step(sample: Tensor, options: Mapping[str, Any]) -> Any:
             nonlocal steps
             steps += 1
-            if steps >= self.num_steps:
+            if steps >= num_steps:
                 raise _Enough
             return step_output(sample, options)
 
@@ -273,7 +303,6 @@ class Replay:
             pass
         finally:
             self._probing = False
-        self._encoded_layouts = self._layouts_of_encoded()
 
     def _layouts_of_encoded(self) -> list[Layout] | None:
         if len(self._seen) != len(self._encoded):

@@ -256,6 +256,8 @@ class Run:
         if self.engine.halted is not None and name in self._last:
             return self._last[name]  # what is made of it is not used
         sample = args[0] if args else kwargs[parameters[0]]
+        if self._images_may_be_of_all and not self.trace.denoiser_calls:
+            self.replay.check_images(name, parameters[0], sample)
         if control and "controlnet_cond" in kwargs:
             conditions = conditions_of_all(kwargs["controlnet_cond"], self.particles.rows.total, len(sample))
             kwargs = {**kwargs, "controlnet_cond": conditions}
@@ -348,6 +350,12 @@ class Run:
         return bool(
             whole and many and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe)
         )
+
+    @property
+    def _images_may_be_of_all(self) -> bool:
+        """Whether the pipeline was given an image for each row, and may take them for images of every row."""
+        plain = isinstance(self.judge.decoder, LatentDecoder)
+        return self.replay.way.repeats == "everything" and self.call.num_rows > 1 and not plain
 
     # What the engine asks and says.
 
