@@ -172,7 +172,7 @@ class Replay:
 
         images, tensors = (as_tensor(self._again([0], step, kind)[0], self.call.videos) for kind in ("np", "pt"))
         for of in _FORMS:
-            if torch.allclose(of(tensors).clamp(0.0, 1.0), images, atol=1e-4):
+            if torch.allclose(of(tensors).clamp(0.0, 1.0), images.clamp(0.0, 1.0), atol=1e-4):
                 return of
         raise ValueError(
             f"It cannot be told how images are made of the tensors that {type(self.call.pipe).__name__} returns, so "
