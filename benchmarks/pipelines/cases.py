@@ -203,7 +203,12 @@ def _set_steps(case: Case) -> None:
 
 
 def _make_small(case: Case) -> None:
-    """Ask for small images in place of large ones, where the pipeline lets one."""
+    """Ask for small images in place of large ones, where the pipeline lets one, and let what enlarges images that are
+    to be edited to a megapixel enlarge them less."""
+    module = sys.modules[type(case.pipe).__module__]
+    if hasattr(module, "calculate_dimensions"):
+        enlarge = module.calculate_dimensions
+        module.calculate_dimensions = lambda area, ratio: enlarge(min(area, SMALL**2), ratio)  # type: ignore[attr-defined]
     asked = {name: case.arguments[name] for name in ("height", "width") if isinstance(case.arguments.get(name), int)}
     if math.prod(asked.values()) <= LARGE**2:
         return
