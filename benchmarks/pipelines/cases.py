@@ -11,7 +11,7 @@ import time
 import types
 import unittest
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from _pytest.outcomes import Skipped
 from diffusers import modular_pipelines
 from torch import Tensor
 
@@ -129,7 +130,8 @@ def case_of(test: Test, checkout: Path) -> Case:
     with offline():
         instance = getattr(importlib.import_module(test.module), test.name)()
         if isinstance(instance, unittest.TestCase):
-            instance.setUp()
+            with suppress(Skipped):  # that of a pipeline that Diffusers no longer develops
+                instance.setUp()
         torch.manual_seed(0)
         components = instance.get_dummy_components()
         pipe = quiet(instance.pipeline_class(**components))

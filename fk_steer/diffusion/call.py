@@ -131,14 +131,14 @@ class Call:
             for name, value in asked.items()
             if name.endswith("latents") and isinstance(value, Tensor)
         }
-        return {**asked, **own, "generator": list(self.generators)}
+        return {**asked, **own, "generator": way.generators(self.generators)}
 
     def subset(self, populations: Sequence[int], strategy: Strategy) -> Call:
         """The same call for some of its populations, with other noise drawn from their generators."""
         arguments = {name: value for name, value in self.arguments.items() if name != "latents"}
         chosen = [p // self.per_prompt for p in populations]
         asked: dict[str, Any] = {
-            **entries_of(arguments, self.num_prompts, chosen),
+            **entries_of(self.pipe, arguments, self.num_prompts, chosen),
             "generator": fresh_generators([self.search_generators[p] for p in populations]),
             "output_type": self.output_type,
         }

@@ -130,10 +130,10 @@ def _with_noise(
     inner: Callable[..., Any], change: Callable[[Tensor], Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """Call a method with a changed argument `noise`."""
-    given = {**dict(zip(inspect.signature(inner).parameters, args)), **kwargs}
-    if isinstance(given.get("noise"), Tensor):
-        given["noise"] = change(given["noise"])
-    return inner(**given)
+    names = list(inspect.signature(inner).parameters)
+    changed = [change(value) if name == "noise" else value for name, value in zip(names, args)]
+    others = {name: change(value) if name == "noise" else value for name, value in kwargs.items()}
+    return inner(*changed, *args[len(changed) :], **others)
 
 
 class _Shared:

@@ -59,7 +59,7 @@ class Way:
             number = number_name(pipe)
             assert number is not None
             return {**arguments, number: len(prompts) // num_prompts}
-        one_image_per_net = hasattr(getattr(pipe, "controlnet", None), "nets")
+        one_image_per_net = _takes_one_image_per_net(pipe)
 
         def of(name: str, value: Any) -> Any:
             if _TEXT.fullmatch(name):
@@ -73,6 +73,10 @@ class Way:
             return value
 
         return {name: of(name, value) for name, value in arguments.items()}
+
+    def generators(self, generators: Sequence[torch.Generator]) -> torch.Generator | list[torch.Generator]:
+        """What a pipeline is given of the generators of its rows."""
+        return generators[0] if self.repeats == "as given" and len(generators) == 1 else list(generators)
 
 
 def encoded_once(
@@ -143,25 +147,36 @@ def number_name(pipe: Any) -> str | None:
     return next((name for name in NUMBERS if name in names), None)
 
 
-def entries_of(arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence[int]) -> dict[str, Any]:
-    """The arguments with the entries of some prompts, where they hold one for each of `num_prompts`.
+def entries_of(pipe: Any, arguments: Mapping[str, Any], num_prompts: int, prompts: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a pipeline with the entries of some prompts, where they hold one for each of `num_prompts`.
 
     Args:
         prompts: numbers from 0 to `num_prompts` - 1, any of them any number of times.
     """
 
+    one_image_per_net = _takes_one_image_per_net(pipe)
+
     def of(name: str, value: Any) -> Any:
         if isinstance(value, str) and _TEXT.fullmatch(name):
             return value if len(prompts) == 1 else [value] * len(prompts)
-        if not (_TEXT.fullmatch(name) or _ENCODED.fullmatch(name) or _IMAGE.fullmatch(name)):
+        images = _IMAGE.fullmatch(name) and not one_image_per_net
+        if not (_TEXT.fullmatch(name) or _ENCODED.fullmatch(name) or images):
             return value
         return _indexed(value, num_prompts, prompts) if _has_one_per_prompt(name, value, num_prompts) else value
 
     return {name: of(name, value) for name, value in arguments.items()}
 
 
+def _takes_one_image_per_net(pipe: Any) -> bool:
+    """Whether a list of images holds one for each of several control networks or adapters."""
+    nets = getattr(pipe, "controlnet", None), getattr(pipe, "adapter", None)
+    return any(hasattr(net, "nets") or hasattr(net, "adapters") for net in nets)
+
+
 def _texts(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:
-    return [value] * len(prompts) if isinstance(value, str) else _indexed(value, num_prompts, prompts)
+    if isinstance(value, str):  # which for one row is left a string: some pipelines take no lists
+        return value if len(prompts) == 1 else [value] * len(prompts)
+    return _indexed(value, num_prompts, prompts)
 
 
 def _indexed(value: Any, num_prompts: int, prompts: Sequence[int]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .interception import UnsupportedSchedulerError, accepts, intercept, plain_step
 from .rows import map_rows
-from .schedulers import gather_history, inverted, unbounded
+from .schedulers import gather_history, inverted, start_index, unbounded
 
 
 @contextmanager
@@ -41,7 +41,12 @@ def noise_switched(scheduler: Any, step: Callable[..., Any], eta: float) -> Iter
     if isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
         # The two differ in nothing but `step`, which needs the same state.
         wanted = EulerAncestralDiscreteScheduler if eta > 0 else EulerDiscreteScheduler
-        yield step if isinstance(scheduler, wanted) else functools.partial(wanted.step, scheduler)
+        take_step = step if isinstance(scheduler, wanted) else functools.partial(wanted.step, scheduler)
+        if wanted is EulerAncestralDiscreteScheduler and scheduler.config.prediction_type == "sample":
+            with _given_epsilon(scheduler, take_step) as of_epsilon:
+                yield of_epsilon
+            return
+        yield take_step
         return
     if inverted(scheduler) and eta > 0:
         with _noisy_inverted(scheduler, step) as take_step:
@@ -101,6 +106,22 @@ def _noisy_unbounded(scheduler: Any, step: Callable[..., Any]) -> Iterator[Calla
         yield functools.wraps(step)(take_step)
     finally:
         scheduler.register_to_config(stochastic_sampling=stochastic)
+
+
+@contextmanager
+def _given_epsilon(scheduler: Any, step: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The ancestral step for a model that predicts x0, which it takes for epsilon alone."""
+
+    def take_step(model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, **kwargs: Any) -> Any:
+        sigma = scheduler.sigmas[start_index(scheduler, timestep)].to(sample.device, torch.float32)
+        epsilon = (sample.float() - model_output.float()) / sigma
+        return step(epsilon.to(model_output.dtype), timestep, sample, generator=generator, **kwargs)
+
+    scheduler.register_to_config(prediction_type="epsilon")
+    try:
+        yield take_step
+    finally:
+        scheduler.register_to_config(prediction_type="sample")
 
 
 @contextmanager

@@ -77,9 +77,14 @@ def as_tensor(images: Any, videos: bool) -> Tensor:
     return tensor.float()
 
 
+def within(images: Tensor) -> Tensor:
+    """What rewards get of images or videos: videos may be of linear light, whose values beyond 1 they do not know."""
+    return images.clamp(0.0, 1.0) if images.ndim == 5 else images
+
+
 def _tensor(images: Any) -> Tensor:
     if isinstance(images, Tensor):
-        channels_last = images.ndim > 3 and images.shape[-1] in (3, 4) and images.shape[-3] not in (1, 3, 4)
+        channels_last = images.ndim > 3 and images.shape[-1] == 3 and images.shape[-3] not in (1, 3, 4)
         return images.movedim(-1, -3) if channels_last else images
     if isinstance(images, np.ndarray):
         tensor = torch.from_numpy(images)

@@ -36,7 +36,7 @@ from .layout import (
     rebuilt,
     take_units,
 )
-from .outputs import as_tensor, run_pipeline, tensor_type
+from .outputs import as_tensor, run_pipeline, tensor_type, within
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Replay:
 
     def begin(self, way: Way) -> None:
         """The main run begins, asked for its rows in this way."""
-        self.way, self._encoded = way, []
+        self.way, self._encoded, self._seen = way, [], []
         self._guiders = [
             (part, {name: _copied(part, value) for name, value in vars(part).items()})
             for part in self.call.pipe.components.values()
@@ -153,7 +153,7 @@ class Replay:
 
             with self._component(vae):
                 output = self._again([int(rows[i]) for i in part], step)
-            made = as_tensor(output[0], self.call.videos).clamp(0.0, 1.0)
+            made = within(as_tensor(output[0], self.call.videos))
             if len(made) != len(part):
                 raise ValueError(f"{type(self.call.pipe).__name__} gives {len(made)} results of {len(part)} rows.")
             for position, image in zip(part, made):
@@ -239,11 +239,13 @@ class Replay:
 
     def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the pipeline's own: what it returned in the main run, for these rows."""
-        if self.call.num_rows > 1 and (self._probing or self._encoded_layouts is None):
-            encoded = inner(*args, **kwargs)
-            self._seen.append(encoded)
-            return encoded
         number, self._count = self._count, self._count + 1
+        if self.call.num_rows > 1 and self._probing:
+            if number == len(self._seen):
+                self._seen.append(inner(*args, **kwargs))
+            return self._seen[number]
+        if self.call.num_rows > 1 and self._encoded_layouts is None:
+            return inner(*args, **kwargs)
         if number >= len(self._encoded):
             return inner(*args, **kwargs)
         if self.call.num_rows == 1:
@@ -270,7 +272,7 @@ class Replay:
             ValueError: if a row is not as large as in a call for one.
         """
         self._look(1)
-        calls, self._calls, self._seen = self._calls[name], defaultdict(list), []
+        calls, self._calls = self._calls[name], defaultdict(list)
         alone = calls[0].get(parameter) if calls else None
         if isinstance(alone, Tensor) and isinstance(sample, Tensor) and alone.shape[1:] != sample.shape[1:]:
             raise ValueError(
@@ -329,7 +331,7 @@ class Replay:
         if self.way.repeats == "nothing":
             number = number_name(pipe)
             assert number is not None
-            asked = {**entries_of(arguments, num_prompts, prompts[:1]), number: len(rows)}
+            asked = {**entries_of(pipe, arguments, num_prompts, prompts[:1]), number: len(rows)}
         else:
             asked = self.way.arguments(pipe, arguments, num_prompts, prompts)
         generators = []
@@ -344,7 +346,7 @@ class Replay:
             self.active = True
             try:
                 kind = output_type or tensor_type(pipe, arguments)
-                return run_pipeline(pipe, {**asked, "generator": generators}, kind)
+                return run_pipeline(pipe, {**asked, "generator": self.way.generators(generators)}, kind)
             finally:
                 self.active = False
 

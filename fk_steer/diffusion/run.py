@@ -45,17 +45,17 @@ from .events import Observer, ScoringEvent
 from .execution import Execution
 from .finals import FinalVideos, LeftBeforeDecoding
 from .guiders import Guiders
-from .inputs import encoded_once, ways_of
+from .inputs import Way, encoded_once, ways_of
 from .interception import Replace, intercept, intercept_step
 from .judging import Judge, Judgement
 from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
-from .outputs import as_tensor, convert, run_pipeline, tensor_type
+from .outputs import as_tensor, convert, run_pipeline, tensor_type, within
 from .particles import Followed, Particles
 from .previews import preview_decoder
 from .ranks import Ranks
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
-from .schedulers import steps_from
+from .schedulers import is_known, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
@@ -199,7 +199,8 @@ class Run:
         """The pipeline's own call, asked for its rows in the first way that it understands."""
         states = [generator.get_state() for generator in self.call.generators]
         failure: Exception | None = None
-        for way in ways_of(self.pipe, self.call.arguments, self.call.num_prompts):
+        ways = ways_of(self.pipe, self.call.arguments, self.call.num_prompts)
+        for way in [Way("as given"), *ways] if self.call.num_rows == 1 else ways:
             self.replay.begin(way)
             for generator, state in zip(self.call.generators, states):
                 generator.set_state(state)
@@ -384,6 +385,8 @@ class Run:
         )
         elite = bool(getattr(self.strategy, "elite", False))
         copying = self.strategy.copying(num_steps)
+        if not self.strategy.looks and not is_known(pipe.scheduler):
+            return search, num_steps, [True] * num_steps
         return search, num_steps, check_noise(pipe.scheduler, self.solver.timesteps, copying, elite, self.eta_at)
 
     def report_predictions(
@@ -457,7 +460,7 @@ class Run:
                 judgement = self.judge.of_latents(images if x0 is None else x0)
             else:
                 self.watch.check_images(images)
-                judgement = self.judge.of_images((self.shown(images) if self.shown else images).clamp(0.0, 1.0))
+                judgement = self.judge.of_images(within(self.shown(images) if self.shown else images))
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)

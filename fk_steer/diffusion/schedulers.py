@@ -227,6 +227,14 @@ def _ends_elsewhere(scheduler: Any) -> bool:
     return not torch.allclose(predicted, end, rtol=1e-3, atol=1e-3)
 
 
+def is_known(scheduler: Any) -> bool:
+    """Whether `predict_x0` knows how the samples of a scheduler are related to x0."""
+    try:
+        return bool(parametrisation(scheduler))
+    except UnsupportedSchedulerError:
+        return False
+
+
 def in_first_order_stage(scheduler: Any) -> bool:
     """False in the second half of a two-stage solver's step (Heun, KDPM2), where the sample is an intermediate point
     that must not be scored or resampled."""

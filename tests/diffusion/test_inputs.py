@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ class TestWays:
             "prompt_embeds": torch.tensor([[1.0], [2.0]]),
             "sigmas": [1.0, 0.5],
         }
-        found = entries_of(arguments, 2, [1, 1, 0])
+        found = entries_of(SimpleNamespace(), arguments, 2, [1, 1, 0])
         assert found.pop("prompt_embeds").flatten().tolist() == [2.0, 2.0, 1.0]
         assert found == {
             "prompt": ["b", "b", "a"],
@@ -210,8 +211,8 @@ class TestEncodedOnce:
 
     def test_an_encoding_of_another_form_is_made_again(self):
         calls = []
-        encoded = self.run(self.encoder(calls, lambda rows: {"embeds": rows}), ["aa", "aa"])
-        assert encoded["embeds"].shape == (2, 1)
+        encoded = self.run(self.encoder(calls, lambda rows: SimpleNamespace(embeds=rows)), ["aa", "aa"])
+        assert encoded.embeds.shape == (2, 1)
         assert calls == [(["aa"], None), (["aa", "aa"], None)]
 
 

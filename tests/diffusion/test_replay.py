@@ -423,5 +423,6 @@ def test_videos_have_their_frames_before_their_channels():
     frames = torch.rand(2, 5, 3, 4, 4)
     for given in (frames, frames.transpose(1, 2), frames.movedim(2, -1).numpy(), [list(video) for video in frames]):
         assert torch.equal(as_tensor(given, videos=True), frames)
+    assert torch.equal(as_tensor(frames[0], videos=True), frames[:1])
     with pytest.raises(ValueError, match=r"Expected the pipeline to give videos \(B, F, 3, H, W\)"):
-        as_tensor(frames[0], videos=True)
+        as_tensor(frames[0, 0], videos=True)

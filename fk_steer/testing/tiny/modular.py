@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import FluxPipeline, StableDiffusionXLPipeline, modular_pipelines
 
 from ...diffusion.blocks import loops_of
-from ..pipelines import flux, sd_scheduler, sdxl
+from ..pipelines import flux, quiet, sd_scheduler, sdxl
 
 
 def modular_sdxl() -> Any:
@@ -41,6 +41,6 @@ def modular_of(plain: Any, blocks: Any = None, **options: Any) -> Any:
     settings = {"requires_aesthetics_score", "force_zeros_for_empty_prompt"} & set(plain.config) & set(pipe.config)
     pipe.register_to_config(**{name: plain.config[name] for name in settings})
     for name, part in pipe.components.items():
-        if name.endswith("_processor") and "vae_scale_factor" in part.config:  # that of the tiny autoencoder
+        if name.endswith("_processor") and hasattr(pipe, "vae_scale_factor"):  # that of the tiny autoencoder
             setattr(pipe, name, type(part).from_config(part.config, vae_scale_factor=pipe.vae_scale_factor))
-    return pipe
+    return quiet(pipe)
