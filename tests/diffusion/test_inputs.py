@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, WanTra
 from PIL import Image
 
 from benchmarks.pipelines.checks import Watching, generators, reward
-from fk_steer import Noise, steer
+from fk_steer import Noise, preset, steer
 from fk_steer.diffusion.components import (
     autoencoder_of,
     call_names,
@@ -23,8 +23,8 @@ from fk_steer.diffusion.components import (
 )
 from fk_steer.diffusion.conditions import begins_with_image
 from fk_steer.diffusion.inputs import Way, encoded_once, entries_of, number_name, ways_of
-from fk_steer.testing import PROMPTS, quiet, sd
-from fk_steer.testing.tiny import FAMILIES, wan
+from fk_steer.testing import PROMPTS, quiet, redness, row_generators, sd
+from fk_steer.testing.tiny import FAMILIES, photograph, wan
 
 
 class Images:
@@ -296,3 +296,29 @@ class TestComponents:
         assert begins_with_image(Images(), {"image": RED})
         assert not begins_with_image(Images(), {"image": RED, "mask_image": RED})
         assert not begins_with_image(Videos(), {"image": RED})
+
+
+def test_an_image_that_a_list_would_make_several_references_of():
+    """Flux 2 takes a list of images for what every row is conditioned on, so one image is given as it is."""
+    make, call = FAMILIES["flux2"]
+    pipe, image = make(), photograph(64)
+    call = {**call, "prompt": "a cat", "image": image, "num_inference_steps": 2, "output_type": "pt"}
+    alone = pipe(**call, generator=row_generators(0)[0]).images
+    steered = steer(pipe, redness, preset("best-of-n", num_particles=3))(**call, generator=row_generators(0, 1, 2))
+    distances = [(image - alone[0]).abs().max().item() for image in steered.particles[0]]
+    assert min(distances) < 1e-5 and sorted(distances)[1] > 1e-3
+
+
+def test_one_row_is_asked_for_as_the_stock_call_is():
+    way, generators = Way("as given"), row_generators(0)
+    assert way.arguments(SimpleNamespace(), {"prompt": "a cat"}, 1, [0]) == {"prompt": "a cat"}
+    assert way.generators(generators) is generators[0]
+    assert Way("texts").generators(generators) == generators
+    assert Way("texts").arguments(SimpleNamespace(), {"prompt": "a cat"}, 1, [0]) == {"prompt": "a cat"}
+
+
+def test_a_list_with_an_image_per_adapter_is_left_alone():
+    pipe = SimpleNamespace(adapter=SimpleNamespace(adapters=[1, 2]))
+    call = {"prompt": ["a", "b"], "image": ["first", "second"]}
+    assert entries_of(pipe, call, 2, [1]) == {"prompt": ["b"], "image": ["first", "second"]}
+    assert entries_of(SimpleNamespace(), call, 2, [1]) == {"prompt": ["b"], "image": ["second"]}
