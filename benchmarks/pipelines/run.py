@@ -233,6 +233,8 @@ def _cell(row: dict[str, Any]) -> str:
     """What the table says of a test: each message once, without the kind of error."""
     if row["outcome"] == "unbuilt":
         return f"not tried: {row['error']}".replace("|", "\\|")
+    if row["outcome"] in ("crash", "wrong"):
+        return f"no: {_why(row)}".replace("|", "\\|")[:300]
     told = {
         name: re.sub(r"^\w+Error: | after the first resampling.*", "", finding["detail"])
         for name, finding in row["findings"].items()

@@ -82,11 +82,8 @@ class TestRequests:
 
     def test_concurrency_is_used_and_limited(self):
         with ChatServer(delay=0.1) as server:
-            started = time.perf_counter()
             ask(server, count=12, concurrency=4)
-            seconds = time.perf_counter() - started
-        assert server.most == 4
-        assert 0.3 <= seconds < 1.1
+        assert server.most == 4  # at a time, of twelve
 
     def test_answers_keep_the_order(self):
         with ChatServer(lambda text, images: (time.sleep(0.02 * (int(text) % 3)), text)[1]) as server:
