@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from diffusers import (
-    AutoencoderKLWan,
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
@@ -21,8 +20,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
-    WanPipeline,
-    WanTransformer3DModel,
 )
 from diffusers.pipelines import pipeline_utils
 from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
@@ -45,42 +42,11 @@ from fk_steer.testing import (
     t5_tokenizer,
     vae,
 )
+from fk_steer.testing.tiny import wan
 
 
 def t5_config(width: int) -> T5Config:
     return T5Config(vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
-
-
-def wan() -> WanPipeline:
-    torch.manual_seed(0)
-    return quiet(
-        WanPipeline(
-            tokenizer=t5_tokenizer(),
-            text_encoder=T5EncoderModel(t5_config(DIM)),
-            transformer=WanTransformer3DModel(
-                patch_size=(1, 2, 2),
-                num_attention_heads=2,
-                attention_head_dim=12,
-                in_channels=4,
-                out_channels=4,
-                text_dim=DIM,
-                freq_dim=32,
-                ffn_dim=32,
-                num_layers=1,
-                rope_max_seq_len=32,
-            ),
-            vae=AutoencoderKLWan(
-                base_dim=4,
-                z_dim=4,
-                dim_mult=[1, 1, 1, 1],
-                num_res_blocks=1,
-                temperal_downsample=[False, True, True],
-                latents_mean=[0.0] * 4,
-                latents_std=[1.0] * 4,
-            ),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        )
-    )
 
 
 def sd3() -> StableDiffusion3Pipeline:
