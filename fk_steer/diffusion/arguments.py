@@ -56,7 +56,13 @@ def reward_prompts(
         raise ValueError("Without a `prompt` the reward has no text to score against: pass `reward_prompt`.")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if len(texts) != num_prompts:
-        raise ValueError(f"Expected one `reward_prompt` for each of {num_prompts} prompts, but got {len(texts)}.")
+        counted = next((name for name in _IN_PLACE_OF_PROMPTS if arguments.get(name) is not None), "")
+        why = (
+            f" Without a `prompt` there is one for each entry of `{counted}`."
+            if arguments.get("prompt") is None
+            else ""
+        )
+        raise ValueError(f"Expected one `reward_prompt` for each of {num_prompts} prompts, but got {len(texts)}.{why}")
     return texts
 
 
