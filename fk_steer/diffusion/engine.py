@@ -112,10 +112,11 @@ class Engine:
         tokens = kwargs.pop("per_token_timesteps", None)
         self.watch.step(index, sample, model_output)
 
-        stepped, late = rows.live, None
+        stepped, late, directions = rows.live, None, None
         self.taken = Taken(index, rows.live, None, False)
         if self.due(index):
             plan, followed = self.act(index, model_output, sample, self._of_live(tokens), known is not None)
+            directions = followed.directions
             self.taken = Taken(index, stepped, followed.moved, plan.after_noise)
             if tokens is not None and followed.moved is not None:
                 # Tokens that are not denoised in this step the pipeline takes from the samples as they were before.
@@ -142,7 +143,9 @@ class Engine:
             kwargs["per_token_timesteps"] = tokens[stepped.to(tokens.device)]
         quiet = self.particles.quiet(stepped)
         generators = self.generators_of(stepped)
-        output = self.solver.step(inner, index, quiet, generators, model_output, timestep, sample, *args, **kwargs)
+        output = self.solver.step(
+            inner, index, quiet, generators, model_output, timestep, sample, *args, directions=directions, **kwargs
+        )
         if late is not None:
             late = late.to(sample.device)
             self.solver.gather(sample.shape, late)

@@ -32,12 +32,14 @@ class Followed(NamedTuple):
         moved: (L,) which of the rows alive before each continues; None if all go on as they are.
         ancestors: (P, M) those of the plan, in the order of the slots.
         lineage: (P, M, 3) root, slot and event of each particle's ancestor.
+        directions: (L, ...) of the noise of the rows alive now; None for none.
     """
 
     states: States
     moved: Tensor | None
     ancestors: Tensor
     lineage: Tensor
+    directions: Tensor | None = None
 
 
 class Particles:
@@ -104,7 +106,8 @@ class Particles:
             raise ValueError("The search continues remembered particles, but none are remembered at this step.")
         if elsewhere and (plan.ancestors < K).any():
             raise ValueError("The search goes back by memory, but continues particles of the present step.")
-        where, lineage, known = self.rows.particles, self.lineage(event), states
+        seen = self.rows.particles
+        where, lineage, known = seen, self.lineage(event), states
         if memory is not None:
             R = memory.lineage.shape[1]
             numbers = len(states.sample) + torch.arange(len(memory.states.sample)).view(-1, R)
@@ -115,22 +118,30 @@ class Particles:
             kept = where.gather(1, plan.remember).flatten()
             self._memory[index] = Memory(known.take(kept), _pick(lineage, plan.remember))
 
+        ways = None if plan.directions is None else _mixed(_pick(plan.directions, order), states.sample, seen)
         renoised = plan.resume is not None and plan.by == "renoise"
         moved = self.rows.move(slots, where.gather(1, ancestors), plan.asleep, renoised)
         lineage = _pick(lineage, ancestors)
         self._roots = lineage[:, :, 0]
         self.stopped = self.stopped if plan.stopped is None else plan.stopped
         self._quiet = None if plan.quiet is None else plan.quiet.gather(1, order)
+        directions = None if ways is None else self._of_live(ways)
         if moved is None or late:
-            return Followed(states, moved, ancestors, lineage)
+            return Followed(states, moved, ancestors, lineage, directions)
         if known is states:
             moved = moved.to(states.sample.device)
             solver.gather(states.sample.shape, moved)
-            return Followed(states.take(moved), moved, ancestors, lineage)
+            return Followed(states.take(moved), moved, ancestors, lineage, directions)
         states = known.take(moved)
         solver.restore(states.history)
         solver.guiders.restore(states.guidance)
-        return Followed(states, moved, ancestors, lineage)
+        return Followed(states, moved, ancestors, lineage, directions)
+
+    def _of_live(self, values: Tensor) -> Tensor:
+        """(L, ...) of the rows alive, from those of the particles (P, M, ...) in the order of their slots."""
+        rows = values.new_zeros(self.rows.total, *values.shape[2:])
+        rows[self.rows.of(self.rows.slots).to(values.device)] = values
+        return rows[self.rows.live_on(values.device)]
 
     def quiet(self, rows: Tensor) -> Tensor | None:
         """(L,) which of some rows get no noise; None if all get theirs."""
@@ -144,3 +155,10 @@ class Particles:
 
 def _pick(lineage: Tensor, index: Tensor) -> Tensor:
     return lineage.gather(1, index[:, :, None].expand(-1, -1, lineage.shape[2]))
+
+
+def _mixed(coefficients: Tensor, samples: Tensor, positions: Tensor) -> Tensor:
+    """(P, M, ...) sums of samples (L, ...): those at positions (P, K), by coefficients (P, M, K)."""
+    of_each = samples.float()[positions.to(samples.device)]
+    mixed = torch.bmm(coefficients.to(of_each), of_each.flatten(2))
+    return mixed.unflatten(2, samples.shape[1:])

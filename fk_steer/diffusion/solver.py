@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .guiders import Guiders
 from .interception import accepts, plain_step
@@ -184,6 +185,7 @@ class Solver:
         timestep: Any,
         sample: Tensor,
         *args: Any,
+        directions: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The scheduler's step, with this step's noise, but none for some rows.
@@ -192,6 +194,7 @@ class Solver:
             inner: the scheduler's own `step`.
             quiet: (L,) the rows without noise; None for none.
             generators: L, one per row.
+            directions: (L, ...) of the noise, in place of what is drawn; zeros where that is kept. None for none.
         """
         eta = self.eta_at(index)
         if kwargs.get("per_token_timesteps") is not None and eta > 0:
@@ -203,17 +206,29 @@ class Solver:
                     kwargs["generator"] = list(generators)
                 return take_step(model_output, timestep, sample, *args, **kwargs)
 
-        if quiet is None or not eta > 0:
+        if not eta > 0 or (quiet is None and directions is None):
             return take(self.scheduler, inner, eta, generators)
-        # The same step without noise, by a copy with the same history, which the noise does not enter. A sampler that
-        # draws all the same must not use up what the other rows' noise comes from.
-        twin = _twin(self.scheduler)
-        still = take(twin, plain_step(twin), 0.0, [generator.clone_state() for generator in generators])
+
+        def aside(eta: float) -> list[Tensor]:
+            # By a copy with the same history, which the noise does not enter. A sampler that draws all the same must
+            # not use up what the rows' own noise comes from.
+            twin = _twin(self.scheduler)
+            output = take(twin, plain_step(twin), eta, [generator.clone_state() for generator in generators])
+            return _rows_of(output, len(sample))
+
+        stills = iter(() if quiet is None else aside(0.0))
+        means: Iterator[Tensor] = iter(())
+        if directions is not None:
+            with _NoiseOfZeros():
+                means = iter(aside(eta))
         noisy = take(self.scheduler, inner, eta, generators)
-        stills, mask = iter(_rows_of(still, len(sample))), quiet.to(sample.device)
 
         def merge(tensor: Tensor) -> Tensor:
-            return torch.where(mask.view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
+            if directions is not None:
+                tensor = _turned(tensor, next(means), directions)
+            if quiet is None:
+                return tensor
+            return torch.where(quiet.to(tensor.device).view(-1, *([1] * (tensor.ndim - 1))), next(stills), tensor)
 
         return map_rows(merge, noisy, len(sample))
 
@@ -288,3 +303,19 @@ def _rows_of(output: Any, num_rows: int) -> list[Tensor]:
     found: list[Tensor] = []
     map_rows(lambda tensor: found.append(tensor) or tensor, output, num_rows)  # type: ignore[func-returns-value]
     return found
+
+
+class _NoiseOfZeros(TorchFunctionMode):
+    """While the context lasts, standard normal draws are zero: a step with noise gives its mean."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = func(*args, **(kwargs or {}))
+        return torch.zeros_like(drawn) if func in (torch.randn, torch.randn_like) else drawn
+
+
+def _turned(noisy: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
+    """Samples (L, ...) whose noise has its own length and the direction of `directions`, where that is not zero."""
+    noise, wanted = (noisy - mean).float().flatten(1), directions.to(noisy.device, torch.float32).flatten(1)
+    length = wanted.norm(dim=1, keepdim=True)
+    turned = mean + (wanted * (noise.norm(dim=1, keepdim=True) / length)).view_as(mean).to(mean.dtype)
+    return torch.where((length > 0).view(-1, *([1] * (noisy.ndim - 1))), turned, noisy)

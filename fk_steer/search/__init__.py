@@ -4,9 +4,11 @@ from .base import Look, Outcome, Plan, RewardFacts, Search, Start, Wrapper, plac
 from .depth_first import DepthFirst
 from .evolution import Evolution
 from .feynman_kac import SMC, FKSteering, Stop
+from .finish import Finish
 from .lookahead import Lookahead
 from .metropolis import Metropolis
 from .presets import DEFAULT_PRESET, PRESETS, Preset, preset
+from .refine import Refine
 from .registry import STRATEGIES
 from .strategy import Noise, Preview, Strategy
 from .wrappers import EarlyStop, Elite, Standardized
@@ -22,6 +24,7 @@ __all__ = [
     "Elite",
     "Evolution",
     "FKSteering",
+    "Finish",
     "Look",
     "Lookahead",
     "Metropolis",
@@ -30,6 +33,7 @@ __all__ = [
     "Plan",
     "Preset",
     "Preview",
+    "Refine",
     "RewardFacts",
     "Search",
     "Standardized",

@@ -109,6 +109,9 @@ class Plan:
         by: 'renoise' brings the x0 predictions to the noise level of step `resume` by the forward process, 'memory'
             takes the states remembered there, 'leap' takes one large deterministic step to it, which has to lie ahead.
         after_noise: continue the ancestors after this step's noise, which copies then share.
+        directions: (P, M, K) in place of a particle's own noise in this step: sum_k directions[p, m, k] x_k of the
+            samples of the K particles seen, brought to the length of its own noise. Coefficients that are all zero
+            leave it its own; None for none.
         weights: of the K particles seen, for the record; None for none.
         lmbda: (P,) the lambda in force, for the record.
         resampled: (P,) for the record; None for populations in which not everyone goes on as they are.
@@ -122,6 +125,7 @@ class Plan:
     resume: int | None = None
     by: str = "renoise"
     after_noise: bool = False
+    directions: Tensor | None = None
     weights: Weights | None = None
     lmbda: Tensor | None = None
     resampled: Tensor | None = None

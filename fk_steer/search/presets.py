@@ -9,8 +9,10 @@ from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedul
 from .depth_first import DepthFirst
 from .evolution import Evolution
 from .feynman_kac import FKSteering
+from .finish import Finish
 from .lookahead import Lookahead
 from .metropolis import Metropolis
+from .refine import Refine
 from .strategy import Noise, Strategy
 
 
@@ -103,6 +105,16 @@ PRESETS: dict[str, Preset] = {
         "At 20, 40 and 60% of the loop particles are judged by where two large deterministic steps lead them, and "
         "resampled as in 'adaptive'.",
         Lookahead(),
+    ),
+    "finish": Preset(
+        "As 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every step, one of them "
+        "with noise recombined from the others' by their rewards.",
+        Finish(),
+    ),
+    "refine": Preset(
+        "As 'finish'; then the best image is noised half-way by all particles and denoised again, and replaced where "
+        "that makes it better.",
+        Refine(),
     ),
     "metropolis": Preset(
         "Chains of finished images: each is noised half-way and denoised again four times, accepted by Metropolis' "

@@ -19,6 +19,7 @@ from fk_steer.search import (
     STRATEGIES,
     DepthFirst,
     Evolution,
+    Finish,
     FKSteering,
     Look,
     Lookahead,
@@ -26,6 +27,7 @@ from fk_steer.search import (
     Noise,
     Plan,
     Preview,
+    Refine,
     RewardFacts,
     Stop,
     Strategy,
@@ -46,7 +48,14 @@ from fk_steer.smc import (
 
 
 STEERING = [name for name, entry in PRESETS.items() if isinstance(entry.settings, FKSteering)]
-OTHERS = {"depth-first": DepthFirst, "evolution": Evolution, "lookahead": Lookahead, "metropolis": Metropolis}
+OTHERS = {
+    "depth-first": DepthFirst,
+    "evolution": Evolution,
+    "finish": Finish,
+    "lookahead": Lookahead,
+    "metropolis": Metropolis,
+    "refine": Refine,
+}
 
 
 def through_json(settings: Strategy) -> Strategy:
