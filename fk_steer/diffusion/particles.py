@@ -160,5 +160,5 @@ def _pick(lineage: Tensor, index: Tensor) -> Tensor:
 def _mixed(coefficients: Tensor, samples: Tensor, positions: Tensor) -> Tensor:
     """(P, M, ...) sums of samples (L, ...): those at positions (P, K), by coefficients (P, M, K)."""
     of_each = samples.float()[positions.to(samples.device)]
-    mixed = torch.bmm(coefficients.to(of_each), of_each.flatten(2))
-    return mixed.unflatten(2, samples.shape[1:])
+    mixed: Tensor = torch.bmm(coefficients.to(of_each), of_each.flatten(2))
+    return mixed.view(*mixed.shape[:2], *samples.shape[1:])

@@ -42,13 +42,11 @@ class Refine(Finish):
         rounds = tuple(float(share) for share in numbers("rounds", self.rounds))
         if not all(0 < share < 1 for share in rounds):
             raise ValueError(f"Expected `rounds` as shares of the loop between 0 and 1, but got {rounds}.")
-        children = self.children
-        if isinstance(children, float):
-            children = real("children", children, 0.0, 1.0)
-        self._set(
-            rounds=rounds,
-            children=children if isinstance(children, float) else integer("children", children, 1, optional=True),
-        )
+        if isinstance(self.children, float):
+            real("children", self.children, 0.0, 1.0)
+        else:
+            integer("children", self.children, 1, optional=True)
+        self._set(rounds=rounds)
 
     def steps_of(self, num_steps: int) -> list[int]:
         """How many steps each round takes again, at least 1 and fewer than all."""

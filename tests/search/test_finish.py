@@ -24,9 +24,8 @@ def test_until_then_it_is_steering():
         drive(start(settings, MIXTURE, 3), MIXTURE, (3, 5))
         for settings in (FKSteering(5, schedule=Schedule(at=(0.3, 0.5))), Finish(5, schedule=EARLY, greedy_from=0.7))
     ]
-    alone, both = (
-        [seen for seen in run.seen if seen.look.step < Finish(greedy_from=0.7).greedy(STEPS).start] for run in runs
-    )
+    late = Finish(greedy_from=0.7).greedy(STEPS).start
+    alone, both = ([seen for seen in run.seen if seen.look.step < late] for run in runs)
     assert len(alone) == len(both) == 2
     for one, other in zip(alone, both):
         assert torch.equal(one.ancestors, other.ancestors) and torch.equal(one.after, other.after)
