@@ -167,6 +167,6 @@ def _check_latents(arguments: Mapping[str, Any], num_particles: int, budget: int
     if len(latents) != images * num_particles:
         raise ValueError(
             f"A budget of {budget} denoiser calls per image has room for {num_particles} particles over a loop of "
-            f"{num_steps} steps, so `latents` have to be {images * num_particles}, but are {len(latents)}. Give as many, "
-            "another budget, or `num_particles` in its place."
+            f"{num_steps} steps, so `latents` have to be {images * num_particles}, but are {len(latents)}. Give as "
+            "many, another budget, or `num_particles` in its place."
         )

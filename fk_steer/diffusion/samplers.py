@@ -54,6 +54,12 @@ NOISY = {"flow": "flow-euler", "edm": "edm-dpmsolver++", "diffusion": "ddim"}
 """For each kind of model the sampler to take where noise is needed and the pipeline's own has none."""
 
 
+_OF_THE_MODEL = frozenset(
+    {"beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type"}
+)
+"""Settings of schedulers that say how the model was trained."""
+
+
 def sampler(scheduler: Any, name: str) -> Any:
     """A scheduler of that name, for the model of another.
 
@@ -73,6 +79,9 @@ def sampler(scheduler: Any, name: str) -> Any:
             f"DDIMScheduler.{near}"
         )
     config = dict(scheduler.config)
+    # Schedulers differ in their defaults, which Diffusers takes in place of another's.
+    defaults = config.get("_use_default_values", [])
+    config["_use_default_values"] = [key for key in defaults if key not in _OF_THE_MODEL]
     if entry.scheduler == "FlowMatchEulerDiscreteScheduler":
         config["shift"] = config.get("flow_shift", config.get("shift", 1.0))
     made = kind.from_config(config, **entry.settings)
@@ -81,8 +90,8 @@ def sampler(scheduler: Any, name: str) -> Any:
         names = [key for key in SAMPLERS if fitting is not None and _of_kind(key) == fitting]
         others = f" or take one that fits: {', '.join(names)}" if names else ""
         raise ValueError(
-            f"The sampler {name!r} does not fit this pipeline, whose scheduler is {type(scheduler).__name__}: {reason}. "
-            f"Leave `sampler` open{others}."
+            f"The sampler {name!r} does not fit this pipeline, whose scheduler is {type(scheduler).__name__}: {reason}."
+            f" Leave `sampler` open{others}."
         )
     return made
 
@@ -136,8 +145,11 @@ def _interchangeable(scheduler: Any) -> bool:
         return False
     if name == SAMPLERS[OPEN_SAMPLER].scheduler and scheduler.config.algorithm_type.endswith("dpmsolver++"):
         return False
-    made = getattr(diffusers, SAMPLERS[OPEN_SAMPLER].scheduler).from_config(scheduler.config)
-    return not scheduler.config.get("clip_sample") and not _misfit(scheduler, made)
+    try:
+        sampler(scheduler, OPEN_SAMPLER)
+    except ValueError:
+        return False
+    return not scheduler.config.get("clip_sample")
 
 
 def _misfit(scheduler: Any, made: Any) -> str:

@@ -102,8 +102,8 @@ class Trace:
         reward_calls_by_part: the same by name of the reward.
         retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
             is not in the counts above.
-        chosen: where settings or a budget chose them: 'steps', 'sampler', 'num_particles', and of a budget 'calls', which
-            the loop takes per image at most, and 'budget'. Empty where the pipeline and its call did.
+        chosen: where settings or a budget chose them: 'steps', 'sampler', 'num_particles', and with a budget 'calls',
+            which the run takes per image at most, and 'budget' itself. Empty where the pipeline and its call did.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
     """
 
