@@ -146,40 +146,31 @@ def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardF
 
 
 def set_scheduler(pipe: Any, name: str | None, steering: Strategy, num_steps: int | None = None) -> str | None:
-    """Give a pipeline the scheduler of that name, or one that adds noise if the settings need it and its own adds none.
+    """Give a pipeline the scheduler of that name, or, unless the settings name one, one that adds noise if they need it
+    and its own, or the one that a budget would be spent with, adds none.
 
     Args:
+        name: see `fk_steer.diffusion.samplers.sampler`.
         num_steps: of the denoising loop; None for the 50 that most pipelines take by default.
 
     Returns:
         What was done, if the user did not ask for it.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or one that does not fit.
     """
-    import diffusers
-
     from .diffusion.noise import adds_noise
-    from .diffusion.schedulers import parametrisation
+    from .diffusion.samplers import NOISY, model_kind, sampler, sampler_at_call
 
     if name is not None:
-        scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None
-        if scheduler_class is None or not hasattr(scheduler_class, "step"):
-            near = suggestion(name, [known for known in dir(diffusers) if known.endswith("Scheduler")])
-            raise ValueError(f"Unknown scheduler {name!r}. Expected a Diffusers class, such as DDIMScheduler.{near}")
-        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+        pipe.scheduler = sampler(pipe.scheduler, name)
         return None
-    if not steering.copying(num_steps or 50) or adds_noise(pipe.scheduler, steering.noise.eta):
+    if steering.sampler is not None or not steering.copying(num_steps or 50):
         return None
-    before, config = type(pipe.scheduler).__name__, pipe.scheduler.config
-    kind = parametrisation(pipe.scheduler)
-    if kind == "flow":
-        shift = config.get("flow_shift", config.get("shift", 1.0))
-        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift)
-    elif kind == "edm":
-        pipe.scheduler = diffusers.EDMDPMSolverMultistepScheduler.from_config(config)
-    else:
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
+    if adds_noise(sampler_at_call(pipe.scheduler, steering), steering.noise.eta):
+        return None
+    before = type(pipe.scheduler).__name__
+    pipe.scheduler = sampler(pipe.scheduler, NOISY.get(model_kind(pipe.scheduler) or "", "ddim"))
     return (
         f"{before} adds no noise, so copies of a particle would stay identical; sampling with "
         f"{type(pipe.scheduler).__name__} at eta {steering.noise.eta:g}."

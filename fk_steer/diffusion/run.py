@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class Run:
         observers: hear of every scoring event, after the recorder of the trace.
         thumbnail_side: of the pictures of x0 predictions kept in the trace, in pixels; None for none.
         warns: whether to warn where little or nothing is steered.
+        chosen: steps, sampler and particles that settings or a budget have chosen, for the record; see `Choice`.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Run:
         observers: Sequence[Observer] = (),
         thumbnail_side: int | None = None,
         warns: bool = True,
+        chosen: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.warns = warns
         execution = execution.for_videos() if call.videos else execution
@@ -99,7 +102,7 @@ class Run:
         check_callback(call.pipe, call.arguments, strategy.goes_back)
         self.pipe = pipe = call.pipe
         self.eta = strategy.noise.eta if call.eta is None else call.eta
-        self.trace = Trace(list(call.prompts), reward.name, strategy.describe())
+        self.trace = Trace(list(call.prompts), reward.name, strategy.describe(), chosen=dict(chosen))
         self.observers: list[Observer] = [Recorder(self.trace), *observers]
         self.particles = Particles(call.num_populations, call.num_slots)
         guiders = Guiders(pipe, call.num_rows, strategy.looks, strategy.goes_back)
@@ -375,6 +378,13 @@ class Run:
         self.ranks.agree({"initial latents": sample})
         self.trace.num_steps = num_steps = getattr(pipe, "num_timesteps", None) or steps_from(pipe.scheduler, timestep)
         self.replay.num_steps = num_steps
+        budget = self.trace.chosen.get("budget")
+        if budget is not None and self.strategy.cost(num_steps) > budget:
+            raise ValueError(
+                f"{type(pipe).__name__} takes a loop of {num_steps} steps, more than could be known before, so its "
+                f"{self.strategy.num_particles} particles would take more than {budget} denoiser calls per image. Fix "
+                "`num_particles` and `num_inference_steps` in place of the budget."
+            )
         if self.strategy.goes_back:
             check_steps(pipe, self.call.arguments)
         self.solver.begin(num_steps, from_end=not self.call.stops_early)

@@ -21,12 +21,14 @@ from ..report.trace import Trace
 from ..rewards.base import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
 from ..smc import brief, flag
+from .budgets import Choice, choose
 from .call import Call
 from .events import ScoringEvent
 from .execution import Execution
 from .passes import best_of_each, better_of, by_population
 from .ranks import Ranks
-from .run import Run, facts
+from .run import Result, Run, facts
+from .samplers import sampled_by, sampler_at_call
 from .schedulers import check_scheduler
 from .validation import (
     check_form_of_images,
@@ -134,8 +136,9 @@ class SteeredPipeline:
         check_stages(pipe)
         check_form_of_images(pipe, self.reward)
         self.steering.check(facts(self.reward))
+        scheduler = sampler_at_call(pipe.scheduler, self.steering)
         if self.steering.looks:
-            check_scheduler(pipe.scheduler)
+            check_scheduler(scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -169,9 +172,9 @@ class SteeredPipeline:
 
         Raises:
             TypeError: for an argument that the pipeline does not know, or of another kind.
-            ValueError: for arguments that do not fit together, a schedule that does not fit the loop, copies of
-                particles that would never part, a denoiser with a cache, or with `particle_parallel` a missing process
-                group or arguments that differ between ranks.
+            ValueError: for arguments that do not fit together, a schedule that does not fit the loop, a budget that is
+                too small for one particle, copies of particles that would never part, a denoiser with a cache, or with
+                `particle_parallel` a missing process group or arguments that differ between ranks.
             RewardError: if the reward returns NaN or the wrong shape, or from what it raises.
             RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """
@@ -185,33 +188,48 @@ class SteeredPipeline:
         check_modular_arguments(self.pipe, arguments)
         arguments = checked_arguments(self.pipe, arguments)
         return_dict = arguments.pop("return_dict", True)
+        choice = choose(self.pipe, self.steering, arguments)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)
-        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
-        observers = [] if on_event is None else [on_event]
-        side = THUMBNAIL if keep_predictions else None
-
-        def run_of(call: Call, first: bool = False) -> Run:
-            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side, warns=first)
-
-        call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
-        run = run_of(call, first=True)
-        result, trace = run(), run.trace
-
-        def again(populations: list[int]) -> tuple[Tensor, int]:
-            nonlocal result
-            retry = run_of(call.subset(populations, self.steering))
-            result = better_of(result, retry(), populations)
-            trace.retries.append((populations, retry.trace))
-            return result.rewards[:, 0], retry.trace.nfe
-
-        cost = (trace.nfe + trace.nfe_saved) // call.num_populations
-        trace.nfe_saved = self.steering.roll_over(result.rewards[:, 0], cost, trace.nfe_saved, again)
+        with sampled_by(self.pipe, choice.scheduler):
+            self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
+            result, trace = self._run(choice, ranks, reward_prompt, on_event, keep_predictions)
         images, others = best_of_each(result)
         particles = by_population(result)
         if not return_dict:
             return (images, *others, particles, result.rewards, result.log_weights, trace)
         flags = others[0] if others and isinstance(others[0], list) else None
         return SteeredOutput(images, particles, result.rewards, result.log_weights, trace, flags, tuple(others))
+
+    def _run(
+        self,
+        choice: Choice,
+        ranks: Ranks,
+        reward_prompt: str | Sequence[str] | None,
+        on_event: Callable[[ScoringEvent], Any] | None,
+        keep_predictions: bool,
+    ) -> tuple[Result, Trace]:
+        """The first pass, and further ones where a search has rows left for them."""
+        steering = choice.strategy
+        observers = [] if on_event is None else [on_event]
+        side = THUMBNAIL if keep_predictions else None
+
+        def run_of(call: Call, first: bool = False) -> Run:
+            return Run(call, steering, self.reward, self.execution, ranks, observers, side, first, choice.chosen)
+
+        call = Call.of(self.pipe, steering, choice.arguments, reward_prompt, ranks.first)
+        run = run_of(call, first=True)
+        result, trace = run(), run.trace
+
+        def again(populations: list[int]) -> tuple[Tensor, int]:
+            nonlocal result
+            retry = run_of(call.subset(populations, steering))
+            result = better_of(result, retry(), populations)
+            trace.retries.append((populations, retry.trace))
+            return result.rewards[:, 0], retry.trace.nfe
+
+        cost = (trace.nfe + trace.nfe_saved) // call.num_populations
+        trace.nfe_saved = steering.roll_over(result.rewards[:, 0], cost, trace.nfe_saved, again)
+        return result, trace
 
     def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:
         pipe = self.pipe

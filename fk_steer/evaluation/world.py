@@ -344,10 +344,10 @@ def preset_name(name: str) -> str:
 
 
 def sized(name: str, num_steps: int, **overrides: Any) -> FKSteering:
-    """A preset by name, with its particles or its budget: 'fk', 'fk:8', 'psp@4'."""
+    """A preset by name, with its particles or its budget in whole loops: 'fk', 'fk:8', 'psp@4'."""
     count, budget = (re.search(f"{mark}([^:@]+)", name) for mark in ":@")
     if count:
         overrides["num_particles"] = int(count[1])
     overrides = {field: value for field, value in overrides.items() if value is not None}
     steering = FKSteering.preset(preset_name(name), **overrides)
-    return steering.within(float(budget[1]), num_steps) if budget else steering
+    return steering.within(int(float(budget[1]) * num_steps + 1e-9)).resolved(num_steps) if budget else steering

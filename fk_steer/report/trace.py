@@ -90,7 +90,7 @@ class Trace:
     Attributes:
         prompts: P texts the reward saw, one per population.
         reward: its name.
-        steering: the settings, `Strategy.describe()`.
+        steering: the settings, `Strategy.describe()`, with what was left open chosen.
         num_steps: of the denoising loop.
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
@@ -102,6 +102,8 @@ class Trace:
         reward_calls_by_part: the same by name of the reward.
         retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
             is not in the counts above.
+        chosen: where settings or a budget chose them: 'steps', 'sampler', 'num_particles', and with a budget 'calls',
+            which the run takes per image at most, and 'budget' itself. Empty where the pipeline and its call did.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
     """
 
@@ -117,6 +119,7 @@ class Trace:
     reward_calls: int = 0
     reward_calls_by_part: dict[str, int] = field(default_factory=dict)
     retries: list[tuple[list[int], Trace]] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def of(self, population: int) -> Trace:

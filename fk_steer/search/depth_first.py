@@ -20,7 +20,7 @@ class DepthFirst(Renoising):
     An attempt costs the denoiser rows of `back` of the loop, for the prompts that are below the target alone.
 
     Attributes:
-        num_particles, noise, preview, seed, at, back: see `Renoising`.
+        num_particles, noise, preview, seed, steps, sampler, calls, at, back: see `Renoising`.
         target_reward: good enough, on the reward's scale; None makes all attempts.
         attempts: how often at most, at least 1.
     """
@@ -34,6 +34,10 @@ class DepthFirst(Renoising):
             target_reward=real("target_reward", self.target_reward, optional=True),
             attempts=integer("attempts", self.attempts, 1),
         )
+
+    @property
+    def rounds(self) -> int:
+        return self.attempts
 
     def start(self, start: Start) -> Search:
         return _DepthFirst(self, start)

@@ -22,7 +22,7 @@ class Evolution(Renoising):
     A generation costs the denoiser rows of `back` of the loop.
 
     Attributes:
-        num_particles, noise, preview, seed, at, back: see `Renoising`.
+        num_particles, noise, preview, seed, steps, sampler, calls, at, back: see `Renoising`.
         generations: at least 1.
     """
 
@@ -33,6 +33,10 @@ class Evolution(Renoising):
         self._set(
             generations=integer("generations", self.generations, 1),
         )
+
+    @property
+    def rounds(self) -> int:
+        return self.generations
 
     def start(self, start: Start) -> Search:
         return _Evolution(self, start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +68,7 @@ class FKSteering(Strategy):
         schedule: when x0 predictions are scored and how many particles live on. A plain sequence stands for
             `Schedule(at=...)`.
         resampling: 'ssp', 'systematic', 'stratified', 'residual', 'multinomial', 'top-k', 'argmax', or a `Resampling`.
-        noise, preview, seed: see `Strategy`.
+        noise, preview, seed, steps, sampler, calls: see `Strategy`.
         elite: from the first event in the noise window or the step before it on, the particle with the highest reward
             at that event goes on without noise and survives every resampling, so that the result is never worse than
             what the best seed gives. For samplers whose noise can be switched; others are refused.
@@ -162,28 +161,17 @@ class FKSteering(Strategy):
         few = self.schedule.shortfall(num_steps, self.num_particles)
         return [ONE_PARTICLE] if self.num_particles == 1 else [few] if few else []
 
-    def trajectories(self, num_steps: int) -> float:
-        """Cost of the denoiser in full trajectories per image, copies that no noise has parted yet counted too."""
-        alive, rows = self.num_particles, 0
+    @property
+    def least_particles(self) -> int:
+        return max((entry for entry in self.schedule.alive or () if isinstance(entry, int)), default=1)
+
+    def cost(self, num_steps: int) -> int:
+        alive, calls = self.num_particles, 0
         events = self.schedule.events(num_steps, self.num_particles)
         for step in range(num_steps):
-            rows += alive
+            calls += alive
             alive = events.get(step, alive)
-        return rows / num_steps
-
-    def within(self, budget: float, num_steps: int) -> FKSteering:
-        """These settings with as many particles as cost no more than `budget` trajectories per image.
-
-        Raises:
-            ValueError: if the fewest that the schedule allows cost more already.
-        """
-        fewest = max((entry for entry in self.schedule.alive or () if isinstance(entry, int)), default=1)
-        # A particle costs at least one step.
-        for num_particles in range(int(budget * num_steps), fewest - 1, -1):
-            settings = dataclasses.replace(self, num_particles=num_particles)
-            if settings.trajectories(num_steps) <= budget + 1e-9:
-                return settings
-        raise ValueError(f"No number of particles fits a budget of {budget:g} trajectories with this schedule.")
+        return calls
 
 
 class SMC(Search):

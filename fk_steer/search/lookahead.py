@@ -19,7 +19,7 @@ class Lookahead(Strategy):
     the promising ones: an x0 prediction from further down the loop says more about the final image.
 
     Attributes:
-        num_particles, noise, preview, seed: see `Strategy`.
+        num_particles, noise, preview, seed, steps, sampler, calls: see `Strategy`.
         schedule: the events; a plain sequence stands for `Schedule(at=...)`. `alive` has no use here.
         ahead: steps to run ahead, the loop's own; or with `leaps` None.
         leaps: large deterministic steps over the rest of the loop, in place of `ahead` small ones. Either costs as many
@@ -50,6 +50,24 @@ class Lookahead(Strategy):
         )
         if (self.ahead is None) == (self.leaps is None):
             raise ValueError(f"Expected `ahead` or `leaps`, one of the two, but got {self.ahead} and {self.leaps}.")
+
+    def stops(self, step: int, num_steps: int) -> list[int]:
+        """The steps that are looked at ahead of an event; none of the last step."""
+        last = num_steps - 1
+        if self.leaps is None:
+            assert self.ahead is not None
+            return [min(step + self.ahead, last)] if step < last else []
+        stops = (step + round((last - step) * (i + 1) / (self.leaps + 1)) for i in range(self.leaps))
+        return sorted({stop for stop in stops if stop > step})
+
+    def cost(self, num_steps: int) -> int:
+        steps = num_steps
+        for event in self.schedule.events(num_steps, self.num_particles):
+            stops = self.stops(event, num_steps)
+            there = stops[-1] - event if stops and self.leaps is None else len(stops)
+            # And the event's own step again, to go on from it.
+            steps += there + 1 if stops else 0
+        return self.num_particles * steps
 
     def start(self, start: Start) -> Search:
         return _Lookahead(self, start)
@@ -83,14 +101,7 @@ class _Lookahead(Search):
     def step(self, look: Look) -> Plan:
         everyone = look.everyone
         if not self.ahead:
-            last = self.num_steps - 1
-            if self.settings.leaps is None:
-                assert self.settings.ahead is not None
-                self.ahead = [min(look.step + self.settings.ahead, last)][: last - look.step]
-            else:
-                n = self.settings.leaps
-                stops = (look.step + round((last - look.step) * (i + 1) / (n + 1)) for i in range(n))
-                self.ahead = sorted({step for step in stops if step > look.step})
+            self.ahead = self.settings.stops(look.step, self.num_steps)
             # An event may come a step later than planned.
             self.before, self.steps = look.step, [step for step in self.steps if step > look.step]
             if not self.ahead:

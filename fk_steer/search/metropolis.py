@@ -24,7 +24,7 @@ class Metropolis(Renoising):
     A move costs the denoiser rows of `back` of the loop.
 
     Attributes:
-        num_particles, noise, preview, seed, at, back: see `Renoising`.
+        num_particles, noise, preview, seed, steps, sampler, calls, at, back: see `Renoising`.
         lmbda: strength of the tilt, at least 0; None takes the reward's `default_lmbda`.
         moves: at least 1.
     """
@@ -40,6 +40,10 @@ class Metropolis(Renoising):
             lmbda=real("lmbda", self.lmbda, 0.0, optional=True),
             moves=integer("moves", self.moves, 1),
         )
+
+    @property
+    def rounds(self) -> int:
+        return self.moves
 
     def start(self, start: Start) -> Search:
         return _Metropolis(self, start)

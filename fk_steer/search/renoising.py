@@ -16,7 +16,7 @@ class Renoising(Strategy):
     """Settings of a search that goes back and forth over one stretch of the loop.
 
     Attributes:
-        num_particles, noise, preview, seed: see `Strategy`.
+        num_particles, noise, preview, seed, steps, sampler, calls: see `Strategy`.
         at: when x0 predictions are judged: a share of the loop in (0, 1], or a step.
         back: how many steps are taken again: a share of the loop in (0, 1), or a number.
 
@@ -42,6 +42,15 @@ class Renoising(Strategy):
                 f"'{self.name}' compares rewards of different moments, but '{reward.name}' only those of particles "
                 "that are there together."
             )
+
+    @property
+    def rounds(self) -> int:
+        """How often it goes back, at most."""
+        raise NotImplementedError(f"{type(self).__name__} has to say how often it goes back.")
+
+    def cost(self, num_steps: int) -> int:
+        step, earlier = self.span(num_steps)
+        return self.num_particles * (num_steps + self.rounds * (step + 1 - earlier))
 
     def span(self, num_steps: int) -> tuple[int, int]:
         """The step to judge at and the one to go back to, from which on `back` steps are taken again.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike, fspath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +18,33 @@ from .base import Look, Plan, RewardFacts, Search, Start, describe
 
 Kind = TypeVar("Kind")
 Self = TypeVar("Self", bound="Strategy")
+
+
+class Budgeted(Generic[Kind]):
+    """`Strategy.within`, of some settings."""
+
+    def __init__(self, settings: Kind) -> None:
+        self.settings = settings
+
+    def __call__(self, calls: int) -> Kind:
+        """The settings within a budget of denoiser calls per image.
+
+        Args:
+            calls: see `Strategy`.
+
+        Raises:
+            ValueError: for anything but a number of at least 1.
+        """
+        return self.settings.replace(calls=integer("calls", calls, 1))  # type: ignore[attr-defined, no-any-return]
+
+
+class Within:
+    """Settings within a budget: `FKSteering(elite=True).within(calls=400)`, or of the class with its defaults,
+    `FKSteering.within(calls=400)`."""
+
+    def __get__(self, settings: Kind | None, owner: type[Kind]) -> Budgeted[Kind]:
+        return Budgeted(owner() if settings is None else settings)
+
 
 ONE_PARTICLE = "With one particle there is nothing to choose from, so nothing is steered. Set `num_particles` above 1."
 
@@ -148,6 +176,13 @@ class Strategy(Keywords):
         preview: decodes x0 predictions in place of the pipeline's VAE; None for the VAE itself. A decoder, or its hub
             id or path, stands for `Preview(decoder)`.
         seed: of a run that is given no generator.
+        steps: of the loop, where the pipeline's call says nothing of them; None for the pipeline's own number, or with
+            `calls` for what suits these.
+        sampler: by which the loop is taken: a name such as 'ddim', 'dpmsolver++' or 'euler', or a scheduler class of
+            Diffusers. None for the pipeline's own, or with `calls` for DPM-Solver++ where the pipeline can take it.
+        calls: denoiser calls per image that a run may take, guidance's second row not counted. The number of particles
+            is then not `num_particles` but the largest that fits, found when the pipeline is called. None for no
+            budget.
 
     Raises:
         ValueError: for a value out of range.
@@ -157,6 +192,11 @@ class Strategy(Keywords):
     noise: Noise = field(default_factory=Noise, kw_only=True)
     preview: Preview | None = field(default=None, kw_only=True)
     seed: int | None = field(default=None, kw_only=True)
+    steps: int | None = field(default=None, kw_only=True)
+    sampler: str | None = field(default=None, kw_only=True)
+    calls: int | None = field(default=None, kw_only=True)
+
+    within = Within()
 
     goes_back: ClassVar[bool] = False
     """Whether plans may resume from another step than the next. The pipeline's loop is then sent there."""
@@ -167,7 +207,11 @@ class Strategy(Keywords):
             noise=coerced(Noise, self.noise),
             preview=None if self.preview is None else coerced(Preview, self.preview),
             seed=integer("seed", self.seed, 0, optional=True),
+            steps=integer("steps", self.steps, 1, optional=True),
+            calls=integer("calls", self.calls, 1, optional=True),
         )
+        if self.sampler is not None and not (isinstance(self.sampler, str) and self.sampler):
+            raise ValueError(f"Expected `sampler` to be a name, such as 'ddim', but got {brief(self.sampler)}.")
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -202,6 +246,51 @@ class Strategy(Keywords):
         Raises:
             ValueError: if it does not.
         """
+
+    @property
+    def least_particles(self) -> int:
+        """With fewer the settings make no sense."""
+        return 1
+
+    def cost(self, num_steps: int) -> int:
+        """Denoiser calls per image that a run takes at most: one for each particle and step, guidance's second row not
+        counted. Copies that no noise has parted yet, and images that are good enough early, cost less.
+
+        Args:
+            num_steps: of the loop, in denoiser calls.
+
+        Raises:
+            NotImplementedError: from a strategy of one's own that goes back and does not say.
+        """
+        if self.goes_back:
+            raise NotImplementedError(f"{type(self).__name__} goes back, so its `cost` has to be defined.")
+        return self.num_particles * num_steps
+
+    def resolved(self: Self, num_steps: int) -> Self:
+        """The same with the most particles that fit the budget `calls`, which is then none any more.
+
+        Args:
+            num_steps: of the loop, in denoiser calls.
+
+        Raises:
+            ValueError: if the fewest cost more, naming the least.
+        """
+        if self.calls is None:
+            return self
+
+        def cost(num_particles: int) -> int:
+            return self.replace(num_particles=num_particles, calls=None).cost(num_steps)
+
+        least = self.least_particles
+        # A particle costs at least a call.
+        number = least + bisect_right(range(least, max(self.calls, least) + 1), self.calls, key=cost) - 1
+        if number < least:
+            raise ValueError(
+                f"A budget of {self.calls} denoiser calls per image is too small: {least} "
+                f"particle{'s' if least > 1 else ''} over a loop of {num_steps} steps take{'' if least > 1 else 's'} "
+                f"{cost(least)}. Allow at least {cost(least)}, or take fewer steps."
+            )
+        return self.replace(num_particles=number, calls=None)
 
     def roll_over(self, best: Tensor, cost: int, saved: int, again: Any) -> int:
         """Spend denoiser rows that the first pass has saved on further passes; see `rollover.roll_over`. Nothing

@@ -129,6 +129,10 @@ def with_lambda(name):
     return settings.replace(lmbda=1.0) if hasattr(settings, "lmbda") else settings
 
 
+SHARING = {"fk-paper", "hybrid", "lookahead"}
+"""Presets whose copies are denoised together before noise parts them."""
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(pipe, name):
     """Nobody who was kept to the end is better than the image that comes first, and a run costs what it says."""
@@ -142,8 +146,10 @@ def test_presets(pipe, name):
     assert rows.repeated == 0
     assert trace.nfe == rows.total
     check_lineages(trace, steering.num_particles)
+    most = 2 * len(PROMPTS) * steering.cost(20)  # rows under guidance, two for each call
+    if name in SHARING:
+        assert 0.9 * most < trace.nfe < most
+    else:
+        assert trace.nfe == most
     if isinstance(steering, FKSteering):
-        assert trace.nfe <= 2 * len(PROMPTS) * 20 * steering.trajectories(20) + 1e-6
-        if steering.resampling.scheme == "top-k" and not steering.elite:
-            assert trace.nfe == pytest.approx(2 * len(PROMPTS) * 20 * steering.trajectories(20))
         assert len(trace.events) == len(steering.schedule.at) + 1

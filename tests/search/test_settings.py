@@ -371,26 +371,6 @@ def test_when_copies_may_be_made(settings, expected):
     assert settings.copying(10) == expected
 
 
-@pytest.mark.parametrize("name", STEERING)
-@pytest.mark.parametrize("num_steps", [25, 50, 100])
-def test_budget(name, num_steps):
-    for budget in (1, 2, 4, 8, 16):
-        settings = FKSteering.preset(name).within(budget, num_steps)
-        more = settings.replace(num_particles=settings.num_particles + 1)
-        assert settings.trajectories(num_steps) <= budget < more.trajectories(num_steps)
-        assert settings.replace(num_particles=4) == FKSteering.preset(name, num_particles=4)
-
-
-def test_cost():
-    assert FKSteering.preset("psp").trajectories(64) == 4.0
-    assert FKSteering.preset("fk", num_particles=5).trajectories(7) == 5.0
-    counts = FKSteering(schedule=Schedule(at=(0.5,), alive=(6,)), num_particles=8)
-    assert counts.trajectories(10) == 7.0
-    assert counts.within(9.0, 10).num_particles == 12
-    with pytest.raises(ValueError, match="No number of particles fits a budget of 5 trajectories"):
-        counts.within(5.0, 10)
-
-
 def test_what_a_reward_must_have():
     FKSteering().check(RewardFacts())
     with pytest.raises(ValueError, match="Reward 'mine' has no `default_lmbda`"):
