@@ -1,157 +1,190 @@
-"""Presets against one another at equal denoiser compute."""
+"""Presets at equal denoiser compute, each with the steps and the sampler that suit it best."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from matplotlib.figure import Figure
 
-from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, Steps, one_line_errors
-from fk_steer.evaluation.world import Record, Row, differences, measure_all, setup_of, sized, summarize, write_table
-from fk_steer.files import write_atomically
+from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, one_line_errors
+from fk_steer.evaluation.world import Record, Row, differences, measure_all, setup_of, summarize, write_table
+from fk_steer.files import write_atomically, write_json
 from fk_steer.loading import quiet_libraries
 from fk_steer.report.figures import figure_png
-from fk_steer.search import DEFAULT_PRESET, PRESETS
+from fk_steer.search import Strategy, preset
 
 
-BASELINES = {
-    "best-of-n": ("best-of-n", 1.0),
-    "fk-paper": ("fk-paper", 1.0),
-    DEFAULT_PRESET: (DEFAULT_PRESET, 1.0),
-    "best-of-n at twice the budget": ("best-of-n", 2.0),
-}
-"""What runs are compared with: name -> preset and share of the run's own budget."""
+GUIDED_ROWS = 2
+"""Denoiser rows of a call: guidance doubles them in this world."""
+
+METHODS = ("adaptive", "best-of-n", "fk-paper", "bfs", "psp", "svdd", "finish", "refine")
+BUDGETS = (50, 100, 200, 400, 800)
+STEPS = (5, 7, 10, 14, 25)
+SAMPLERS = ("ddim", "dpmsolver++")
+
+REFERENCES = ("adaptive@200/25/ddim", "adaptive@400/25/ddim", "best-of-n@200/25/ddim", "best-of-n@800/25/ddim")
+"""Runs of 25 steps beside those chosen."""
+
+Chosen = dict[str, dict[str, str]]
+"""Method -> budget in rows -> run."""
 
 
-def difference_columns(records: Mapping[str, Sequence[Record]]) -> dict[str, Row]:
-    """How runs named 'PRESET@BUDGET' differ from those of `BASELINES` that were made.
-
-    Returns:
-        Run, or 'PRESET, all budgets' for all above one together, -> 'MEASURE - BASELINE' -> mean and standard error,
-        see `differences`.
-    """
-    rows = {}
-    for run, some in records.items():
-        budget = float(run.split("@")[1])
-        others = {name: f"{preset}@{share * budget:g}" for name, (preset, share) in BASELINES.items()}
-        rows[run] = {
-            f"{measure} - {name}": value
-            for name, other in others.items()
-            if other != run and other in records
-            for measure, value in differences(some, records[other]).items()
-        }
-    return rows | _over_budgets(records)
-
-
-def _over_budgets(records: Mapping[str, Sequence[Record]]) -> dict[str, Row]:
-    """The differences to baselines of the same budget, over the budgets at which there is something to choose."""
-    budgets = dict.fromkeys(budget for _, budget in (run.split("@") for run in records) if float(budget) > 1)
-    rows = {}
-    for preset in dict.fromkeys(run.split("@")[0] for run in records):
-        row: Row = {}
-        for name, (baseline, share) in BASELINES.items():
-            pairs = [(f"{preset}@{budget}", f"{baseline}@{budget}") for budget in budgets]
-            pairs = [pair for pair in pairs if records.keys() >= {*pair}]
-            if share == 1 and baseline != preset and len(pairs) > 1:
-                some, others = (_pooled([records[run] for run in runs]) for runs in zip(*pairs))
-                row |= {f"{measure} - {name}": value for measure, value in differences(some, others).items()}
-        if row:
-            rows[f"{preset}, all budgets"] = row
-    return rows
-
-
-def _pooled(runs: Sequence[Sequence[Record]]) -> list[Record]:
-    """The records of several runs, with seeds that tell the runs apart."""
-    return [replace(record, seed=record.seed * len(runs) + n) for n, run in enumerate(runs) for record in run]
-
-
-def with_seconds_of(rows: Mapping[str, Row], timed: Mapping[str, Mapping[str, Any]]) -> dict[str, Row]:
-    """The rows of `summarize` with the seconds of other runs of the same names.
+def strategy_of(run: str) -> Strategy:
+    """The settings of a run 'PRESET@ROWS', whose steps and sampler the budget decides, or 'PRESET@ROWS/STEPS/SAMPLER'.
 
     Raises:
-        ValueError: for a row that was not timed.
+        ValueError: for another form, or an unknown preset.
     """
-    if untimed := [name for name in rows if name not in timed]:
-        raise ValueError(f"Expected seconds of {', '.join(untimed)}, but they were not timed.")
-    return {name: {**row, "seconds": (float(timed[name]["seconds"][0]), None)} for name, row in rows.items()}
+    name, _, rest = run.partition("@")
+    rows, *fixed = rest.split("/")
+    if not rows.isdecimal() or len(fixed) not in (0, 2) or not all(part.isdecimal() for part in fixed[:1]):
+        raise ValueError(f"Expected PRESET@ROWS or PRESET@ROWS/STEPS/SAMPLER, but got {run!r}.")
+    settings = preset(name)
+    if fixed:
+        settings = settings.replace(steps=int(fixed[0]), sampler=fixed[1])
+    return settings.within(calls=int(rows) // GUIDED_ROWS)
+
+
+def fits(run: str) -> bool:
+    """Whether the budget of a run with fixed steps is enough for one particle."""
+    settings = strategy_of(run)
+    assert settings.steps is not None
+    try:
+        settings.resolved(settings.steps)
+    except ValueError:
+        return False
+    return True
+
+
+def best_of(rows: Mapping[str, Row]) -> Chosen:
+    """The run of highest guide reward of each method at each budget."""
+    found: Chosen = {}
+    for run, row in rows.items():
+        method, budget = run.split("/")[0].split("@")
+        best = found.setdefault(method, {}).get(budget)
+        if best is None or row["reward"][0] > rows[best]["reward"][0]:
+            found[method][budget] = run
+    return found
+
+
+def against(records: Mapping[str, Sequence[Record]], runs: Sequence[str]) -> dict[str, Row]:
+    """What some runs gain over each other run, paired: 'RUN less OTHER' -> measure -> mean and standard error."""
+    return {
+        f"{run} less {other}": differences(records[run], records[other])
+        for run in runs
+        for other in records
+        if other != run
+    }
 
 
 def plot(rows: Mapping[str, Row]) -> Figure:
-    """Guide reward and accuracy against denoiser rows and against seconds, a line per preset, with standard errors.
+    """Guide reward and accuracy against denoiser rows, a line per method, with standard errors.
 
     Args:
-        rows: 'PRESET@BUDGET' -> column -> (mean, standard error), see `summarize`.
+        rows: 'METHOD@ROWS...' -> column -> (mean, standard error), see `summarize`.
     """
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row", sharex="col")
-    for preset in dict.fromkeys(run.split("@")[0] for run in rows):
-        own = sorted((row for run, row in rows.items() if run.split("@")[0] == preset), key=lambda row: row["nfe"][0])
-        for line, measure in zip(axes, ("reward", "overall")):
-            for axis, cost in zip(line, ("nfe", "seconds")):
-                axis.errorbar(
-                    [row[cost][0] for row in own],
-                    [row[measure][0] for row in own],
-                    yerr=[row[measure][1] or 0.0 for row in own],
-                    marker="o",
-                    markersize=4,
-                    capsize=2,
-                    label=preset,
-                )
-    for axis, label in zip(axes[:, 0], ("guide reward of the best image", "overall accuracy, %")):
-        axis.set_ylabel(label)
-    for axis, label in zip(axes[-1], ("denoiser rows per image", "seconds per image")):
-        axis.set_xlabel(label)
-        axis.set_xscale("log", base=2)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = {"reward": "guide reward of the best image", "overall": "overall accuracy, %"}
+    for axis, (measure, label) in zip(figure.subplots(1, 2), panels.items()):
+        for method in dict.fromkeys(run.split("@")[0] for run in rows):
+            own = sorted(
+                (row for run, row in rows.items() if run.split("@")[0] == method), key=lambda row: row["nfe"][0]
+            )
+            axis.errorbar(
+                [row["nfe"][0] for row in own],
+                [row[measure][0] for row in own],
+                yerr=[row[measure][1] or 0.0 for row in own],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=method,
+            )
+        axis.set(xscale="log", xlabel="denoiser rows per image", ylabel=label)
         axis.xaxis.set_major_formatter("{x:g}")
-    axes[0, 0].legend(fontsize="small")
+    figure.axes[0].legend(fontsize="small")
     return figure
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+Out = Annotated[Path, typer.Option(help="Folder for images, records and tables.")]
+Half = Annotated[
+    bool, typer.Option("--half", help="Denoiser and decoder in bfloat16, compiled: a third of the time on CPUs.")
+]
 
 
 @app.command()
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, records, tables and plots.")],
-    preset: Annotated[
-        list[str] | None, typer.Option(help="PRESET, at every budget, or PRESET@BUDGET. [default: all presets]")
+def tune(
+    out: Out,
+    method: Annotated[list[str] | None, typer.Option(help="Preset. [default: all compared]")] = None,
+    budget: Annotated[list[int] | None, typer.Option(help="Denoiser rows. [default: 50 to 800]")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="[default: 5, 7, 10, 14, 25]")] = None,
+    sampler: Annotated[list[str] | None, typer.Option(help="[default: ddim, dpmsolver++]")] = None,
+    model: Model = "shapes",
+    reward: Guide = "clip-score",
+    seeds: Seeds = 1,
+    per_task: PerTask = 20,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 10,
+    processes: Processes = 1,
+    half: Half = False,
+) -> None:
+    """Find the steps and sampler of each preset at each budget, on prompts for tuning."""
+    quiet_libraries()
+    with one_line_errors():
+        setup = setup_of(model, reward, per_task, None, guidance, "tuning", half)
+        grid = itertools.product(method or METHODS, budget or BUDGETS, steps or STEPS, sampler or SAMPLERS)
+        runs = [run for run in (f"{name}@{rows}/{count}/{kind}" for name, rows, count, kind in grid) if fits(run)]
+        named = {run: strategy_of(run) for run in runs}
+        records = measure_all(named, setup, out / "tuning", seeds, batch_size, processes)
+        rows = {run: summarize(some) for run, some in records.items()}
+        chosen = best_of(rows)
+        write_table(out / "tuning-table", rows)
+        write_json(out / "chosen.json", chosen)
+        counts = {name: sum(run.startswith(f"{name}@") for run in runs) for name in chosen}
+        typer.echo(f"Settings tried: {', '.join(f'{name} {count}' for name, count in counts.items())}.")
+
+
+@app.command()
+def held_out(
+    out: Out,
+    chosen: Annotated[Path | None, typer.Option(help="From `tune`. [default: OUT/chosen.json]")] = None,
+    run: Annotated[
+        list[str] | None, typer.Option(help="PRESET@ROWS or PRESET@ROWS/STEPS/SAMPLER, in place of those chosen.")
     ] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="In trajectories. [default: 1, 2, 4, 8, 16]")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Runs beside those chosen, which are compared with all.")
+    ] = None,
+    budget: Annotated[list[int] | None, typer.Option(help="Denoiser rows, of those chosen. [default: all]")] = None,
     model: Model = "shapes",
     reward: Guide = "clip-score",
     seeds: Seeds = 3,
     per_task: PerTask = 40,
-    steps: Steps = None,
     guidance: Guidance = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = 10,
     processes: Processes = 1,
-    timing: Annotated[
-        Path | None,
-        typer.Option(help="table.json of a run on an idle machine, whose seconds are taken in place of these."),
-    ] = None,
+    half: Half = False,
 ) -> None:
-    """Presets side by side at equal denoiser compute, from the same initial noise. Runs are shared with
-    `benchmarks/shapes` in the same folder."""
-
+    """Compare the presets, each as chosen, on held-out prompts, from the same initial noise."""
     quiet_libraries()
     with one_line_errors():
-        setup = setup_of(model, reward, per_task, steps, guidance)
-        budgets = sorted(budget or (1.0, 2.0, 4.0, 8.0, 16.0))
-        presets = preset or list(PRESETS)
-        names = [f"{name}@{size:g}" for size in budgets for name in presets if "@" not in name]
-        names += [name for name in presets if "@" in name]
-        named = {name: sized(name, setup["steps"]) for name in names}
-        records = measure_all(named, setup, out, seeds, batch_size, processes)
-        rows = {name: summarize(some) for name, some in records.items()}
-        if timing is not None:
-            rows = with_seconds_of(rows, json.loads(timing.read_text()))
-        write_table(out / "table", rows)
-        write_table(out / "differences", difference_columns(records))
+        setup = setup_of(model, reward, per_task, None, guidance, "held-out", half)
+        runs = list(run or ())
+        if not runs:
+            found: Chosen = json.loads((chosen or out / "chosen.json").read_text())
+            wanted = None if budget is None else {str(rows) for rows in budget}
+            runs = [one for of in found.values() for rows, one in of.items() if wanted is None or rows in wanted]
+            runs += [one for one in REFERENCES if one not in runs]
+        runs = [*(also or ()), *runs]
+        named = {one: strategy_of(one) for one in runs}
+        records = measure_all(named, setup, out / "held-out", seeds, batch_size, processes)
+        rows = {one: summarize(some) for one, some in records.items()}
+        write_table(out / "held-out-table", rows)
+        write_table(out / "differences", against(records, also or runs[:1]))
         write_atomically(out / "compute.png", figure_png(plot(rows)))
 
 

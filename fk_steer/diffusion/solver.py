@@ -54,8 +54,8 @@ class States:
     def join(self, others: States) -> States:
         """These followed by others of the same step.
 
-        Raises:
-            ValueError: if the solver remembers more of some than of the others.
+        Where the solver remembers fewer steps of some, it forgets as many of the others, and goes on with a lower
+        order.
         """
 
         def both(a: Any, b: Any) -> Any:
@@ -63,12 +63,10 @@ class States:
                 return [both(x, y) for x, y in zip(a, b)]
             if self._has_rows(a) and others._has_rows(b):
                 return torch.cat([a, b])
-            if self._has_rows(a) or others._has_rows(b) or isinstance(a, list):
-                raise ValueError(
-                    "The solver remembers more steps of some particles than of others. Go back further, by at least as "
-                    "many steps as its order, or use a solver of first order, such as DDIM or Euler."
-                )
-            return a
+            if self._has_rows(a) or others._has_rows(b):
+                return None
+            # Numbers of steps remembered, and orders.
+            return min(a, b) if type(a) is int and type(b) is int else a
 
         history = {name: both(value, others.history.get(name)) for name, value in self.history.items()}
         pairs = ((self.sample, others.sample), (self.model_output, others.model_output), (self.x0, others.x0))

@@ -1,4 +1,4 @@
-"""GenEval's six tasks on the bundled world: held-out prompts, exact detection, standard errors.
+"""GenEval's six tasks on the bundled world: prompts, exact detection, standard errors.
 
 A folder is the record of a run: a JSON file of records per batch of prompts, written when the batch is done. Running
 again does what is missing.
@@ -30,14 +30,18 @@ from ..rewards.base import RewardFunction
 from ..rewards.images import to_uint8
 from ..search import FKSteering, Strategy
 from ..shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from ..shapes.captions import TASKS, evaluation_prompts
+from ..shapes.captions import TASKS, evaluation_prompts, tuning_prompts
 from ..shapes.oracle import judge, score
 from ..smc import unknown
+from .half import in_half
 from .statistics import Estimate, mean_by, mean_of_means, plus_minus
 
 
 Row = dict[str, Estimate]
 """Column of a table -> mean and standard error."""
+
+SPLITS = {"held-out": evaluation_prompts, "tuning": tuning_prompts}
+"""Name of a list of prompts -> what draws so many for each task."""
 
 SCORES = ("reward", "held_out", "oracle")
 """Fields of `Record` on a reward's own scale."""
@@ -48,7 +52,7 @@ class Record:
     """What one prompt with one noise gave.
 
     Attributes:
-        index: of the prompt in `evaluation_prompts`.
+        index: of the prompt in its list, see `SPLITS`.
         tag: its task.
         prompt: its text.
         seed: of the repeat.
@@ -80,19 +84,21 @@ class Record:
 
 @dataclass(frozen=True)
 class Job:
-    """All held-out prompts once.
+    """All prompts once.
 
     Attributes:
         model: name of a bundled pipeline.
         reward: name of the guide; 'clip-score' is the world's CLIP and 'llava-reward' its LLaVA-Reward.
-        steering: the settings.
+        steering: the settings. Steps that they choose win.
         seed: number of the repeat. The noise of a prompt depends on its index and this seed alone, so that runs with
             other settings start from the same noise.
         out: the best images and the records go here.
-        per_task: prompts per task, see `evaluation_prompts`.
+        per_task: prompts per task.
         batch_size: prompts per call.
         steps: of the denoising loop.
         guidance: guidance scale.
+        split: which prompts, see `SPLITS`.
+        half: whether denoiser and decoder compute in bfloat16, see `in_half`.
     """
 
     model: str
@@ -104,11 +110,13 @@ class Job:
     batch_size: int
     steps: int
     guidance: float
+    split: str = "held-out"
+    half: bool = False
 
 
 def run(job: Job) -> list[Record]:
     """Generate and judge what is missing; what is there is read."""
-    prompts = list(enumerate(evaluation_prompts(job.per_task)))
+    prompts = list(enumerate(SPLITS[job.split](job.per_task)))
     records: list[Record] = []
     for start in range(0, len(prompts), job.batch_size):
         path = job.out / "records" / f"{job.seed:03d}-{start:05d}.json"
@@ -164,10 +172,10 @@ def _start_worker() -> None:
 
 
 @cache
-def _loaded(model: str) -> Any:
+def _loaded(model: str, half: bool) -> Any:
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return in_half(pipe) if half else pipe
 
 
 @cache
@@ -182,16 +190,20 @@ def _held_out() -> RewardFunction:
 
 
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:
-    pipe = _loaded(job.model)
-    stock_scheduler = pipe.scheduler
-    set_scheduler(pipe, None, job.steering, job.steps)
+    pipe = _loaded(job.model, job.half)
+    own, stock_scheduler = job.steering, pipe.scheduler
+    # Settings that leave the steps open and have no budget take those of the job.
+    open_steps = own.steps is None and own.calls is None
+    steps: dict[str, Any] = {"num_inference_steps": job.steps} if open_steps else {}
+    if own.sampler is None:
+        set_scheduler(pipe, None, own, own.steps or job.steps)
     try:
-        output = steer(pipe, _guide(job.reward, job.model), job.steering)(
+        output = steer(pipe, _guide(job.reward, job.model), own)(
             [line["prompt"] for _, line in chunk],
             generator=[torch.Generator().manual_seed(1_000_003 * job.seed + index) for index, _ in chunk],
-            num_inference_steps=job.steps,
             guidance_scale=job.guidance,
             output_type="pt",
+            **steps,
         )
     finally:
         pipe.scheduler = stock_scheduler
@@ -291,7 +303,15 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *body]) + "\n"
 
 
-def setup_of(model: str, reward: str, per_task: int, steps: int | None, guidance: float | None) -> dict[str, Any]:
+def setup_of(
+    model: str,
+    reward: str,
+    per_task: int,
+    steps: int | None,
+    guidance: float | None,
+    split: str = "held-out",
+    half: bool = False,
+) -> dict[str, Any]:
     """What all runs of a benchmark share."""
     if model not in BUNDLED:
         raise unknown("bundled model", model, BUNDLED)
@@ -301,13 +321,15 @@ def setup_of(model: str, reward: str, per_task: int, steps: int | None, guidance
         "per_task": per_task,
         "steps": steps or NUM_INFERENCE_STEPS,
         "guidance": GUIDANCE_SCALE if guidance is None else guidance,
+        "split": split,
+        "half": half,
     }
 
 
 def measure_all(
     steerings: Mapping[str, Strategy], setup: dict[str, Any], out: Path, seeds: int, batch_size: int, processes: int
 ) -> dict[str, list[Record]]:
-    """Records of each run, over all seeds; a folder named by preset and number of particles in `out` keeps them."""
+    """Records of each run, over all seeds; folders in `out` keep them, see `folder_of`."""
     folders = {name: folder_of(out, name, steering) for name, steering in steerings.items()}
     # Names may share a folder.
     jobs: dict[tuple[Path, int], Job] = {}
@@ -326,8 +348,12 @@ def measure_all(
 
 
 def folder_of(out: Path, name: str, steering: Strategy) -> Path:
-    """Where the records of a run are kept, by preset and number of particles."""
-    return out / f"{preset_name(name)}-{steering.num_particles}"
+    """Where the records of a run are kept, by preset and number of particles, or by preset, budget and what fixes how
+    it is spent."""
+    if steering.calls is None:
+        return out / f"{preset_name(name)}-{steering.num_particles}"
+    fixed = [str(value) for value in (steering.steps, steering.sampler) if value is not None]
+    return out / "-".join([preset_name(name), f"{steering.calls}calls", *fixed])
 
 
 def write_table(path: Path, rows: Mapping[str, Row]) -> None:

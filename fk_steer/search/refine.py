@@ -59,6 +59,9 @@ class Refine(Finish):
             return K
         return min(K, max(1, math.floor(number * K + 1e-9)) if isinstance(number, float) else number)
 
+    def cost(self, num_steps: int) -> int:
+        return super().cost(num_steps) + self.num_children() * sum(self.steps_of(num_steps))
+
     def start(self, start: Start) -> Search:
         return _Refine(super().start(start), self, start)
 

@@ -176,34 +176,55 @@ def evaluation_prompts(per_task: int = 40) -> list[dict[str, Any]]:
     Tasks with fewer distinct prompts repeat them (eight single objects five times, at 40 per task); every entry is
     generated with noise of its own. The list is always the same.
     """
-    seen_pairs = [pair for pair in PAIRS if pair not in HELD_OUT_PAIRS]
-    seen_colours = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT_COLOURS]
-    candidates: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
-    candidates["single_object"] = [metadata("single_object", Mention(shape)) for shape in SHAPES]
-    for a, b in sorted(HELD_OUT_PAIRS):
-        candidates["two_object"] += [
-            metadata("two_object", Mention(a), Mention(b)),
-            metadata("two_object", Mention(b), Mention(a)),
-        ]
-    candidates["counting"] = [metadata("counting", Mention(s, count=n)) for s, n in sorted(HELD_OUT_COUNTS)]
-    candidates["colors"] = [metadata("colors", Mention(s, c)) for s, c in sorted(HELD_OUT_COLOURS)]
-    for first, second in seen_pairs + [(b, a) for a, b in seen_pairs]:
-        candidates["position"] += [
-            metadata("position", Mention(first), Mention(second), relation)
-            for relation in RELATIONS
-            if relation_is_held_out(first, relation, second)
-        ]
-    for (s1, c1), (s2, c2) in itertools.permutations(seen_colours, 2):
-        one, other = Mention(s1, c1), Mention(s2, c2)
-        pair = tuple(sorted((s1, s2), key=SHAPES.index))
-        if s1 != s2 and c1 != c2 and pair not in HELD_OUT_PAIRS and binding_is_held_out(one, other):
-            candidates["color_attr"].append(metadata("color_attr", one, other))
-    rng = np.random.default_rng(0)
+    return _drawn(_candidates(held_out=True), per_task, seed=0)
+
+
+def tuning_prompts(per_task: int = 40) -> list[dict[str, Any]]:
+    """Prompts to choose settings on: like those of `evaluation_prompts`, but of combinations that training sees, so
+    that none but the single objects is in both."""
+    return _drawn(_candidates(held_out=False), per_task, seed=1)
+
+
+def _drawn(candidates: dict[str, list[dict[str, Any]]], per_task: int, seed: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
     prompts = []
     for task in TASKS:
         order = rng.permutation(len(candidates[task]))
         prompts += [candidates[task][order[index % len(order)]] for index in range(per_task)]
     return prompts
+
+
+def _candidates(held_out: bool) -> dict[str, list[dict[str, Any]]]:
+    """Task -> metadata of its captions that are held out, or of those that are not."""
+    seen_pairs = [pair for pair in PAIRS if pair not in HELD_OUT_PAIRS]
+    seen_colours = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT_COLOURS]
+    seen_counts = [(s, n) for s in SHAPES for n in (2, 3, 4) if (s, n) not in HELD_OUT_COUNTS]
+    pairs = sorted(HELD_OUT_PAIRS) if held_out else seen_pairs
+    colours = sorted(HELD_OUT_COLOURS) if held_out else seen_colours
+    counts = sorted(HELD_OUT_COUNTS) if held_out else seen_counts
+    candidates: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
+    candidates["single_object"] = [metadata("single_object", Mention(shape)) for shape in SHAPES]
+    for a, b in pairs:
+        candidates["two_object"] += [
+            metadata("two_object", Mention(a), Mention(b)),
+            metadata("two_object", Mention(b), Mention(a)),
+        ]
+    candidates["counting"] = [metadata("counting", Mention(s, count=n)) for s, n in counts]
+    candidates["colors"] = [metadata("colors", Mention(s, c)) for s, c in colours]
+    for first, second in seen_pairs + [(b, a) for a, b in seen_pairs]:
+        candidates["position"] += [
+            metadata("position", Mention(first), Mention(second), relation)
+            for relation in RELATIONS
+            if relation_is_held_out(first, relation, second) == held_out
+        ]
+    for (s1, c1), (s2, c2) in itertools.permutations(seen_colours, 2):
+        one, other = Mention(s1, c1), Mention(s2, c2)
+        pair = tuple(sorted((s1, s2), key=SHAPES.index))
+        if s1 == s2 or c1 == c2 or pair in HELD_OUT_PAIRS:
+            continue
+        if binding_is_held_out(one, other) == held_out:
+            candidates["color_attr"].append(metadata("color_attr", one, other))
+    return candidates
 
 
 def sample_pair(rng: np.random.Generator, everything: bool = False) -> tuple[Scene, str]:

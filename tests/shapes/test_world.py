@@ -31,6 +31,7 @@ from fk_steer.shapes.captions import (
     parse,
     relation_is_held_out,
     sample_pair,
+    tuning_prompts,
 )
 from fk_steer.shapes.detector import components, detect
 from fk_steer.shapes.oracle import judge, score
@@ -222,6 +223,14 @@ class TestSplit:
             assert tuple(names) not in HELD_OUT_PAIRS
             if len(names) == 1 and len(scene.objects) > 1:
                 assert (names[0], len(scene.objects)) not in HELD_OUT_COUNTS
+
+    def test_prompts_for_tuning(self):
+        lines = tuning_prompts()
+        assert lines == tuning_prompts()
+        assert Counter(line["tag"] for line in lines) == dict.fromkeys(TASKS, 40)
+        assert not any(is_held_out(line) for line in lines)
+        evaluated = {line["prompt"] for line in evaluation_prompts(400)}
+        assert {line["tag"] for line in lines if line["prompt"] in evaluated} == {"single_object"}
 
     def test_evaluation_prompts(self):
         lines = evaluation_prompts()
