@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -283,14 +283,18 @@ def differences(records: Sequence[Record], others: Sequence[Record]) -> Row:
     return {"overall": overall, **scores}
 
 
-def table(rows: Mapping[str, Row]) -> list[list[str]]:
-    """Header and rows of text, 'mean ± standard error' per cell."""
+def table(rows: Mapping[str, Row], scores: Collection[str] = SCORES) -> list[list[str]]:
+    """Header and rows of text, 'mean ± standard error' per cell.
+
+    Args:
+        scores: columns on a reward's own scale.
+    """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [["run", *columns]]
     for name, row in rows.items():
         cells = []
         for column in columns:
-            digits = 3 if column.split(" - ")[0].replace(" ", "_") in SCORES else 2 if column == "seconds" else 1
+            digits = 3 if column.split(" - ")[0].replace(" ", "_") in scores else 2 if column == "seconds" else 1
             cells.append(plus_minus(row[column], f".{digits}f") if column in row else "")
         lines.append([name, *cells])
     return lines
@@ -356,9 +360,13 @@ def folder_of(out: Path, name: str, steering: Strategy) -> Path:
     return out / "-".join([preset_name(name), f"{steering.calls}calls", *fixed])
 
 
-def write_table(path: Path, rows: Mapping[str, Row]) -> None:
-    """Write the rows as PATH.json and PATH.md, and show them."""
-    lines = table(rows)
+def write_table(path: Path, rows: Mapping[str, Row], scores: Collection[str] = SCORES) -> None:
+    """Write the rows as PATH.json and PATH.md, and show them.
+
+    Args:
+        scores: see `table`.
+    """
+    lines = table(rows, scores)
     write_json(path.with_suffix(".json"), rows)
     write_atomically(path.with_suffix(".md"), markdown(lines).encode())
     show_on_its_side(lines)

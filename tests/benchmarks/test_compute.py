@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks.compute.run import difference_columns, with_seconds_of
+from benchmarks.compute import real
+from benchmarks.compute.run import against, best_of, fits, strategy_of
 from fk_steer.evaluation.world import Record
+from fk_steer.search import FKSteering, Refine
 from fk_steer.shapes.captions import TASKS
 
 
@@ -21,46 +25,72 @@ def records(rewards: list[float], correct: bool = True) -> list[Record]:
     ]  # fmt: skip
 
 
-def test_differences_to_each_baseline():
-    runs = {
-        "adaptive@4": records([3.0, 5.0]),
-        "bfs@4": records([2.0, 2.0], correct=False),
-        "best-of-n@4": records([1.0, 1.0]),
-        "best-of-n@8": records([3.0, 3.0]),
+def test_runs_by_name():
+    fixed, open_to_the_budget = strategy_of("psp@200/10/dpmsolver++"), strategy_of("refine@400")
+    assert fixed == FKSteering.preset("psp", steps=10, sampler="dpmsolver++", calls=100)
+    assert open_to_the_budget == Refine(calls=200)
+    within = fixed.resolved(10)
+    assert within.cost(10) <= 100 < within.replace(num_particles=within.num_particles + 1).cost(10)
+
+
+@pytest.mark.parametrize("name", ["psp", "psp@", "psp@ten", "psp@200/10", "psp@200/ten/ddim", "psp@200/10/ddim/1"])
+def test_what_is_no_run(name):
+    with pytest.raises(ValueError, match="PRESET@ROWS"):
+        strategy_of(name)
+
+
+@pytest.mark.parametrize(("name", "enough"), [("adaptive@50/25/ddim", True), ("adaptive@48/25/ddim", False)])
+def test_a_budget_is_enough_for_one_particle(name, enough):
+    assert fits(name) is enough
+
+
+def test_each_method_is_taken_at_its_best():
+    guide = {
+        "bfs@200/10/ddim": 0.5,
+        "bfs@200/25/ddim": 0.7,
+        "bfs@400/10/ddim": 0.8,
+        "svdd@200/10/ddim": 0.9,
+        "bfs@400/25/ddim": 0.8,
     }
-    columns = difference_columns(runs)
+    chosen = best_of({run: {"reward": (value, 0.1)} for run, value in guide.items()})
+    assert chosen == {
+        "bfs": {"200": "bfs@200/25/ddim", "400": "bfs@400/10/ddim"},
+        "svdd": {"200": "svdd@200/10/ddim"},
+    }
+
+
+def test_paired_gains():
+    runs = {
+        "refine@200": records([3.0, 5.0]),
+        "bfs@200/10/ddim": records([2.0, 2.0], correct=False),
+        "adaptive@200/25/ddim": records([1.0, 1.0]),
+    }
+    gains = against(runs, ["refine@200"])
     # 1 and 3 in turn, twice for each of six tasks: a variance of 12 / 11.
     error = math.sqrt(12 / 11 / 12)
-    assert columns["bfs@4"]["reward - adaptive"] == pytest.approx((-2.0, error))
-    assert columns["bfs@4"]["held out - adaptive"] == pytest.approx((-4.0, 2 * error))
-    assert columns["bfs@4"]["overall - adaptive"] == (-100.0, 0.0)
-    assert columns["adaptive@4"]["reward - best-of-n"] == pytest.approx((3.0, error))
-    assert columns["adaptive@4"]["reward - best-of-n at twice the budget"] == pytest.approx((1.0, error))
-    assert not any("fk-paper" in name for row in columns.values() for name in row)
-    assert columns["best-of-n@8"] == {}
-    assert {name.split(" - ")[1] for name in columns["best-of-n@4"]} == {"adaptive", "best-of-n at twice the budget"}
+    assert list(gains) == ["refine@200 less bfs@200/10/ddim", "refine@200 less adaptive@200/25/ddim"]
+    assert gains["refine@200 less bfs@200/10/ddim"]["reward"] == pytest.approx((2.0, error))
+    assert gains["refine@200 less bfs@200/10/ddim"]["held out"] == pytest.approx((4.0, 2 * error))
+    assert gains["refine@200 less bfs@200/10/ddim"]["overall"] == (100.0, 0.0)
+    assert gains["refine@200 less adaptive@200/25/ddim"]["overall"] == (0.0, 0.0)
 
 
-def test_differences_over_budgets():
-    runs = {
-        "adaptive@1": records([0.0, 0.0]),
-        "bfs@1": records([9.0, 9.0]),
-        "adaptive@2": records([3.0, 5.0]),
-        "bfs@2": records([2.0, 2.0]),
-        "adaptive@8": records([4.0, 8.0]),
-        "bfs@8": records([5.0, 5.0]),
-        "psp@8": records([5.0, 5.0]),
-    }
-    columns = difference_columns(runs)
-    # Of each prompt the mean over budgets: 0 and -3 in turn. One image leaves nothing to choose.
-    error = math.sqrt(1.5**2 * 12 / 11 / 12)
-    assert columns["bfs, all budgets"]["reward - adaptive"] == pytest.approx((-1.5, error))
-    assert not {"psp, all budgets", "adaptive, all budgets"} & columns.keys()
-
-
-def test_seconds_of_other_runs():
-    rows = {"bfs@4": {"reward": (1.0, 0.1), "seconds": (9.0, None)}}
-    timed = {"bfs@4": {"reward": [2.0, 0.2], "seconds": [3.0, None]}, "bfs@8": {"seconds": [4.0, None]}}
-    assert with_seconds_of(rows, timed) == {"bfs@4": {"reward": (1.0, 0.1), "seconds": (3.0, None)}}
-    with pytest.raises(ValueError, match="seconds of bfs@8, but they were not timed"):
-        with_seconds_of({"bfs@8": {}}, {})
+def test_steps_against_particles_of_any_model(tmp_path):
+    """The command for real checkpoints, on the bundled model."""
+    options = [
+        *("--out", str(tmp_path), "--model", "shapes", "--reward", "clip-score", "--judge", "image-reward"),
+        *("--prompts", "shapes", "--limit", "2", "--rows", "20", "--device", "cpu"),
+        *("--preset", "best-of-n", "--preset", "refine", "--steps", "3", "--steps", "25", "--sampler", "dpmsolver++"),
+    ]
+    for _ in range(2):
+        result = CliRunner().invoke(real.app, options)
+        assert result.exit_code == 0, result.output
+        assert "20 rows are too few for 25 steps" in result.output
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table) == ["best-of-n@20/3/dpmsolver++", "refine@20/3/dpmsolver++"]
+    for row in table.values():
+        assert 6 <= row["nfe"][0] <= 20 and {"guide", "image-reward", "guide - first"} <= row.keys()
+    assert len(list(tmp_path.glob("*/images/*.png"))) == 4
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/records/*.json")}
+    assert written and CliRunner().invoke(real.app, options).exit_code == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "nothing is made twice"
