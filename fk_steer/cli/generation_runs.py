@@ -45,16 +45,26 @@ def run(
     ] = None,
     preset: Annotated[str, typer.Option(help="Steering settings; see `fk-steer presets`.")] = "adaptive",
     particles: Annotated[int | None, typer.Option(help="Particles per sample. [default: the preset's]")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            metavar="CALLS",
+            help="Denoiser calls per sample, guidance not counted, in place of --particles: chooses particles, and the "
+            "steps and sampler that are left open.",
+        ),
+    ] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
     samples_per_prompt: Annotated[int, typer.Option(min=1, help="Steered calls, each giving its best image.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of all samples with other noise.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="Scheduler class. [default: the model's; DDIM if noise is needed and it has none]"),
+        typer.Option(help="Sampler. [default: the model's; DDIM if noise is needed and it has none; with --budget DPM-Solver++]"),
     ] = None,
     height: Annotated[int | None, typer.Option(min=8, help="In pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="In pixels. [default: the model's]")] = None,
@@ -91,6 +101,7 @@ def run(
             reward_options=reward_options(reward_option or [], reward, [reward]),
             preset=preset,
             particles=particles,
+            budget=budget,
             lmbda=lmbda,
             samples_per_prompt=samples_per_prompt,
             seeds=tuple(range(seeds)),

@@ -248,6 +248,11 @@ class Strategy(Keywords):
         """
 
     @property
+    def steps_are_usual(self) -> bool:
+        """Whether neither the settings nor their budget say how many steps to take."""
+        return self.steps is None and self.calls is None
+
+    @property
     def least_particles(self) -> int:
         """With fewer the settings make no sense."""
         return 1
