@@ -43,7 +43,7 @@ from .report.figures import figure_png
 from .report.page import html_report
 from .report.results import VIDEO, picture_path, results_in, summarize
 from .report.sheet import contact_sheet
-from .report.trace import Trace
+from .report.trace import Trace, told
 from .rewards import FrameReward
 from .rewards.base import as_reward
 from .rewards.chat import check_recordable
@@ -329,7 +329,7 @@ def _generate(
     call = {name: value for name, value in call.items() if value is not None}
     choice = choose(pipe, steering, call)
     if choice.chosen:
-        console.print(str(choice), highlight=False)
+        console.print(f"{told(choice.chosen)}.", highlight=False)
     runs = {"": (steering, pipe.scheduler)}
     if settings.compare:
         alike = {name: getattr(choice.strategy, name) for name in ("num_particles", "seed", "steps", "sampler")}

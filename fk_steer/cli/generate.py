@@ -49,6 +49,7 @@ def generate(
     budget: Annotated[
         int | None,
         typer.Option(
+            min=1,
             metavar="CALLS",
             help="Denoiser calls per image, guidance not counted, in place of --particles: chooses particles, and the "
             "steps and sampler that are left open.",
@@ -58,12 +59,13 @@ def generate(
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="Sampler, for example ddim, dpmsolver++ or EulerAncestralDiscreteScheduler. [default: the model's; DDIM if "
-            "the settings make copies of particles and the model's adds no noise; with --budget DPM-Solver++]"
+            help="Sampler, for example ddim, dpmsolver++ or EulerAncestralDiscreteScheduler. [default: the model's; "
+            "DDIM if the settings make copies of particles and the model's adds no noise; with --budget DPM-Solver++]"
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]")
+        int | None,
+        typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]"),
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")

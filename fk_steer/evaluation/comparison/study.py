@@ -50,6 +50,7 @@ SIZES = ("particles", "budget")
 """Settings that say how much a steered sample takes, of which there is one."""
 
 PARTICLES = 4
+"""Per sample, where a study says nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Guide:
         label: its name.
         reward: name of the reward; None for no steering.
         options: of the reward.
-        settings: fields of `GenerationSettings` that this guide has its own of: `preset`, `particles` or `budget`, `lmbda`.
+        settings: fields of `GenerationSettings` that this guide has its own of: `preset`, `particles` or `budget`, and
+            `lmbda`.
     """
 
     label: str

@@ -55,8 +55,8 @@ class GenerationSettings:
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
 
     Raises:
-        ValueError: for a value out of range, an unknown preset, `particles`, `budget` or `lmbda` without a reward, or a password
-            among the options of the reward.
+        ValueError: for a value out of range, an unknown preset, `particles`, `budget` or `lmbda` without a reward,
+            particles beside a budget, or a password among the options of the reward.
     """
 
     model: str
