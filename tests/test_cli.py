@@ -264,6 +264,7 @@ def test_presets():
     assert all(name in result.output for name in ("fk-paper", "psp", "best-of-n"))
     paper = json.loads(invoke("presets", "fk-paper").output)
     assert FKSteering.from_dict(paper) == FKSteering.preset("fk-paper")
+    assert (paper["steps"], paper["sampler"], paper["calls"]) == (100, None, None)
     assert "Unknown preset" in invoke("presets", "nope").stderr
 
 

@@ -41,12 +41,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "fk-paper": Preset(
         "The published settings and the reference's choices: DDIM eta 1, max potential with floor 0, multinomial "
-        "resampling in steps 20, 40, 60 and 80 of 100, counted from zero, after the noise. Use 100 steps.",
+        "resampling in steps 20, 40, 60 and 80 of 100, counted from zero, after the noise.",
         FKSteering(
             potential=Max(exact_terminal=False, floor=0.0),
             tempering=Constant(),
             schedule=Schedule(at=(0.21, 0.41, 0.61, 0.81)),
             resampling=Resampling("multinomial", after_noise=True),
+            steps=100,
         ),
     ),
     "bfs": Preset(

@@ -259,7 +259,8 @@ class Strategy(Keywords):
 
     def cost(self, num_steps: int) -> int:
         """Denoiser calls per image that a run takes at most: one for each particle and step, guidance's second row not
-        counted. Copies that no noise has parted yet, and images that are good enough early, cost less.
+        counted. Copies that no noise has parted yet, and images that are good enough early, cost less; with two-stage
+        solvers, where events wait for the next whole step, pruning and going back may cost a few more.
 
         Args:
             num_steps: of the loop, in denoiser calls.
