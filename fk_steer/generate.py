@@ -25,6 +25,7 @@ import torch
 from .bundled import BUNDLED, bundled_options
 from .console import console
 from .diffusion import Execution, steer
+from .diffusion.budgets import choose
 from .diffusion.components import makes_videos
 from .files import FPS, alone, check_settings, png, record_settings, webp, write_atomically
 from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
@@ -42,13 +43,14 @@ from .report.figures import figure_png
 from .report.page import html_report
 from .report.results import VIDEO, picture_path, results_in, summarize
 from .report.sheet import contact_sheet
-from .report.trace import Trace
+from .report.trace import Trace, told
 from .rewards import FrameReward
 from .rewards.base import as_reward
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
 from .search import DEFAULT_PRESET, Strategy
 from .search import preset as settings_of
+from .search.presets import asked
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from .smc.checks import integer, real
 
@@ -62,9 +64,10 @@ class Generation:
         model: hub id or folder of a pipeline, or the name of a bundled one.
         reward, reward_options: the guide, see `load_reward`.
         steering: the settings, `Strategy.to_dict()`.
-        scheduler: name of a Diffusers class; None for the model's, or DDIM if that adds no noise and the settings need
-            some.
-        steps, guidance, negative_prompt, height, width, frames: of the call; None for the pipeline's own.
+        scheduler: name of a sampler or Diffusers class; None for the model's, or DDIM if that adds no noise and the
+            settings need some, or what the settings or a budget choose.
+        steps: of the denoising loop; None for what the settings or a budget choose.
+        guidance, negative_prompt, height, width, frames: of the call; None for the pipeline's own.
         seed: of the noise and the resampling.
         compare: whether as many images are made without steering, from the same noise.
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
@@ -75,7 +78,7 @@ class Generation:
     reward_options: dict[str, Any]
     scheduler: str | None
     steering: dict[str, Any]
-    steps: int
+    steps: int | None
     guidance: float
     negative_prompt: str | None
     height: int | None
@@ -96,6 +99,7 @@ class Generation:
         reward_options: Mapping[str, Any] | None = None,
         preset: str = DEFAULT_PRESET,
         particles: int | None = None,
+        budget: int | None = None,
         lmbda: float | None = None,
         scheduler: str | None = None,
         steps: int | None = None,
@@ -110,22 +114,26 @@ class Generation:
     ) -> Generation:
         """With what is left open filled in: a bundled model's steps, guidance scale and reward, a preset's settings.
 
+        Args:
+            budget: denoiser calls per image, which choose the particles, and the steps and sampler that are left open.
+
         Raises:
-            ValueError: for an unknown preset, a value out of range, or a password among the options of the reward.
+            ValueError: for an unknown preset, a value out of range, particles beside a budget, or a password among the
+                options of the reward.
         """
         bundled = model in BUNDLED
         options = dict(reward_options or {})
         check_recordable(options)
         options = {**bundled_options(model, reward), **options}
-        given = {"num_particles": particles, "lmbda": lmbda}
-        chosen = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
+        chosen = asked(preset, particles=particles, budget=budget, lmbda=lmbda)
+        usual = NUM_INFERENCE_STEPS if bundled else 50
         return cls(
             model=model,
             reward=reward,
             reward_options=options,
             scheduler=scheduler,
             steering=chosen.to_dict(),
-            steps=integer("steps", steps, 1, optional=True) or (NUM_INFERENCE_STEPS if bundled else 50),
+            steps=integer("steps", steps, 1, optional=True) or (usual if chosen.steps_are_usual else None),
             guidance=real("guidance", (GUIDANCE_SCALE if bundled else 7.5) if guidance is None else guidance),
             negative_prompt=negative_prompt,
             height=integer("height", height, 1, optional=True),
@@ -308,7 +316,7 @@ def _generate(
     if note := set_scheduler(pipe, settings.scheduler, steering, settings.steps):
         console.print(f"{note} Choose another with --scheduler.", highlight=False)
     elif settings.scheduler:
-        unsteered_scheduler = pipe.scheduler
+        unsteered_scheduler, steering = pipe.scheduler, steering.replace(sampler=settings.scheduler)
     call: dict[str, Any] = {
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance,
@@ -319,9 +327,13 @@ def _generate(
         "output_type": "pil",  # of some pipelines arrays are what they give unasked
     }
     call = {name: value for name, value in call.items() if value is not None}
+    choice = choose(pipe, steering, call)
+    if choice.chosen:
+        console.print(f"{told(choice.chosen)}.", highlight=False)
     runs = {"": (steering, pipe.scheduler)}
     if settings.compare:
-        unsteered = settings_of("best-of-n", num_particles=steering.num_particles, seed=steering.seed)
+        alike = {name: getattr(choice.strategy, name) for name in ("num_particles", "seed", "steps", "sampler")}
+        unsteered = settings_of("best-of-n", **alike)
         runs = {"unsteered-": (unsteered, unsteered_scheduler), **runs}
     if writes:
         record_settings(out, asdict(settings))

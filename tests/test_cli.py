@@ -89,6 +89,67 @@ def test_generate(models, tmp_path):
     assert "http" not in report
 
 
+def budgeted(models, out, *arguments, model="sd"):
+    return invoke(
+        "generate", PROMPTS[0], "--model", models / model, "--reward-option", f"path={models / 'clip'}", "--out", out,
+        "--device", "cpu", *arguments,
+    )  # fmt: skip
+
+
+def test_a_budget(models, tmp_path):
+    result = budgeted(models, tmp_path, "--budget", 45, "--compare")
+    assert result.exit_code == 0, result.output
+    assert "10 steps, dpmsolver++, 4 particles: 40 of 45 denoiser calls per image." in result.output
+    trace = Trace.load(tmp_path / "000" / "trace.json")
+    assert trace.chosen == {
+        "steps": 10, "sampler": "dpmsolver++", "num_particles": 4, "calls": 40, "budget": 45
+    }  # fmt: skip
+    assert (trace.num_steps, trace.nfe) == (10, 80)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (settings["steps"], settings["steering"]["calls"]) == (None, 45)
+    # As many without steering, by the same sampler.
+    unsteered = Trace.load(tmp_path / "000" / "unsteered-trace.json")
+    assert (unsteered.num_steps, unsteered.nfe, unsteered.chosen["sampler"]) == (10, 80, "dpmsolver++")
+    report = (tmp_path / "report.html").read_text()
+    assert "a budget of 45 denoiser calls per image" in report
+    assert report.count("<img") == 4 + 4 + 1
+    # It belongs to what the images are.
+    result = budgeted(models, tmp_path, "--budget", 46, "--compare")
+    assert result.exit_code == 1
+    assert "made with another `steering`" in result.stderr
+
+
+def test_a_budget_with_steps_and_a_sampler(models, tmp_path):
+    result = budgeted(models, tmp_path, "--budget", 45, "--steps", 6, "--scheduler", "ddim")
+    assert result.exit_code == 0, result.output
+    assert "6 steps, ddim, 7 particles: 42 of 45 denoiser calls per image." in result.output
+    assert Trace.load(tmp_path / "000" / "trace.json").nfe == 84
+
+
+def test_a_budget_makes_up_for_a_sampler_without_noise(models, tmp_path):
+    result = budgeted(models, tmp_path, "--budget", 20, model="sdxl-unipc")
+    assert result.exit_code == 0, result.output
+    assert "adds no noise" not in result.output
+    assert "10 steps, dpmsolver++, 2 particles" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", 40, "--particles", 4], "`particles` cannot be 4 beside it"),
+        (["--budget", 9], "A budget of 9 denoiser calls per image is too small"),
+        (["--budget", 40, "--scheduler", "flow-euler"], "The sampler 'flow-euler' does not fit"),
+    ],
+)
+def test_a_bad_budget_is_one_line_and_leaves_no_folder(models, tmp_path, arguments, message):
+    result = budgeted(models, tmp_path / "out", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_compare(models, tmp_path):
     result = generate(models, tmp_path, "--compare", "--seed", 1)
     assert result.exit_code == 0, result.output
@@ -203,6 +264,7 @@ def test_presets():
     assert all(name in result.output for name in ("fk-paper", "psp", "best-of-n"))
     paper = json.loads(invoke("presets", "fk-paper").output)
     assert FKSteering.from_dict(paper) == FKSteering.preset("fk-paper")
+    assert (paper["steps"], paper["sampler"], paper["calls"]) == (100, None, None)
     assert "Unknown preset" in invoke("presets", "nope").stderr
 
 

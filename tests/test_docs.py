@@ -11,7 +11,7 @@ import torch
 
 from fk_steer.rewards import markdown_table
 from fk_steer.search import STRATEGIES
-from fk_steer.testing import CALLS, SIZE, flux, redness, sd_scheduler, sdxl
+from fk_steer.testing import CALLS, SIZE, flux, redness, sd, sd_scheduler, sdxl
 from fk_steer.testing.tiny import modular_of, wan
 
 
@@ -76,6 +76,20 @@ def test_the_page_about_searches_lists_those_that_ship():
     assert set(re.findall(r"^\| `(\w+)\.py`", page, re.M)) == {
         place.partition(":")[0].rpartition(".")[2] for place in STRATEGIES.values()
     }
+
+
+def test_the_page_about_compute_runs(capsys):
+    names = {"pipe": sd(), "reward": redness, "prompt": "a red circle"}
+    budget, by_name = blocks("docs/compute.md")
+    exec(budget, names)
+    chosen = names["output"].trace.chosen
+    assert (chosen["sampler"], chosen["budget"]) == ("dpmsolver++", 400)
+    assert chosen["num_particles"] == 400 // chosen["steps"]
+    capsys.readouterr()
+    exec(by_name, names)
+    assert capsys.readouterr().out.strip() in by_name
+    assert names["again"].num_particles == chosen["num_particles"]
+    assert names["again"].calls is None
 
 
 def test_the_page_about_videos_runs():

@@ -46,15 +46,27 @@ def generate(
     ] = None,
     preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "adaptive",
     particles: Annotated[int | None, typer.Option(help="Particles per prompt. [default: the preset's]")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="CALLS",
+            help="Denoiser calls per image, guidance not counted, in place of --particles: chooses particles, and the "
+            "steps and sampler that are left open.",
+        ),
+    ] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="Scheduler class, for example EulerAncestralDiscreteScheduler. [default: the model's; DDIM if the "
-            "settings make copies of particles and the model's adds no noise]"
+            help="Sampler, for example ddim, dpmsolver++ or EulerAncestralDiscreteScheduler. [default: the model's; "
+            "DDIM if the settings make copies of particles and the model's adds no noise; with --budget DPM-Solver++]"
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]"),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
     ] = None,
@@ -110,6 +122,7 @@ def generate(
             reward_options=options,
             preset=preset,
             particles=particles,
+            budget=budget,
             lmbda=lmbda,
             scheduler=scheduler,
             steps=steps,

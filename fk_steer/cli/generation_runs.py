@@ -45,16 +45,30 @@ def run(
     ] = None,
     preset: Annotated[str, typer.Option(help="Steering settings; see `fk-steer presets`.")] = "adaptive",
     particles: Annotated[int | None, typer.Option(help="Particles per sample. [default: the preset's]")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="CALLS",
+            help="Denoiser calls per sample, guidance not counted, in place of --particles: chooses particles, and the "
+            "steps and sampler that are left open.",
+        ),
+    ] = None,
     lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
     samples_per_prompt: Annotated[int, typer.Option(min=1, help="Steered calls, each giving its best image.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of all samples with other noise.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]"),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="Scheduler class. [default: the model's; DDIM if noise is needed and it has none]"),
+        typer.Option(
+            help="Sampler. [default: the model's; DDIM if noise is needed and it has none; with --budget DPM-Solver++]"
+        ),
     ] = None,
     height: Annotated[int | None, typer.Option(min=8, help="In pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="In pixels. [default: the model's]")] = None,
@@ -80,6 +94,7 @@ def run(
         quiet_libraries()
         from ..evaluation.generation import GenerationSettings, generate, read_records
         from ..evaluation.statistics import mean_by, plus_minus
+        from ..report.trace import Trace, told
 
         steered = reward != "none"
         settings = GenerationSettings(
@@ -91,6 +106,7 @@ def run(
             reward_options=reward_options(reward_option or [], reward, [reward]),
             preset=preset,
             particles=particles,
+            budget=budget,
             lmbda=lmbda,
             samples_per_prompt=samples_per_prompt,
             seeds=tuple(range(seeds)),
@@ -121,6 +137,10 @@ def run(
             if steered:
                 mean = mean_by((one.prompt_index, one.reward) for one in records if one.reward is not None)
                 text += f", mean reward {plus_minus(mean, '.4f')}"
+                # All calls of a run are alike.
+                first = next(out.glob("*/traces/*.json"), None)
+                if first is not None and (choice := told(Trace.load(first).chosen)):
+                    text += f"; {choice}"
             console.print(text, highlight=False, soft_wrap=True)
 
 

@@ -34,13 +34,6 @@ class Choice:
     arguments: dict[str, Any]
     chosen: dict[str, Any] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        parts = [f"{self.chosen['steps']} steps"] if self.chosen["steps"] else []
-        text = ", ".join([*parts, f"{self.chosen['sampler']}, {self.chosen['num_particles']} particles"])
-        if self.chosen["budget"] is None:
-            return text
-        return f"{text}: {self.chosen['calls']} of {self.chosen['budget']} denoiser calls per image"
-
 
 def choose(pipe: Any, strategy: Strategy, arguments: Mapping[str, Any]) -> Choice:
     """What a call is run with.

@@ -188,10 +188,10 @@ class SteeredPipeline:
         check_modular_arguments(self.pipe, arguments)
         arguments = checked_arguments(self.pipe, arguments)
         return_dict = arguments.pop("return_dict", True)
-        choice = choose(self.pipe, self.steering, arguments)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)
+        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
+        choice = choose(self.pipe, self.steering, arguments)
         with sampled_by(self.pipe, choice.scheduler):
-            self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
             result, trace = self._run(choice, ranks, reward_prompt, on_event, keep_predictions)
         images, others = best_of_each(result)
         particles = by_population(result)

@@ -109,6 +109,8 @@ class FKSteeringStep(ModularPipelineBlocks):
         names = {entry.name for entry in own}
         # Which of them are needed depends on others; the blocks say so when they run.
         theirs = [replace(entry, required=False) for entry in self.part.inputs if entry.name not in names]
+        # What is not said the settings may say; else the blocks take their own.
+        theirs = [replace(entry, default=None) if entry.name == "num_inference_steps" else entry for entry in theirs]
         return [*theirs, *own]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,6 +215,17 @@ def _event(values: dict[str, Any], populations: int) -> TraceEvent:
         if len(before) != len(rewards):
             raise ValueError("expected a reward for each particle")
     return event
+
+
+def told(chosen: Mapping[str, Any]) -> str:
+    """What was chosen for a run, see `Trace.chosen`, in a line; empty if nothing was."""
+    if not chosen:
+        return ""
+    steps = f"{chosen['steps']} steps, " if chosen["steps"] else ""
+    line = f"{steps}{chosen['sampler']}, {chosen['num_particles']} particle{'s'[: chosen['num_particles'] > 1]}"
+    if chosen["budget"] is None:
+        return line
+    return f"{line}: {chosen['calls']} of {chosen['budget']} denoiser calls per image"
 
 
 def strict(value: Any) -> Any:

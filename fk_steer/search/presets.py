@@ -43,12 +43,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "fk-paper": Preset(
         "The published settings and the reference's choices: DDIM eta 1, max potential with floor 0, multinomial "
-        "resampling in steps 20, 40, 60 and 80 of 100, counted from zero, after the noise. Use 100 steps.",
+        "resampling in steps 20, 40, 60 and 80 of 100, counted from zero, after the noise.",
         FKSteering(
             potential=Max(exact_terminal=False, floor=0.0),
             tempering=Constant(),
             schedule=Schedule(at=(0.21, 0.41, 0.61, 0.81)),
             resampling=Resampling("multinomial", after_noise=True),
+            steps=100,
         ),
     ),
     "bfs": Preset(
@@ -135,3 +136,25 @@ def preset(name: str, **overrides: Any) -> Strategy:
     if not is_named(name, PRESETS):
         raise unknown("preset", name, PRESETS)
     return PRESETS[name].settings.replace(**overrides)
+
+
+def asked(
+    name: str, *, particles: int | None = None, budget: int | None = None, lmbda: float | None = None
+) -> Strategy:
+    """The settings of a preset as commands ask for them.
+
+    Args:
+        particles: in place of the preset's.
+        budget: denoiser calls per image, which choose the particles; None for none.
+        lmbda: in place of the preset's.
+
+    Raises:
+        ValueError: see `preset`, or for particles beside a budget.
+    """
+    if particles is not None and budget is not None:
+        raise ValueError(
+            f"A budget of {budget} denoiser calls chooses the particles, so `particles` cannot be {particles} beside "
+            "it. Give one of the two."
+        )
+    given = {"num_particles": particles, "calls": budget, "lmbda": lmbda}
+    return preset(name, **{field: value for field, value in given.items() if value is not None})

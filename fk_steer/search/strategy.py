@@ -248,13 +248,19 @@ class Strategy(Keywords):
         """
 
     @property
+    def steps_are_usual(self) -> bool:
+        """Whether neither the settings nor their budget say how many steps to take."""
+        return self.steps is None and self.calls is None
+
+    @property
     def least_particles(self) -> int:
         """With fewer the settings make no sense."""
         return 1
 
     def cost(self, num_steps: int) -> int:
         """Denoiser calls per image that a run takes at most: one for each particle and step, guidance's second row not
-        counted. Copies that no noise has parted yet, and images that are good enough early, cost less.
+        counted. Copies that no noise has parted yet, and images that are good enough early, cost less; with two-stage
+        solvers, where events wait for the next whole step, pruning and going back may cost a few more.
 
         Args:
             num_steps: of the loop, in denoiser calls.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import os
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -26,7 +27,8 @@ def suggestion(given: object, known: Iterable[object]) -> str:
         return ""
     names = [name for name in known if isinstance(name, str)]
     likeness = {name: _likeness(wanted, _letters(name)) for name in names}
-    best = max(names, key=likeness.__getitem__, default=None)
+    # Among names that are about as like, the one that begins like it: 'resampling' for 'resample', not 'sampler'.
+    best = max(names, key=lambda name: likeness[name] + 0.1 * _beginning(wanted, _letters(name)), default=None)
     return "" if best is None or likeness[best] < _ALIKE else f" Did you mean {best!r}?"
 
 
@@ -84,6 +86,11 @@ _BRIEF.maxother = _BRIEF.maxstring = 80
 
 def _letters(name: object) -> str:
     return "".join(letter for letter in str(name).casefold() if letter.isalnum())
+
+
+def _beginning(one: str, other: str) -> float:
+    """How much of the shorter one is the same at the beginning of both."""
+    return len(os.path.commonprefix([one, other])) / max(1, min(len(one), len(other)))
 
 
 def _likeness(one: str, other: str) -> float:

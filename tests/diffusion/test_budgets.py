@@ -11,7 +11,7 @@ from fk_steer.diffusion.budgets import choose, loop_length
 from fk_steer.diffusion.noise import adds_noise
 from fk_steer.diffusion.samplers import SAMPLERS, sampler, sampler_at_call
 from fk_steer.pipelines import FKStableDiffusionPipeline
-from fk_steer.report.trace import Trace
+from fk_steer.report.trace import Trace, told
 from fk_steer.rewards.base import RewardError
 from fk_steer.search import PRESETS, Evolution
 from fk_steer.search.budget import steps_for
@@ -135,9 +135,7 @@ def test_initial_latents_are_as_many_as_the_particles(pipe):
     shape = pipe.unet.config.in_channels, *[side // pipe.vae_scale_factor for side in (SIZE["height"], SIZE["width"])]
     latents = torch.randn(8, *shape, generator=generator())
     assert steered(PROMPTS, latents=latents, generator=generator(), **CALL).rewards.shape == (2, 4)
-    with pytest.raises(
-        ValueError, match="room for 4 particles over a loop of 10 steps, so `latents` have to be 4, but"
-    ):
+    with pytest.raises(ValueError, match="room for 4 particles over a loop of 10 steps, so `latents` have to be 4"):
         steered(RED, latents=latents, generator=generator(), **CALL)
 
 
@@ -214,12 +212,12 @@ def test_every_name_fits_its_kind_of_model(name):
         (
             diffusers.FlowMatchEulerDiscreteScheduler(),
             "ddim",
-            "models of diffusion, not of flow matching.*: flow-euler",
+            "of diffusion, not of flow matching.*: flow-euler",
         ),
         (
             diffusers.DDIMScheduler(),
             "flow-euler",
-            "models of flow matching, not of diffusion.*: ddim, euler, dpmsolver",
+            "of flow matching, not of diffusion.*: ddim, euler, dpmsolver",
         ),
         (diffusers.EDMEulerScheduler(), "euler", "models of diffusion, not of EDM.*: edm-dpmsolver"),
         (diffusers.CogVideoXDDIMScheduler(), "ddim", "does not have the noise levels"),
@@ -335,5 +333,6 @@ def test_modular_pipelines():
 
 def test_choices_are_told_in_a_line(pipe):
     choice = choose(pipe, FKSteering.within(calls=65), {"prompt": RED})
-    assert str(choice) == "10 steps, dpmsolver++, 6 particles: 60 of 65 denoiser calls per image"
-    assert str(choose(pipe, FKSteering(steps=7), {"prompt": RED})) == "7 steps, ddim, 4 particles"
+    assert told(choice.chosen) == "10 steps, dpmsolver++, 6 particles: 60 of 65 denoiser calls per image"
+    assert told(choose(pipe, FKSteering(1, steps=7), {"prompt": RED}).chosen) == "7 steps, ddim, 1 particle"
+    assert told(choose(pipe, FKSteering(), {"prompt": RED}).chosen) == ""

@@ -115,6 +115,7 @@ TWO = {"prompt": PROMPTS}
 CASES = {
     **{f"sd {name}": Case("sd", preset(name), call=TWO) for name in ("adaptive", "psp", "svdd", "fk-paper", "hybrid")},
     "sdxl": Case("sdxl", preset("hybrid")),
+    "budget": Case("sd", preset("adaptive", calls=40, steps=8)),
     "five particles": Case("sdxl euler", preset("adaptive", num_particles=5)),
     "one particle": Case("sd", preset("adaptive", num_particles=1), call={"guidance_scale": 1.0}),
     "a rank with none": Case(

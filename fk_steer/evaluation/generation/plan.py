@@ -15,7 +15,7 @@ from ...loading import DTYPES
 from ...report.trace import lenient, strict
 from ...rewards.chat import check_recordable
 from ...search import DEFAULT_PRESET, Strategy
-from ...search import preset as settings_of
+from ...search.presets import asked
 from ...smc import brief, unknown
 from ...smc.checks import integer, numbers, real
 from ..prompts import evenly, prompt_list
@@ -38,14 +38,16 @@ class GenerationSettings:
             `path` is given.
         preset: name of the steering settings.
         particles: K; None for the preset's.
+        budget: denoiser calls per sample, which choose the particles, and the steps and sampler that are left open;
+            None for none.
         lmbda: strength of the tilt; None for the reward's.
         samples_per_prompt: independent samples per prompt and seed.
         seeds: samples 0 to `samples_per_prompt` - 1 of a prompt have the first seed, the next ones the second, and so
             on.
-        steps: of the denoising loop; None for 50, bundled models 25.
+        steps: of the denoising loop; None for 50, bundled models 25, or what the preset or budget chooses.
         guidance: guidance scale; None for 7.5, bundled models 3.
-        scheduler: name of a Diffusers class; None for the model's, or DDIM if that adds no noise and the settings need
-            some.
+        scheduler: name of a sampler or Diffusers class; None for the model's, or DDIM if that adds no noise and the
+            settings need some, or what the preset or budget chooses.
         height, width: in pixels; None for the model's.
         batch_size: samples per steered call. A call holds samples of one prompt or all samples of several.
         max_rows: denoiser rows, latents decoded and images scored at a time within a call; None for all. It changes no
@@ -53,8 +55,8 @@ class GenerationSettings:
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
 
     Raises:
-        ValueError: for a value out of range, an unknown preset, `particles` or `lmbda` without a reward, or a password
-            among the options of the reward.
+        ValueError: for a value out of range, an unknown preset, `particles`, `budget` or `lmbda` without a reward,
+            particles beside a budget, or a password among the options of the reward.
     """
 
     model: str
@@ -65,6 +67,7 @@ class GenerationSettings:
     reward_options: Mapping[str, Any] = field(default_factory=dict)
     preset: str = DEFAULT_PRESET
     particles: int | None = None
+    budget: int | None = None
     lmbda: float | None = None
     samples_per_prompt: int = 4
     seeds: tuple[int, ...] = (0,)
@@ -97,7 +100,7 @@ class GenerationSettings:
         if not isinstance(self.reward_options, Mapping):
             raise ValueError(f"Expected `reward_options` to be a mapping, but got {brief(self.reward_options)}.")
         if self.reward is None:
-            for name in ("particles", "lmbda", "max_rows"):
+            for name in ("particles", "budget", "lmbda", "max_rows"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` needs a `reward` to steer by.")
         check_recordable(self.reward_options)
@@ -107,8 +110,7 @@ class GenerationSettings:
         """The settings of the steered calls; None without a reward."""
         if self.reward is None:
             return None
-        given = {"num_particles": self.particles, "lmbda": self.lmbda}
-        return settings_of(self.preset, **{name: value for name, value in given.items() if value is not None})
+        return asked(self.preset, particles=self.particles, budget=self.budget, lmbda=self.lmbda)
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,14 @@ class Plan:
         guidance = settings.guidance
         if guidance is None:
             guidance = GUIDANCE_SCALE if bundled else 7.5
+        steering = settings.steering()
+        usual = NUM_INFERENCE_STEPS if bundled else 50
         entries = prompt_list(settings.prompts, settings.prompts_file)
         return cls(
             replace(
                 settings,
                 reward_options=options,
-                steps=settings.steps or (NUM_INFERENCE_STEPS if bundled else 50),
+                steps=settings.steps or (usual if steering is None or steering.steps_are_usual else None),
                 guidance=guidance,
             ),
             tuple(Prompt(index, entries[index]) for index in evenly(entries, settings.limit)),
@@ -263,7 +267,7 @@ class Plan:
         if steering is None:
             settings["preset"] = None
         else:
-            settings["particles"] = steering.num_particles
+            settings["particles"] = steering.num_particles if steering.calls is None else None
         settings["steering"] = None if steering is None else steering.to_dict()
         content = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
         settings["prompts_sha256"] = hashlib.sha256(content.encode()).hexdigest()

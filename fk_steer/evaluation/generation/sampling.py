@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ...diffusion import Execution, steer
+from ...diffusion.budgets import choose
 from ...diffusion.components import makes_videos
 from ...diffusion.generators import particle_generators
 from ...loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
@@ -48,6 +49,18 @@ class Sampler:
         steering = self.steering or FKSteering(num_particles=1)
         if note := set_scheduler(self.pipe, settings.scheduler, steering, settings.steps):
             warnings.warn(note, stacklevel=2)
+        self.call: dict[str, Any] = {
+            "guidance_scale": settings.guidance,
+            "height": settings.height,
+            "width": settings.width,
+        }
+        if settings.steps is not None:
+            self.call["num_inference_steps"] = settings.steps
+        self.num_particles = 1
+        if self.steering is not None:
+            if settings.scheduler is not None:
+                self.steering = self.steering.replace(sampler=settings.scheduler)
+            self.num_particles = choose(self.pipe, self.steering, self.call).strategy.num_particles
 
     def __call__(self, samples: Sequence[Sample]) -> list[tuple[Image.Image, SampleRecord, Trace | None]]:
         """The best image of each sample, its record and, if steered, its trace, all made in one call.
@@ -56,14 +69,8 @@ class Sampler:
         """
         settings = self.settings
         started = time.perf_counter()
-        call: dict[str, Any] = {
-            "prompt": [sample.prompt.text for sample in samples],
-            "num_inference_steps": settings.steps,
-            "guidance_scale": settings.guidance,
-            "height": settings.height,
-            "width": settings.width,
-        }
-        K = 1 if self.steering is None else self.steering.num_particles
+        call = {"prompt": [sample.prompt.text for sample in samples], **self.call}
+        K = self.num_particles
         # A generator per particle, so that the noise of the first does not depend on how many there are.
         call["generator"] = [
             row for sample in samples for row in particle_generators(noise(sample), None, [sample.prompt.text], 1, K)[0]
