@@ -12,14 +12,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import real
 from .names import Keywords
-from .weights import effective_sample_size
+from .weights import normalize
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Geometric(Scaled):
 @dataclass(frozen=True)
 class TargetESS(Tempering):
     """The largest lambda that keeps the effective sample size at 1 + ess * (n - 1), n being the number of particles
-    that have any weight: found per population by bisection.
+    that have any weight: solved for in each population.
 
     The answer does not change when the reward is scaled, so it needs no lambda of its own; one that is given is an
     upper limit, and the final image is then weighed with it.
@@ -163,7 +163,7 @@ class TargetESS(Tempering):
 
         def parted(gap: Tensor) -> Tensor:
             # 50 nats between two rewards leave the lower one no weight.
-            lmbda = torch.where(gap > 0, lowest + 50.0 / gap, lowest)
+            lmbda = torch.where(gap > 0, lowest + (50.0 / gap).clamp(max=_LARGEST), lowest)
             return lmbda if situation.limit is None else lmbda.clamp(max=situation.limit)
 
         # The best and the worst parted is nearly always more than enough, but not where several are close to the best.
@@ -172,31 +172,110 @@ class TargetESS(Tempering):
         further = (found == near) & (near < far)
         if not further.any():
             return found
-        return torch.where(further, self.solve(situation.log_weights_at, near, far, rounds=100), found)
+        return torch.where(
+            further, self.solve(situation.log_weights_at, near, torch.where(further, far, near)), found
+        )
 
-    def solve(
-        self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor, rounds: int = 50
-    ) -> Tensor:
-        """Lambda (P,) in [lowest, highest].
+    def solve(self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor) -> Tensor:
+        """Lambda (P,) in [lowest, highest] at which the effective sample size is the target.
+
+        Bisection as long as all of its midpoints are too much, so that of several solutions it is the one that
+        bisection finds; then Newton's method with the second derivative, within the bracket. About ten evaluations of
+        the weights, however many populations there are, and the answer is exact to rounding.
 
         Args:
-            log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda.
+            log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda, continuous; fewest evaluations where
+                they are linear, as those of the potentials are.
             lowest: (P,) returned where even that is too much.
             highest: (P,) returned where even that leaves the effective sample size above the target.
-            rounds: of bisection.
         """
+        before, look = highest, self._look(log_weights_at, highest)
+        low, high, answer = lowest, highest, torch.where(look.keeps, highest, lowest)
+        done, slope = look.keeps | (highest <= lowest), torch.zeros_like(look.log_weights)
+        # Whether `low` is known to keep the target.
+        known = torch.zeros_like(done)
+        at = low + (high - low) / 2
+        for count in range(1, _ROUNDS):
+            if done.all():
+                break
+            at, last = torch.where(done, before, at), look
+            look = self._look(log_weights_at, at)
+            secant = (look.log_weights - last.log_weights) / (at - before)[:, None]
+            slope = torch.where(secant.isfinite(), secant, slope)
+            keeps = look.keeps & ~done
+            low, high = torch.where(keeps, at, low), torch.where(keeps | done | (at == lowest), high, at)
+            known = known | keeps
+            if count > _HALVINGS:
+                done = done | ~known
+            step = look.step(slope)
+            exact = look.excess.abs() <= _EXACT
+            found = known & ~done & (exact | (step.abs() <= _CLOSE * at) | (high - low <= _EXACT * high))
+            answer = torch.where(found, torch.where(exact, at, (at + step).maximum(low).minimum(high)), answer)
+            done = done | found
+            # Every fourth step halves the bracket, whatever the function is like.
+            inside = known & (at + step > low) & (at + step < high) & (count % 4 > 0)
+            before, middle = at, low + (high - low) / 2
+            otherwise = middle if count != _HALVINGS else torch.where(known, middle, lowest)
+            at = torch.where(inside, at + step, otherwise)
+        return torch.where(done, answer, low)
 
-        def keeps_target(lmbda: Tensor) -> Tensor:
-            lw = log_weights_at(lmbda)
-            return effective_sample_size(lw) >= 1 + self.ess * ((lw > -torch.inf).sum(1).double() - 1)
+    def _look(self, log_weights_at: Callable[[Tensor], Tensor], lmbda: Tensor) -> _Look:
+        lw = log_weights_at(lmbda)
+        W = normalize(lw)
+        ess = 1.0 / W.square().sum(1)
+        target = 1 + self.ess * ((lw > -torch.inf).sum(1).double() - 1)
+        return _Look(lw, W, ess, target)
 
-        low, high = lowest.clone(), highest.clone()
-        reached_highest = keeps_target(highest)
-        for _ in range(rounds):
-            middle = (low + high) / 2
-            keeps = keeps_target(middle)
-            low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)
-        return torch.where(reached_highest, highest, low)
+
+class _Look(NamedTuple):
+    """What is seen of the weights under a lambda: log-weights and weights (P, K), effective sample size and its target
+    (P,)."""
+
+    log_weights: Tensor
+    W: Tensor
+    ess: Tensor
+    target: Tensor
+
+    @property
+    def keeps(self) -> Tensor:
+        """(P,) whether the target is kept."""
+        return self.ess >= self.target
+
+    @property
+    def excess(self) -> Tensor:
+        """(P,) log of the effective sample size over its target."""
+        return (self.ess / self.target).log()
+
+    def step(self, slope: Tensor) -> Tensor:
+        """(P,) from lambda to where the excess would be 0 if it went on as the parabola that it is like here.
+
+        With log-weights that grow by `slope` s (P, K), and E of the weights W and of those in proportion to W^2,
+
+            d log ESS = 2 (E_W[s] - E_W2[s]),    d^2 log ESS = 2 Var_W[s] - 4 Var_W2[s].
+        """
+        W, squared = self.W, self.W.square() * self.ess[:, None]
+        mean, mean_squared = (W * slope).sum(1, keepdim=True), (squared * slope).sum(1, keepdim=True)
+        first = 2 * (mean - mean_squared).squeeze(1)
+        half_second = (W * (slope - mean).square()).sum(1) - 2 * (squared * (slope - mean_squared).square()).sum(1)
+        root = (first.square() - 4 * half_second * self.excess).clamp(min=0).sqrt()
+        # The one of two solutions where the excess falls, without cancellation.
+        return torch.where(first > 0, -(first + root) / (2 * half_second), 2 * self.excess / (root - first))
+
+
+_LARGEST = 1e300
+"""Lambda that may be added to and multiplied with."""
+
+_HALVINGS = 6
+"""Bisections until the least lambda is tried itself."""
+
+_CLOSE = 1e-9
+"""Relative size of a step after which the error, which is of a higher order, is below rounding."""
+
+_EXACT = 4e-16
+"""Relative differences that rounding makes."""
+
+_ROUNDS = 200
+"""More than halving every fourth time takes."""
 
 
 TEMPERINGS: dict[str, type[Tempering]] = {kind.name: kind for kind in (Constant, Rising, Geometric, TargetESS)}
