@@ -12,14 +12,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .checks import real
 from .names import Keywords
-from .weights import normalize
+from .weights import effective_sample_size, normalize
 
 
 @dataclass(frozen=True)
@@ -172,94 +172,95 @@ class TargetESS(Tempering):
         further = (found == near) & (near < far)
         if not further.any():
             return found
-        return torch.where(
-            further, self.solve(situation.log_weights_at, near, torch.where(further, far, near)), found
-        )
+        return torch.where(further, self.solve(situation.log_weights_at, near, torch.where(further, far, near)), found)
 
     def solve(self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor) -> Tensor:
         """Lambda (P,) in [lowest, highest] at which the effective sample size is the target.
 
-        Bisection as long as all of its midpoints are too much, so that of several solutions it is the one that
-        bisection finds; then Newton's method with the second derivative, within the bracket. About ten evaluations of
-        the weights, however many populations there are, and the answer is exact to rounding.
+        Bisection until one of its midpoints keeps the target, so that of several solutions it is the one that bisection
+        finds; then Newton's method with the second derivative, within the bracket. About eight looks at the weights,
+        however many populations there are, for an answer that is exact to rounding.
 
         Args:
-            log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda, continuous; fewest evaluations where
-                they are linear, as those of the potentials are.
+            log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda, continuous. The fewest looks are needed
+                where they are linear in lambda, as those of all potentials are.
             lowest: (P,) returned where even that is too much.
             highest: (P,) returned where even that leaves the effective sample size above the target.
         """
-        before, look = highest, self._look(log_weights_at, highest)
-        low, high, answer = lowest, highest, torch.where(look.keeps, highest, lowest)
-        done, slope = look.keeps | (highest <= lowest), torch.zeros_like(look.log_weights)
-        # Whether `low` is known to keep the target.
-        known = torch.zeros_like(done)
-        at = low + (high - low) / 2
+        ends = log_weights_at(highest)
+        target = 1 + self.ess * ((ends > -torch.inf).sum(1).double() - 1)
+        enough = effective_sample_size(ends) >= target
+        answer = torch.where(enough, highest, lowest)
+        done = enough | (highest <= lowest)
+        low, high, lw = lowest, highest, ends
+
+        # Whether `low` keeps the target, or nothing does.
+        known = done
+        for count in range(2 * _HALVINGS):
+            if known.all():
+                break
+            at = torch.where(known, low, lowest if count == _HALVINGS else low + (high - low) / 2)
+            lw = log_weights_at(at)
+            keeps = ~known & (effective_sample_size(lw) >= target)
+            low = torch.where(keeps, at, low)
+            if count == _HALVINGS:
+                # Too much already, unless the effective sample size rises from here.
+                _, step = _excess_and_step(lw, _slope(ends - lw, highest - lowest), target)
+                done = done | ~(known | keeps | (step > 0))
+                known = known | done
+            else:
+                high = torch.where(known | keeps, high, at)
+            known = known | keeps
+        done = done | ~known
+        if done.all():
+            return answer
+
+        at, before = low, highest
         for count in range(1, _ROUNDS):
+            excess, step = _excess_and_step(lw, _slope(lw - ends, at - before), target)
+            exact = excess.abs() <= _EXACT
+            if count > 1:
+                low, high = torch.where(excess >= 0, at, low), torch.where(excess >= 0, high, at)
+            there = torch.where(exact, at, at + step)
+            # The first slope is one over half of the bracket or more.
+            close = (step.abs() <= _CLOSE * at) & (count > 1)
+            found = ~done & (exact | close | (high - low <= _EXACT * high))
+            answer = torch.where(found, there.maximum(low).minimum(high), answer)
+            done = done | found
             if done.all():
                 break
-            at, last = torch.where(done, before, at), look
-            look = self._look(log_weights_at, at)
-            secant = (look.log_weights - last.log_weights) / (at - before)[:, None]
-            slope = torch.where(secant.isfinite(), secant, slope)
-            keeps = look.keeps & ~done
-            low, high = torch.where(keeps, at, low), torch.where(keeps | done | (at == lowest), high, at)
-            known = known | keeps
-            if count > _HALVINGS:
-                done = done | ~known
-            step = look.step(slope)
-            exact = look.excess.abs() <= _EXACT
-            found = known & ~done & (exact | (step.abs() <= _CLOSE * at) | (high - low <= _EXACT * high))
-            answer = torch.where(found, torch.where(exact, at, (at + step).maximum(low).minimum(high)), answer)
-            done = done | found
             # Every fourth step halves the bracket, whatever the function is like.
-            inside = known & (at + step > low) & (at + step < high) & (count % 4 > 0)
-            before, middle = at, low + (high - low) / 2
-            otherwise = middle if count != _HALVINGS else torch.where(known, middle, lowest)
-            at = torch.where(inside, at + step, otherwise)
+            inside = (there > low) & (there < high) if count % 4 else torch.zeros_like(done)
+            before, at, ends = at, torch.where(done, at, torch.where(inside, there, low + (high - low) / 2)), lw
+            lw = log_weights_at(at)
         return torch.where(done, answer, low)
 
-    def _look(self, log_weights_at: Callable[[Tensor], Tensor], lmbda: Tensor) -> _Look:
-        lw = log_weights_at(lmbda)
-        W = normalize(lw)
-        ess = 1.0 / W.square().sum(1)
-        target = 1 + self.ess * ((lw > -torch.inf).sum(1).double() - 1)
-        return _Look(lw, W, ess, target)
+
+def _slope(rise: Tensor, run: Tensor) -> Tensor:
+    """(P, K) by how much log-weights grow with lambda; 0 where they are infinite."""
+    return torch.nan_to_num(rise / run[:, None], 0.0, 0.0, 0.0)
 
 
-class _Look(NamedTuple):
-    """What is seen of the weights under a lambda: log-weights and weights (P, K), effective sample size and its target
-    (P,)."""
+def _excess_and_step(lw: Tensor, slope: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm (P,) of the effective sample size over its target, and the step (P,) from the lambda at hand to
+    where it would be 0 if it went on as the parabola that it is like here.
 
-    log_weights: Tensor
-    W: Tensor
-    ess: Tensor
-    target: Tensor
+    With log-weights (P, K) that grow by `slope` s, and E of the weights W and of those in proportion to W^2,
 
-    @property
-    def keeps(self) -> Tensor:
-        """(P,) whether the target is kept."""
-        return self.ess >= self.target
-
-    @property
-    def excess(self) -> Tensor:
-        """(P,) log of the effective sample size over its target."""
-        return (self.ess / self.target).log()
-
-    def step(self, slope: Tensor) -> Tensor:
-        """(P,) from lambda to where the excess would be 0 if it went on as the parabola that it is like here.
-
-        With log-weights that grow by `slope` s (P, K), and E of the weights W and of those in proportion to W^2,
-
-            d log ESS = 2 (E_W[s] - E_W2[s]),    d^2 log ESS = 2 Var_W[s] - 4 Var_W2[s].
-        """
-        W, squared = self.W, self.W.square() * self.ess[:, None]
-        mean, mean_squared = (W * slope).sum(1, keepdim=True), (squared * slope).sum(1, keepdim=True)
-        first = 2 * (mean - mean_squared).squeeze(1)
-        half_second = (W * (slope - mean).square()).sum(1) - 2 * (squared * (slope - mean_squared).square()).sum(1)
-        root = (first.square() - 4 * half_second * self.excess).clamp(min=0).sqrt()
-        # The one of two solutions where the excess falls, without cancellation.
-        return torch.where(first > 0, -(first + root) / (2 * half_second), 2 * self.excess / (root - first))
+        d log ESS = 2 (E_W[s] - E_W2[s]),    d^2 log ESS = 2 Var_W[s] - 4 Var_W2[s].
+    """
+    W = normalize(lw)
+    squares = W.square()
+    ess = 1.0 / squares.sum(1, keepdim=True)
+    excess = (ess.squeeze(1) / target).log()
+    both = torch.stack([W, squares * ess], 1)
+    means = (both * slope[:, None]).sum(2, keepdim=True)
+    variances = (both * (slope[:, None] - means).square()).sum(2)
+    first = 2 * (means[:, 0, 0] - means[:, 1, 0])
+    second = 2 * variances[:, 0] - 4 * variances[:, 1]
+    root = (first.square() - 2 * second * excess).clamp(min=0).sqrt()
+    # The one of two solutions where the excess falls, without cancellation.
+    return excess, torch.where(first > 0, -(first + root) / second, 2 * excess / (root - first))
 
 
 _LARGEST = 1e300
