@@ -9,7 +9,7 @@ from .metropolis import Metropolis
 from .presets import DEFAULT_PRESET, PRESETS, Preset, preset
 from .registry import STRATEGIES
 from .strategy import Noise, Preview, Strategy
-from .wrappers import EarlyStop, Elite, Standardized
+from .wrappers import Averaged, EarlyStop, Elite, Standardized
 
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "PRESETS",
     "SMC",
     "STRATEGIES",
+    "Averaged",
     "DepthFirst",
     "EarlyStop",
     "Elite",
