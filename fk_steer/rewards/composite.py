@@ -362,9 +362,9 @@ def _places(rewards: Tensor) -> Tensor:
     """(..., K) the place of each particle, 0 for the best; ties go to the lower index, NaN comes last."""
     values = torch.where(rewards.isnan(), -torch.inf, rewards)
     # Of those that are -inf, the ones that are there come first.
-    order = (~rewards.isnan()).double().argsort(-1, descending=True, stable=True)
-    order = order.gather(-1, values.gather(-1, order).argsort(-1, descending=True, stable=True))
-    return order.argsort(-1)
+    order = rewards.isnan().long().argsort(dim=-1, stable=True)
+    order = order.gather(-1, values.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+    return order.argsort(dim=-1)
 
 
 def _finite(weights: Mapping[RewardFunction, float]) -> tuple[float, ...]:
