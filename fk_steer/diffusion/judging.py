@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, blaming, check_combined, check_scores, names_of
+from ..rewards.base import Reward, blaming, check_combined, check_scores, names_of, placed
 from .decode import Decoder
 from .rows import Rows
 from .scoring import Scorer
@@ -20,7 +20,7 @@ class Judgement(NamedTuple):
 
     Attributes:
         rewards: (P, K) float64 on the CPU.
-        scores: what they were made from, likewise, by name of each leaf of the reward.
+        scores: what they were made from, likewise, by name of each leaf of the reward; NaN where it was not asked.
         final_scale: whether the same leaves score the final images.
         images: decodes them (once more): (P, K, 3, H, W), or (P, K, F, 3, H, W), in [0, 1] on the CPU.
         kept: (P, K) what is kept of each, by the names of `Scorer.keeps`.
@@ -33,8 +33,13 @@ class Judgement(NamedTuple):
     kept: dict[str, list[list[Any]]]
 
 
+Score = Callable[[Mapping[Reward, str], Tensor, bool], dict[Reward, Any]]
+"""Leaves with their names, distinct images (D,) by number, and whether these are the first of the event -> what the
+leaves make of these images."""
+
+
 class Judge:
-    """Scores the particles of a run, each distinct row once.
+    """Scores the particles of a run, each distinct row at most once by each leaf of the reward.
 
     Args:
         reward: by which they are judged.
@@ -77,66 +82,96 @@ class Judge:
     def of_images(self, images: Tensor) -> Judgement:
         """Of the final images (L, 3, H, W) of the live rows."""
         reward, particles = self.reward.at(1.0), self.rows.particles
-        prompts = self._prompts(torch.arange(len(images)))
-        scores = self.scorer.of_images(reward, images, prompts, _FINAL)
-        return self._combined(reward, scores, particles, _FINAL, lambda: images.cpu()[particles])
+
+        def score(leaves: Mapping[Reward, str], chosen: Tensor, first: bool) -> dict[Reward, Any]:
+            some = images if len(chosen) == len(images) else images[chosen.to(images.device)]
+            return self.scorer.of_images(leaves, some, self._prompts(chosen), _FINAL, first)
+
+        return self._judged(reward, score, particles, len(images), _FINAL, lambda: images.cpu()[particles])
 
     def _of_latents(self, reward: Reward, latents: Tensor, decoder: Decoder, where: str) -> Judgement:
         position, inverse = self.rows.distinct_live()
         particles = self.rows.particles
-        distinct = latents[position.to(latents.device)] if len(position) < len(latents) else latents
         rows = self.rows.live
-        theirs = rows[position]
-        try:
-            scores = self.scorer.of_latents(reward, distinct, theirs, decoder, self._prompts(position), where)
-        except ValueError:
-            size = self.scorer.execution.decode_batch_size or len(distinct)
-            for some, of_some in zip(distinct.split(size), theirs.split(size)):
-                check_decoder(getattr(decoder, "vae", None), decoder(some, of_some), some)
-            raise
+
+        def score(leaves: Mapping[Reward, str], chosen: Tensor, first: bool) -> dict[Reward, Any]:
+            own = position[chosen]
+            distinct = latents[own.to(latents.device)] if len(own) < len(latents) else latents
+            theirs = rows[own]
+            try:
+                return self.scorer.of_latents(leaves, distinct, theirs, decoder, self._prompts(own), where, first)
+            except ValueError:
+                size = self.scorer.execution.decode_batch_size or len(distinct)
+                for some, of_some in zip(distinct.split(size), theirs.split(size)):
+                    check_decoder(getattr(decoder, "vae", None), decoder(some, of_some), some)
+                raise
 
         def images() -> Tensor:
             size = self.scorer.execution.decode_batch_size or len(latents)
             chunks = zip(latents.split(size), rows.split(size))
             return torch.cat([decoder(some, theirs).cpu() for some, theirs in chunks])[particles]
 
-        return self._combined(reward, scores, inverse[particles], where, images)
+        return self._judged(reward, score, inverse[particles], len(position), where, images)
 
     def _prompts(self, positions: Tensor) -> list[str]:
         populations = self.rows.populations()
         return [self.prompts[populations[position]] for position in positions.tolist()]
 
-    def _combined(
-        self, reward: Reward, scores: dict[Reward, Any], members: Tensor, where: str, images: Callable[[], Tensor]
+    def _judged(
+        self, reward: Reward, score: Score, members: Tensor, number: int, where: str, images: Callable[[], Tensor]
     ) -> Judgement:
-        """Of scores of distinct images, of which `members` (P, K) says whose each is."""
-        names = names_of(list(scores))
-
-        def of_prompts(share: slice) -> dict[str, Tensor]:
-            groups, prompts = list(members[share]), self.prompts[share]
-            found = {}
-            for leaf, name in names.items():
-                with blaming(leaf, prompts, where):
-                    values = leaf.of_particles(scores[leaf], groups, prompts)
-                found[name] = torch.stack(
-                    [
-                        check_scores(leaf, some, [prompt] * len(group), where)
-                        for some, group, prompt in zip(values, groups, prompts, strict=True)
-                    ]
-                )
-            return found
-
-        with self.scorer.clock("reward"):
-            found = self.scorer.ranks.map(of_prompts, len(self.prompts))
-        rewards = reward.combine({leaf: found[name] for leaf, name in names.items()})
+        """Of as many distinct images, of which `members` (P, K) says whose each is."""
+        names = names_of(reward.leaves)
+        found: dict[Reward, Tensor] = {}
+        everyone = torch.ones_like(members, dtype=torch.bool)
+        first = True
+        while wanted := reward.missing(found, everyone):
+            # Leaves that are to score the same particles get their images together.
+            mask = next(iter(wanted.values()))
+            leaves = {leaf: names[leaf] for leaf, own in wanted.items() if torch.equal(own, mask)}
+            chosen = torch.arange(number) if first else members[mask].unique()
+            scores = score(leaves, chosen, first)
+            with self.scorer.clock("reward"):
+                for leaf, values in self._of_particles(scores, names, mask, chosen, members, where).items():
+                    found[leaf] = placed(values, mask, found.get(leaf))
+            first = False
         kept = {name: [[of[i] for i in row] for row in members.tolist()] for name, of in self.scorer.kept.items()}
         return Judgement(
-            check_combined(reward, rewards, self.prompts, where),
-            found,
+            check_combined(reward, reward.combine(found), self.prompts, where),
+            {name: found[leaf] for leaf, name in names.items()},
             reward.leaves == self.reward.at(1.0).leaves,
             images,
             kept,
         )
+
+    def _of_particles(
+        self,
+        scores: dict[Reward, Any],
+        names: Mapping[Reward, str],
+        mask: Tensor,
+        chosen: Tensor,
+        members: Tensor,
+        where: str,
+    ) -> dict[Reward, Tensor]:
+        """The scores of the particles in `mask` (P, K), one after the other, from those of the distinct images `chosen`
+        (D,)."""
+
+        def of_prompts(share: slice) -> dict[str, list[Tensor]]:
+            own = [p for p in range(share.start, share.stop) if mask[p].any()]
+            groups = [torch.searchsorted(chosen, members[p][mask[p]]) for p in own]
+            prompts = [self.prompts[p] for p in own]
+            found = {}
+            for leaf, encodings in scores.items():
+                with blaming(leaf, prompts, where):
+                    values = leaf.of_particles(encodings, groups, prompts)
+                found[names[leaf]] = [
+                    check_scores(leaf, some, [prompt] * len(group), where)
+                    for some, group, prompt in zip(values, groups, prompts, strict=True)
+                ]
+            return found
+
+        found = self.scorer.ranks.map(of_prompts, len(self.prompts))
+        return {leaf: torch.cat(found[names[leaf]]) for leaf in scores}
 
 
 _FINAL = "for the final images"

@@ -64,7 +64,7 @@ from .watch import Watch
 
 class Result(NamedTuple):
     """What a run gives: images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k); best
-    first in each population."""
+    first in each population, by reward unless the search ranks them otherwise."""
 
     images: Any
     others: list[Any]
@@ -477,7 +477,8 @@ class Run:
         lineage = self.particles.lineage(self.engine.events)
         self.report(self.trace.num_steps, None, judgement, outcome, rows.slots, everyone, lineage)
 
-        order = rewards.argsort(dim=1, descending=True, stable=True)
+        ranking = rewards if outcome.ranking is None else outcome.ranking
+        order = ranking.argsort(dim=1, descending=True, stable=True)
         flat = rows.particles.gather(1, order).flatten()
         if finals is not None:
             frames = judgement.kept["frames"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..report.trace import Stopwatch
-from ..rewards.base import Reward, check_scores, encode_images, names_of
+from ..rewards.base import Reward, check_scores, encode_images
 from .decode import Decoder
 from .execution import Execution
 from .ranks import Ranks, join_entries
@@ -43,37 +43,58 @@ class Scorer:
         self.calls: Counter[str] = Counter()
         self.kept: dict[str, list[Any]] = {}
 
-    def of_images(self, reward: Reward, images: Tensor, prompts: Sequence[str], where: str) -> dict[Reward, Any]:
+    def of_images(
+        self, leaves: Mapping[Reward, str], images: Tensor, prompts: Sequence[str], where: str, keep: bool = True
+    ) -> dict[Reward, Any]:
         """Leaf -> what it makes of images (D, 3, H, W): rewards (D,), float64 on the CPU, or D encodings.
+
+        Args:
+            leaves: their names in the trace.
+            where: for messages.
+            keep: whether to keep of them what `keeps` says.
 
         Raises:
             RewardError: if a leaf returns NaN or anything but one entry per image. +-inf is allowed.
         """
         return self._shared(
-            reward, lambda share: self._collect(reward, [images[share]], prompts[share], where), len(images)
+            leaves,
+            lambda share: self._collect(leaves, [images[share]], prompts[share], where, keep),
+            len(images),
+            keep,
         )
 
     def of_latents(
-        self, reward: Reward, latents: Tensor, rows: Tensor, decoder: Decoder, prompts: Sequence[str], where: str
+        self,
+        leaves: Mapping[Reward, str],
+        latents: Tensor,
+        rows: Tensor,
+        decoder: Decoder,
+        prompts: Sequence[str],
+        where: str,
+        keep: bool = True,
     ) -> dict[Reward, Any]:
         """The same of latents (D, ...) of rows (D,) of the batch. Only one block of images is in memory at a time,
         beside what leaves keep of each image."""
         return self._shared(
-            reward,
+            leaves,
             lambda share: self._collect(
-                reward, self._decoded(latents[share], rows[share], decoder), prompts[share], where
+                leaves, self._decoded(latents[share], rows[share], decoder), prompts[share], where, keep
             ),
             len(latents),
+            keep,
         )
 
-    def _shared(self, reward: Reward, score: Callable[[slice], dict[str, Any]], count: int) -> dict[Reward, Any]:
-        self.kept = {}
-        names = names_of(reward.leaves)
+    def _shared(
+        self, leaves: Mapping[Reward, str], score: Callable[[slice], dict[str, Any]], count: int, keep: bool
+    ) -> dict[Reward, Any]:
+        if keep:
+            self.kept = {}
         found = self.ranks.map(score, count)
-        for name in names.values():
+        for name in leaves.values():
             self.calls[name] += count
-        self.kept = {name: found[_KEPT + name] for name in self.keeps}
-        return {leaf: found[name] for leaf, name in names.items()}
+        if keep:
+            self.kept = {name: found[_KEPT + name] for name in self.keeps}
+        return {leaf: found[name] for leaf, name in leaves.items()}
 
     def _decoded(self, latents: Tensor, rows: Tensor, decoder: Decoder) -> Any:
         size = self.execution.decode_batch_size or len(latents)
@@ -87,10 +108,12 @@ class Scorer:
             yield joined
             del joined
 
-    def _collect(self, reward: Reward, blocks: Any, prompts: Sequence[str], where: str) -> dict[str, Any]:
-        names = names_of(reward.leaves)
+    def _collect(
+        self, names: Mapping[Reward, str], blocks: Any, prompts: Sequence[str], where: str, keep: bool
+    ) -> dict[str, Any]:
         parts: dict[str, list[Any]] = {name: [] for name in names.values()}
-        kept: dict[str, list[Any]] = {_KEPT + name: [] for name in self.keeps}
+        keeps = self.keeps if keep else {}
+        kept: dict[str, list[Any]] = {_KEPT + name: [] for name in keeps}
         start = 0
 
         def look(images: Tensor) -> int:
@@ -101,8 +124,8 @@ class Scorer:
                         some = images[first : first + size]
                         texts = prompts[start + first : start + first + len(some)]
                         parts[name].append(encode_images(leaf, some, texts, where))
-            for name, keep in self.keeps.items():
-                kept[_KEPT + name] += keep(images)
+            for name, make in keeps.items():
+                kept[_KEPT + name] += make(images)
             return len(images)
 
         for images in blocks:

@@ -153,6 +153,11 @@ class _Placed(Reward):
         """See `Reward`."""
         return self._reward.combine({leaf: scores[self._of(leaf)] for leaf in self._reward.leaves})
 
+    def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
+        """See `Reward`."""
+        known = {leaf: scores[self._of(leaf)] for leaf in self._reward.leaves if self._of(leaf) in scores}
+        return {self._of(leaf): mask for leaf, mask in self._reward.missing(known, among).items()}
+
     def at(self, progress: float) -> Reward:
         """See `Reward`."""
         return self._of(self._reward.at(progress))

@@ -2,7 +2,7 @@
 
 from .base import MissingScoreError, Reward, RewardError, as_pil, as_reward
 from .card import RewardCard
-from .composite import Cascade, Clipped, Composite, Standardized, WeightedSum, ZScoreSum
+from .composite import Cascade, Clipped, Composite, Ensemble, Finalists, Standardized, WeightedSum, ZScoreSum
 from .frames import FrameReward
 from .general_preference import GeneralPreferenceReward
 from .loading import RewardLoadError
@@ -15,6 +15,8 @@ __all__ = [
     "Cascade",
     "Clipped",
     "Composite",
+    "Ensemble",
+    "Finalists",
     "GeneralPreferenceReward",
     "MissingScoreError",
     "PairwiseReward",

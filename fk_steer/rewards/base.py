@@ -93,15 +93,35 @@ class Reward:
             of_prompt.setdefault(prompt, []).append(index)
         members, texts = [torch.tensor(indices) for indices in of_prompt.values()], list(of_prompt)
         reward = self.at(1.0)
-        scores: dict[Reward, list[Tensor]] = {}
-        for leaf in reward.leaves:
-            encodings = leaf.encode(images, prompts)
-            if isinstance(encodings, Tensor):
-                encodings = encodings.to("cpu", torch.float64)
-            scores[leaf] = leaf.of_particles(encodings, members, texts)
+        scores: list[dict[Reward, Tensor]] = [{} for _ in members]
+        asked: list[dict[Reward, Tensor]] = [{} for _ in members]
+        while True:
+            wanted = [
+                # What was scored NaN is not asked for again.
+                {leaf: mask for leaf, mask in missing.items() if not (leaf in old and (mask <= old[leaf]).all())}
+                for missing, old in zip(
+                    (reward.missing(known, torch.ones(len(m)).bool()) for known, m in zip(scores, members)), asked
+                )
+            ]
+            leaves = dict.fromkeys(leaf for some in wanted for leaf in some)
+            if not leaves:
+                break
+            for leaf in leaves:
+                groups = [p for p, some in enumerate(wanted) if leaf in some]
+                chosen = [members[p][wanted[p][leaf]] for p in groups]
+                indices = torch.cat(chosen).sort().values
+                encodings = leaf.encode(_some_of(images, indices), [prompts[i] for i in indices.tolist()])
+                if isinstance(encodings, Tensor):
+                    encodings = encodings.to("cpu", torch.float64)
+                places = [torch.searchsorted(indices, some) for some in chosen]
+                found = leaf.of_particles(encodings, places, [texts[p] for p in groups])
+                for p, values in zip(groups, found):
+                    mask = wanted[p][leaf]
+                    scores[p][leaf] = placed(values, mask, scores[p].get(leaf))
+                    asked[p][leaf] = mask | asked[p].get(leaf, mask)
         rewards = torch.empty(len(prompts), dtype=torch.float32, device=device_of(images, torch.device("cpu")))
         for p, indices in enumerate(members):
-            values = reward.combine({leaf: groups[p] for leaf, groups in scores.items()})
+            values = reward.combine(scores[p])
             rewards[indices.to(rewards.device)] = values.to(rewards)
         return rewards
 
@@ -146,6 +166,19 @@ class Reward:
     def combine(self, scores: Mapping[Reward, Tensor]) -> Tensor:
         """The rewards (P, K) of K particles of P prompts, or (K,) of one, from the scores of the leaves, likewise."""
         return scores[self]
+
+    def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
+        """Which particles have yet to be scored by which leaves before `combine` can be asked; nothing once it can.
+
+        Args:
+            scores: (P, K), or (K,), of the leaves so far, NaN for particles that they have not scored.
+            among: (P, K), or (K,), the particles whose rewards are needed.
+
+        Returns:
+            Leaf -> which particles, a mask of the same shape.
+        """
+        found = {leaf: among & scores[leaf].isnan() if leaf in scores else among for leaf in self.leaves}
+        return {leaf: mask for leaf, mask in found.items() if mask.any()}
 
     def at(self, progress: float) -> Reward:
         """The reward in force at a progress of the loop in [0, 1]; at 1 the final images are scored. The same object
@@ -294,6 +327,19 @@ def names_of(rewards: Sequence[Reward]) -> dict[Reward, str]:
             name = f"{reward.name} ({number})"
         names[reward] = name
     return names
+
+
+def placed(values: Tensor, mask: Tensor, known: Tensor | None) -> Tensor:
+    """Scores with `values` where `mask` is, in its order, else those that are known, NaN if none are."""
+    scores = torch.full(mask.shape, torch.nan, dtype=torch.float64) if known is None else known.clone()
+    scores[mask] = values.to(scores)
+    return scores
+
+
+def _some_of(images: Images, indices: Tensor) -> Images:
+    if len(indices) == len(images):
+        return images
+    return images[indices.to(images.device)] if isinstance(images, Tensor) else [images[i] for i in indices.tolist()]
 
 
 def check_one_prompt_per_image(images: Images, prompts: Sequence[str], videos: bool = False) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..smc import brief, real, scalar, standardize
+from ..smc import brief, integer, real, scalar, standardize
 from .base import Reward, RewardFunction, as_reward
 
 
@@ -47,6 +47,14 @@ class Composite(Reward):
     def combine(self, scores: Mapping[Reward, Tensor]) -> Tensor:
         """See `Reward`."""
         return self.of_parts([part.combine(scores) for part in self.parts])
+
+    def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
+        """See `Reward`."""
+        found: dict[Reward, Tensor] = {}
+        for part in self.parts:
+            for leaf, mask in part.missing(scores, among).items():
+                found[leaf] = found[leaf] | mask if leaf in found else mask
+        return found
 
     def at(self, progress: float) -> Reward:
         """The same made of the parts in force at a progress of the loop."""
@@ -159,6 +167,52 @@ class ZScoreSum(Composite):
         return torch.stack([weight * values for weight, values in zip(self.weights, rewards)]).sum(0)
 
 
+class Ensemble(Composite):
+    """The mean of the z-scores of several rewards, less kappa times their standard deviation across the rewards.
+
+    For choosing by rewards none of which is to be trusted alone: with kappa above 0 an image that one of them likes and
+    another does not gets less than one that all of them find fairly good. The value of an image depends on the other
+    particles, so this is for steering, not for scoring single images.
+
+    ```py
+    Ensemble([clip, image_reward, llava_reward], kappa=0.5)
+    ```
+
+    Args:
+        parts: rewards or functions, at least one.
+        kappa: finite and at least 0; 0 is the mean.
+        default_lmbda: None for 2 times the root of the number of parts, which suits the mean of as many unrelated
+            z-scores.
+
+    Raises:
+        ValueError: for no rewards, or a kappa out of range.
+        TypeError: for what is no reward, or no list of rewards.
+    """
+
+    def __init__(
+        self, parts: Sequence[RewardFunction | str], kappa: float = 0.0, default_lmbda: float | None = None
+    ) -> None:
+        if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence):
+            raise TypeError(f"Expected a list of rewards, but got {brief(parts)}. `ZScoreSum` takes weights.")
+        if not parts:
+            raise ValueError("Expected at least one reward, but got none.")
+        self.kappa = real("kappa", kappa, 0.0)
+        super().__init__([Standardized(part) for part in parts])
+        mean = f"mean({', '.join(part.name for part in self.parts)})"
+        self.name = f"{mean} - {self.kappa:g} * sd" if self.kappa else mean
+        self.default_lmbda = Z_LMBDA * math.sqrt(len(parts)) if default_lmbda is None else default_lmbda
+
+    def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
+        """See `Composite`."""
+        scores = torch.stack(list(rewards))
+        mean = scores.mean(0)
+        if not self.kappa:
+            return mean
+        # Infinite rewards decide by themselves.
+        spread = torch.where(mean.isinf(), 0.0, (scores - mean).square().mean(0).sqrt())
+        return mean - self.kappa * spread
+
+
 class Clipped(Composite):
     """A reward held within bounds, so that particles gain nothing from pushing a flawed scorer beyond the scores that
     good images get.
@@ -237,6 +291,80 @@ class Cascade(Reward):
 
     def __repr__(self) -> str:
         return f"Cascade({self.name})"
+
+
+class Finalists(Composite):
+    """A cheap reward for all particles and an expensive one that only sees the final images that the cheap one likes
+    best.
+
+    Along the loop the cheap one counts. Of the final images each prompt's best `keep` by it are scored by the expensive
+    one, which decides among them; the others rank behind them, by the cheap one. A reward that compares the particles
+    of a prompt compares the finalists.
+
+    The values of the final images are z-scores of the expensive reward over the finalists of a prompt, and for the
+    others 1, 2, ... below the lowest of these; images that the cheap one gives -inf keep that. Steering weighs
+    z-scores of either.
+
+    ```py
+    Finalists(clip, llava_reward, keep=3)
+    ```
+
+    Args:
+        cheap, expensive: rewards or functions.
+        keep: finalists of each prompt, at least 1.
+        default_lmbda: for standardised scores.
+
+    Raises:
+        ValueError: for a `keep` below 1.
+        TypeError: for what is no reward.
+    """
+
+    standardize = True
+
+    def __init__(
+        self,
+        cheap: RewardFunction | str,
+        expensive: RewardFunction | str,
+        keep: int,
+        default_lmbda: float = Z_LMBDA,
+    ) -> None:
+        self.keep = integer("keep", keep, 1)
+        super().__init__([cheap, expensive])
+        self.relative = True
+        self.name = f"{self.parts[0].name} -> best {self.keep} by {self.parts[1].name}"
+        self.default_lmbda = default_lmbda
+
+    def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
+        """See `Reward`."""
+        cheap, expensive = self.parts
+        if found := cheap.missing(scores, among):
+            return found
+        places = _places(cheap.combine(scores).masked_fill(~among, torch.nan))
+        return expensive.missing(scores, among & (places < self.keep))
+
+    def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
+        """See `Composite`."""
+        cheap, expensive = rewards
+        places = _places(cheap)
+        chosen = (places < self.keep) & ~cheap.isnan()
+        scores = standardize(torch.where(chosen, expensive, torch.nan))
+        low = torch.where(scores.isfinite(), scores, torch.inf).amin(-1, keepdim=True)
+        behind = torch.where(low.isfinite(), low, 0.0) - (places - self.keep + 1)
+        values = torch.where(chosen, scores, torch.where(cheap.isnan(), torch.nan, behind))
+        return torch.where(cheap == -torch.inf, -torch.inf, values)
+
+    def at(self, progress: float) -> Reward:
+        """The cheap one before the end, then both, each as it is in force."""
+        return super().at(1.0) if progress >= 1.0 else self.parts[0].at(progress)
+
+
+def _places(rewards: Tensor) -> Tensor:
+    """(..., K) the place of each particle, 0 for the best; ties go to the lower index, NaN comes last."""
+    values = torch.where(rewards.isnan(), -torch.inf, rewards)
+    # Of those that are -inf, the ones that are there come first.
+    order = rewards.isnan().long().argsort(dim=-1, stable=True)
+    order = order.gather(-1, values.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+    return order.argsort(dim=-1)
 
 
 def _finite(weights: Mapping[RewardFunction, float]) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from .presets import DEFAULT_PRESET, PRESETS, Preset, preset
 from .refine import Refine
 from .registry import STRATEGIES
 from .strategy import Noise, Preview, Strategy
-from .wrappers import EarlyStop, Elite, Standardized
+from .wrappers import Averaged, EarlyStop, Elite, Standardized
 
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PRESETS",
     "SMC",
     "STRATEGIES",
+    "Averaged",
     "DepthFirst",
     "EarlyStop",
     "Elite",

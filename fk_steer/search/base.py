@@ -133,10 +133,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The weights of the final images, and the lambda (P,) in force there if there is one."""
+    """What comes of a run.
+
+    Attributes:
+        weights: of the final images.
+        lmbda: (P,) the lambda in force there if there is one.
+        ranking: (P, K) by what the final images are ranked, best first; None for their rewards.
+    """
 
     weights: Weights
     lmbda: Tensor | None = None
+    ranking: Tensor | None = None
 
 
 class Search:

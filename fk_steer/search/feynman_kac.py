@@ -21,12 +21,13 @@ from ..smc import (
     TargetESS,
     Tempering,
     flag,
+    integer,
     real,
 )
 from .base import Look, Outcome, Plan, RewardFacts, Search, Start
 from .rollover import Again, roll_over
 from .strategy import ONE_PARTICLE, Strategy, coerced, named
-from .wrappers import EarlyStop, Elite, Standardized
+from .wrappers import Averaged, EarlyStop, Elite, Standardized
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class FKSteering(Strategy):
             what the best seed gives. For samplers whose noise can be switched; others are refused.
         stop: when a prompt is good enough. A number stands for `Stop(target_reward)`; None never stops.
         standardize: weigh z-scores of the rewards within each prompt instead of the rewards.
+        average_last: rank the final images by the mean of their reward and those of so many of the last x0 predictions
+            on their own path, which are less noisy together than the last one alone; 0 ranks by their rewards.
 
     Raises:
         ValueError: for a value out of range or an unknown name, saying which are known.
@@ -87,6 +90,7 @@ class FKSteering(Strategy):
     elite: bool = field(default=False, kw_only=True)
     stop: Stop | None = field(default=None, kw_only=True)
     standardize: bool = field(default=False, kw_only=True)
+    average_last: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +103,7 @@ class FKSteering(Strategy):
             elite=flag("elite", self.elite),
             stop=None if self.stop is None else coerced(Stop, self.stop),
             standardize=flag("standardize", self.standardize),
+            average_last=integer("average_last", self.average_last, 0),
         )
 
     @classmethod
@@ -123,7 +128,9 @@ class FKSteering(Strategy):
             search = Elite(search)
         if self.standardize or start.reward.standardize:
             search = Standardized(search)
-        return search if self.stop is None else EarlyStop(search, self.stop.target_reward)
+        if self.stop is not None:
+            search = EarlyStop(search, self.stop.target_reward)
+        return Averaged(search, self.average_last) if self.average_last else search
 
     def events(self, num_steps: int) -> Collection[int]:
         return self.schedule.events(num_steps, self.num_particles).keys()

@@ -1,4 +1,5 @@
-"""Searches that change what another search says: the best particle kept, prompts that are good enough, z-scores."""
+"""Searches that change what another search says: the best particle kept, prompts that are good enough, z-scores, the
+final images ranked by the whole end of their path."""
 
 from __future__ import annotations
 
@@ -73,6 +74,39 @@ class EarlyStop(Wrapper):
     def log_normalizer(self) -> Tensor | None:
         stopped = self._stopped is not None and bool(self._stopped.any())
         return None if stopped else self.inner.log_normalizer
+
+
+class Averaged(Wrapper):
+    """Ranks the final images by the mean of their reward and those of the last x0 predictions on their own path.
+
+    Rewards of x0 predictions that are on another scale, as those of a cascade's cheap reward are, do not count. For
+    searches that do not go back.
+
+    Args:
+        inner: the search.
+        last: how many events at most.
+    """
+
+    def __init__(self, inner: Search, last: int) -> None:
+        super().__init__(inner)
+        self.last = last
+        self._rewards: list[Tensor] = []
+        """(P, K) of the last events, of the particles that are alive now."""
+
+    def step(self, look: Look) -> Plan:
+        if look.final_reward and look.step not in self.unscored:
+            self._rewards = [*self._rewards, look.rewards][-self.last :]
+        return self.inner.step(look)
+
+    def adopt(self, ancestors: Tensor) -> None:
+        self._rewards = [rewards.gather(1, ancestors) for rewards in self._rewards]
+        self.inner.adopt(ancestors)
+
+    def finish(self, rewards: Tensor) -> Outcome:
+        ranking = torch.stack([*self._rewards, rewards]).mean(0)
+        # Infinities of both signs on one path.
+        outcome = self.inner.finish(rewards)
+        return dataclasses.replace(outcome, ranking=torch.where(ranking.isnan(), rewards, ranking))
 
 
 def _keeping(ancestors: Tensor, kept: Tensor, K: int) -> Tensor:

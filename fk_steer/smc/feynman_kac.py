@@ -174,9 +174,14 @@ class FeynmanKac:
         )
 
     def _lmbda(self, state: State, statistic: Tensor, progress: float, telescopes: bool) -> Tensor:
+        # What is the same under every lambda is computed once: infinite rewards, and what the paths have been given.
+        infinite, decide = statistic.isinf(), self.tempering.infinities_decide(self.lmbda)
+        decided = torch.where(infinite, statistic, 0.0) if decide else torch.zeros_like(statistic)
+        base = add(state.weights.log, remainder(decided, state.path) if telescopes else decided)
+        slope = torch.where(infinite, 0.0, statistic)
+
         def log_weights_at(value: Tensor) -> Tensor:
-            level = self._level(statistic, value)
-            return add(state.weights.log, remainder(level, state.path) if telescopes else level)
+            return base + value[:, None] * slope
 
         lowest = state.lmbda if telescopes else torch.zeros_like(state.lmbda)
         return self.tempering.lmbda(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checks import real
 from .names import Keywords
-from .weights import effective_sample_size
+from .weights import effective_sample_size, normalize
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Geometric(Scaled):
 @dataclass(frozen=True)
 class TargetESS(Tempering):
     """The largest lambda that keeps the effective sample size at 1 + ess * (n - 1), n being the number of particles
-    that have any weight: found per population by bisection.
+    that have any weight: solved for in each population.
 
     The answer does not change when the reward is scaled, so it needs no lambda of its own; one that is given is an
     upper limit, and the final image is then weighed with it.
@@ -163,7 +163,7 @@ class TargetESS(Tempering):
 
         def parted(gap: Tensor) -> Tensor:
             # 50 nats between two rewards leave the lower one no weight.
-            lmbda = torch.where(gap > 0, lowest + 50.0 / gap, lowest)
+            lmbda = torch.where(gap > 0, lowest + (50.0 / gap).clamp(max=_LARGEST), lowest)
             return lmbda if situation.limit is None else lmbda.clamp(max=situation.limit)
 
         # The best and the worst parted is nearly always more than enough, but not where several are close to the best.
@@ -172,31 +172,111 @@ class TargetESS(Tempering):
         further = (found == near) & (near < far)
         if not further.any():
             return found
-        return torch.where(further, self.solve(situation.log_weights_at, near, far, rounds=100), found)
+        return torch.where(further, self.solve(situation.log_weights_at, near, torch.where(further, far, near)), found)
 
-    def solve(
-        self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor, rounds: int = 50
-    ) -> Tensor:
-        """Lambda (P,) in [lowest, highest].
+    def solve(self, log_weights_at: Callable[[Tensor], Tensor], lowest: Tensor, highest: Tensor) -> Tensor:
+        """Lambda (P,) in [lowest, highest] at which the effective sample size is the target.
+
+        Bisection until one of its midpoints keeps the target, so that of several solutions it is the one that bisection
+        finds; then Newton's method with the second derivative, within the bracket. About eight looks at the weights,
+        however many populations there are, for an answer that is exact to rounding.
 
         Args:
-            log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda.
+            log_weights_at: lambda (P,) -> log-weights (P, K) under that lambda, continuous. The fewest looks are needed
+                where they are linear in lambda, as those of all potentials are.
             lowest: (P,) returned where even that is too much.
             highest: (P,) returned where even that leaves the effective sample size above the target.
-            rounds: of bisection.
         """
+        ends = log_weights_at(highest)
+        target = 1 + self.ess * ((ends > -torch.inf).sum(1).double() - 1)
+        enough = effective_sample_size(ends) >= target
+        answer = torch.where(enough, highest, lowest)
+        done = enough | (highest <= lowest)
+        low, high, lw = lowest, highest, ends
 
-        def keeps_target(lmbda: Tensor) -> Tensor:
-            lw = log_weights_at(lmbda)
-            return effective_sample_size(lw) >= 1 + self.ess * ((lw > -torch.inf).sum(1).double() - 1)
+        # Whether `low` keeps the target, or nothing does.
+        known = done
+        for count in range(2 * _HALVINGS):
+            if known.all():
+                break
+            at = torch.where(known, low, lowest if count == _HALVINGS else low + (high - low) / 2)
+            lw = log_weights_at(at)
+            keeps = ~known & (effective_sample_size(lw) >= target)
+            low = torch.where(keeps, at, low)
+            if count == _HALVINGS:
+                # Too much already, unless the effective sample size rises from here.
+                _, step = _excess_and_step(lw, _slope(ends - lw, highest - lowest), target)
+                done = done | ~(known | keeps | (step > 0))
+                known = known | done
+            else:
+                high = torch.where(known | keeps, high, at)
+            known = known | keeps
+        done = done | ~known
+        if done.all():
+            return answer
 
-        low, high = lowest.clone(), highest.clone()
-        reached_highest = keeps_target(highest)
-        for _ in range(rounds):
-            middle = (low + high) / 2
-            keeps = keeps_target(middle)
-            low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)
-        return torch.where(reached_highest, highest, low)
+        at, before = low, highest
+        for count in range(1, _ROUNDS):
+            excess, step = _excess_and_step(lw, _slope(lw - ends, at - before), target)
+            exact = excess.abs() <= _EXACT
+            if count > 1:
+                low, high = torch.where(excess >= 0, at, low), torch.where(excess >= 0, high, at)
+            there = torch.where(exact, at, at + step)
+            # The first slope is one over half of the bracket or more.
+            close = (step.abs() <= _CLOSE * at) & (count > 1)
+            found = ~done & (exact | close | (high - low <= _EXACT * high))
+            answer = torch.where(found, there.maximum(low).minimum(high), answer)
+            done = done | found
+            if done.all():
+                break
+            # Every fourth step halves the bracket, whatever the function is like.
+            inside = (there > low) & (there < high) if count % 4 else torch.zeros_like(done)
+            before, at, ends = at, torch.where(done, at, torch.where(inside, there, low + (high - low) / 2)), lw
+            lw = log_weights_at(at)
+        return torch.where(done, answer, low)
+
+
+def _slope(rise: Tensor, run: Tensor) -> Tensor:
+    """(P, K) by how much log-weights grow with lambda; 0 where they are infinite."""
+    return torch.nan_to_num(rise / run[:, None], 0.0, 0.0, 0.0)
+
+
+def _excess_and_step(lw: Tensor, slope: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm (P,) of the effective sample size over its target, and the step (P,) from the lambda at hand to
+    where it would be 0 if it went on as the parabola that it is like here.
+
+    With log-weights (P, K) that grow by `slope` s, and E of the weights W and of those in proportion to W^2,
+
+        d log ESS = 2 (E_W[s] - E_W2[s]),    d^2 log ESS = 2 Var_W[s] - 4 Var_W2[s].
+    """
+    W = normalize(lw)
+    squares = W.square()
+    ess = 1.0 / squares.sum(1, keepdim=True)
+    excess = (ess.squeeze(1) / target).log()
+    both = torch.stack([W, squares * ess], 1)
+    means = (both * slope[:, None]).sum(2, keepdim=True)
+    variances = (both * (slope[:, None] - means).square()).sum(2)
+    first = 2 * (means[:, 0, 0] - means[:, 1, 0])
+    second = 2 * variances[:, 0] - 4 * variances[:, 1]
+    root = (first.square() - 2 * second * excess).clamp(min=0).sqrt()
+    # The one of two solutions where the excess falls, without cancellation.
+    return excess, torch.where(first > 0, -(first + root) / second, 2 * excess / (root - first))
+
+
+_LARGEST = 1e300
+"""Lambda that may be added to and multiplied with."""
+
+_HALVINGS = 6
+"""Bisections until the least lambda is tried itself."""
+
+_CLOSE = 1e-9
+"""Relative size of a step after which the error, which is of a higher order, is below rounding."""
+
+_EXACT = 4e-16
+"""Relative differences that rounding makes."""
+
+_ROUNDS = 200
+"""More than halving every fourth time takes."""
 
 
 TEMPERINGS: dict[str, type[Tempering]] = {kind.name: kind for kind in (Constant, Rising, Geometric, TargetESS)}
