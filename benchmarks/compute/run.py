@@ -136,7 +136,7 @@ def tune(
     """Find the steps and sampler of each preset at each budget, on prompts for tuning."""
     quiet_libraries()
     with one_line_errors():
-        setup = setup_of(model, reward, per_task, None, guidance, "tuning", half)
+        setup = {**setup_of(model, reward, per_task, None, guidance, "tuning", half), "steps": None}
         grid = itertools.product(method or METHODS, budget or BUDGETS, steps or STEPS, sampler or SAMPLERS)
         runs = [run for run in (f"{name}@{rows}/{count}/{kind}" for name, rows, count, kind in grid) if fits(run)]
         named = {run: strategy_of(run) for run in runs}
@@ -172,7 +172,7 @@ def held_out(
     """Compare the presets, each as chosen, on held-out prompts, from the same initial noise."""
     quiet_libraries()
     with one_line_errors():
-        setup = setup_of(model, reward, per_task, None, guidance, "held-out", half)
+        setup = {**setup_of(model, reward, per_task, None, guidance, "held-out", half), "steps": None}
         runs = list(run or ())
         if not runs:
             found: Chosen = json.loads((chosen or out / "chosen.json").read_text())

@@ -89,13 +89,13 @@ class Job:
     Attributes:
         model: name of a bundled pipeline.
         reward: name of the guide; 'clip-score' is the world's CLIP and 'llava-reward' its LLaVA-Reward.
-        steering: the settings. Steps that they choose win.
+        steering: the settings.
         seed: number of the repeat. The noise of a prompt depends on its index and this seed alone, so that runs with
             other settings start from the same noise.
         out: the best images and the records go here.
         per_task: prompts per task.
         batch_size: prompts per call.
-        steps: of the denoising loop.
+        steps: of the denoising loop; None leaves them to the settings.
         guidance: guidance scale.
         split: which prompts, see `SPLITS`.
         half: whether denoiser and decoder compute in bfloat16, see `in_half`.
@@ -108,7 +108,7 @@ class Job:
     out: Path
     per_task: int
     batch_size: int
-    steps: int
+    steps: int | None
     guidance: float
     split: str = "held-out"
     half: bool = False
@@ -192,11 +192,9 @@ def _held_out() -> RewardFunction:
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:
     pipe = _loaded(job.model, job.half)
     own, stock_scheduler = job.steering, pipe.scheduler
-    # Settings that leave the steps open and have no budget take those of the job.
-    open_steps = own.steps is None and own.calls is None
-    steps: dict[str, Any] = {"num_inference_steps": job.steps} if open_steps else {}
+    steps: dict[str, Any] = {} if job.steps is None else {"num_inference_steps": job.steps}
     if own.sampler is None:
-        set_scheduler(pipe, None, own, own.steps or job.steps)
+        set_scheduler(pipe, None, own, job.steps)
     try:
         output = steer(pipe, _guide(job.reward, job.model), own)(
             [line["prompt"] for _, line in chunk],
