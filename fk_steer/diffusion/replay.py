@@ -333,7 +333,7 @@ class Replay:
             assert number is not None
             asked = {**entries_of(pipe, arguments, num_prompts, prompts[:1]), number: len(rows)}
         else:
-            asked = self.way.arguments(pipe, arguments, num_prompts, prompts)
+            asked = self.way.arguments(pipe, arguments, num_prompts, prompts) | call.worded(rows)
         generators = []
         for row in rows:
             generator = torch.Generator(call.generators[row].device)

@@ -24,7 +24,7 @@ from ..smc import brief, flag
 from .call import Call
 from .events import ScoringEvent
 from .execution import Execution
-from .passes import best_of_each, better_of, by_population
+from .passes import Passes, best_of_each, by_population
 from .ranks import Ranks
 from .run import Run, facts
 from .schedulers import check_scheduler
@@ -142,6 +142,7 @@ class SteeredPipeline:
         self,
         *args: Any,
         reward_prompt: str | Sequence[str] | None = None,
+        prompt_pool: Sequence[str] | Sequence[Sequence[str]] | None = None,
         particle_parallel: bool | dist.ProcessGroup = False,
         on_event: Callable[[ScoringEvent], Any] | None = None,
         keep_predictions: bool = False,
@@ -152,6 +153,9 @@ class SteeredPipeline:
         Args:
             reward_prompt: text the reward sees, one or one per prompt; defaults to `prompt`. Needed when the pipeline
                 is given `prompt_embeds`.
+            prompt_pool: wordings of each prompt, a list of texts per prompt (for one prompt the texts themselves), which
+                the model is given in place of it: particle k begins with wording k mod n, and copies of it go on with
+                that. The reward reads the prompt itself.
             particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a
                 process group between its own. Every rank makes the same call and gets the same output. Without a
                 `generator` or the settings' `seed`, the noise is that of rank 0.
@@ -175,7 +179,7 @@ class SteeredPipeline:
             RewardError: if the reward returns NaN or the wrong shape, or from what it raises.
             RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """
-        check_keywords(self.pipe, kwargs, "reward_prompt", "particle_parallel", "on_event", "keep_predictions")
+        check_keywords(self.pipe, kwargs, "reward_prompt", "prompt_pool", "particle_parallel", "on_event", "keep_predictions")
         check_texts("reward_prompt", reward_prompt)
         keep_predictions = flag("keep_predictions", keep_predictions)
         if on_event is not None and not callable(on_event):
@@ -186,26 +190,19 @@ class SteeredPipeline:
         arguments = checked_arguments(self.pipe, arguments)
         return_dict = arguments.pop("return_dict", True)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)
-        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
+        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt, "prompt_pool": prompt_pool})
         observers = [] if on_event is None else [on_event]
         side = THUMBNAIL if keep_predictions else None
 
-        def run_of(call: Call, first: bool = False) -> Run:
-            return Run(call, self.steering, self.reward, self.execution, ranks, observers, side, warns=first)
+        def run_of(call: Call, strategy: Strategy) -> Run:
+            warns = strategy is self.steering and passes.trace is None
+            return Run(call, strategy, self.reward, self.execution, ranks, observers, side, warns)
 
-        call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first)
-        run = run_of(call, first=True)
-        result, trace = run(), run.trace
-
-        def again(populations: list[int]) -> tuple[Tensor, int]:
-            nonlocal result
-            retry = run_of(call.subset(populations, self.steering))
-            result = better_of(result, retry(), populations)
-            trace.retries.append((populations, retry.trace))
-            return result.rewards[:, 0], retry.trace.nfe
-
-        cost = (trace.nfe + trace.nfe_saved) // call.num_populations
-        trace.nfe_saved = self.steering.roll_over(result.rewards[:, 0], cost, trace.nfe_saved, again)
+        call = Call.of(self.pipe, self.steering, arguments, reward_prompt, ranks.first, prompt_pool)
+        passes = Passes(self.steering, call, run_of)
+        self.steering.conduct(passes)
+        result, trace = passes.outcome()
+        trace.steering = self.steering.describe()
         images, others = best_of_each(result)
         particles = by_population(result)
         if not return_dict:

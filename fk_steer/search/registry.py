@@ -9,5 +9,7 @@ STRATEGIES: dict[str, str] = {
     "evolution": "fk_steer.search.evolution:Evolution",
     "lookahead": "fk_steer.search.lookahead:Lookahead",
     "metropolis": "fk_steer.search.metropolis:Metropolis",
+    "allocation": "fk_steer.search.allocation:Allocation",
+    "screen": "fk_steer.search.screen:Screen",
 }
 """Name -> 'module:Class'. A new strategy needs one line."""
