@@ -179,7 +179,9 @@ class SteeredPipeline:
             RewardError: if the reward returns NaN or the wrong shape, or from what it raises.
             RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """
-        check_keywords(self.pipe, kwargs, "reward_prompt", "prompt_pool", "particle_parallel", "on_event", "keep_predictions")
+        check_keywords(
+            self.pipe, kwargs, "reward_prompt", "prompt_pool", "particle_parallel", "on_event", "keep_predictions"
+        )
         check_texts("reward_prompt", reward_prompt)
         keep_predictions = flag("keep_predictions", keep_predictions)
         if on_event is not None and not callable(on_event):

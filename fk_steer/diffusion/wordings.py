@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Layout, members_of, take_units
 from ..smc import brief
+from .layout import Layout, members_of, take_units
 
 
 def wordings_of(
@@ -44,9 +44,7 @@ def wordings_of(
                 f"Expected from 1 to {num_particles} wordings of a prompt, one or more particles for each, but got "
                 f"{len(texts)}. Raise `num_particles`, or leave some out."
             )
-    return tuple(
-        texts[k % len(texts)] for texts in lists for _ in range(per_prompt) for k in range(num_particles)
-    )
+    return tuple(texts[k % len(texts)] for texts in lists for _ in range(per_prompt) for k in range(num_particles))
 
 
 def check_conditions(arguments: Mapping[str, Any]) -> None:

@@ -158,7 +158,9 @@ class FKSteering(Strategy):
             seen = Seen(passes.num_populations)
             seen.add(first)
             cost = -(-(first.rows + first.saved) // passes.num_populations)
-            allocate(seen, first.saved, cost, lambda populations: passes.run(self, populations), self.stop.target_reward)
+            allocate(
+                seen, first.saved, cost, lambda populations: passes.run(self, populations), self.stop.target_reward
+            )
 
     def caveats(self, num_steps: int) -> list[str]:
         if not self.looks or (self.stop is not None and self.stop.rollover):
