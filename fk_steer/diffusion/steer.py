@@ -153,7 +153,7 @@ class SteeredPipeline:
         Args:
             reward_prompt: text the reward sees, one or one per prompt; defaults to `prompt`. Needed when the pipeline
                 is given `prompt_embeds`.
-            prompt_pool: wordings of each prompt, a list of texts per prompt (for one prompt the texts themselves), which
+            prompt_pool: wordings of each prompt, a list of texts per prompt (for one prompt the texts themselves), that
                 the model is given in place of it: particle k begins with wording k mod n, and copies of it go on with
                 that. The reward reads the prompt itself.
             particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a

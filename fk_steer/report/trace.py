@@ -96,8 +96,8 @@ class Trace:
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
             do not give one (truncation selection, standardised or pairwise rewards, no exact terminal weight).
         nfe: rows the denoiser was run on, those of `retries` too; a ControlNet's are not counted.
-        nfe_saved: rows it was not run on because prompts had reached the reward asked for; with `rollover` they are spent
-            on `retries`.
+        nfe_saved: rows it was not run on because prompts had reached the reward asked for; with `rollover` they are
+            spent on `retries`.
         denoiser_calls: calls those rows were spread over.
         reward_calls: images scored, once for each leaf of the reward.
         reward_calls_by_part: the same by name of the reward.

@@ -15,9 +15,9 @@ class Allocation(Around):
     """First some passes over all prompts, then one whole pass after another, from other noise, of the prompt that
     promises most. The best images of all passes are kept, so none is worse than after the first.
 
-    The next pass goes to argmax_p E[(Z - b_p)+] with Z ~ N(m_p, v_p^2): b_p is the best reward seen of prompt p, m_p and
-    v_p are mean and standard deviation of its final rewards, shrunk to the batch's (`improvement.Seen.moments`). Explore
-    all prompts a little, then allocate, as adaptive best-of-n does (arXiv 2505.12050); it needs no target.
+    The next pass goes to argmax_p E[(Z - b_p)+] with Z ~ N(m_p, v_p^2): b_p is the best reward seen of prompt p, m_p
+    and v_p are mean and standard deviation of its final rewards, shrunk to the batch's (`improvement.Seen.moments`).
+    Explore all prompts a little, then allocate, as adaptive best-of-n does (arXiv 2505.12050); it needs no target.
 
     Attributes:
         inner, num_particles, noise, preview, seed: see `Around`.

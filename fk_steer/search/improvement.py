@@ -60,8 +60,8 @@ class Seen:
             s_p^2 = (S + d s^2) / (n - 1 + d),
             m = (n t^2 x + s_p^2 M) / (n t^2 + s_p^2),    v^2 = s_p^2 + s_p^2 t^2 / (n t^2 + s_p^2).
 
-        s^2 and the number d of rewards that it counts for are those of `pooled_variance`; M is the mean over the prompts
-        weighted by its precision, and t^2 what the spread of their means x exceeds that of noise by.
+        s^2 and the number d of rewards that it counts for are those of `pooled_variance`; M is the mean over the
+        prompts weighted by its precision, and t^2 what the spread of their means x exceeds that of noise by.
         """
         number = torch.tensor([len(rewards) for rewards in self.rewards], dtype=torch.float64)
         mean = torch.tensor([sum(rewards) / len(rewards) for rewards in self.rewards], dtype=torch.float64)

@@ -112,13 +112,13 @@ PRESETS: dict[str, Preset] = {
         Metropolis(),
     ),
     "allocation": Preset(
-        "Two passes of 'adaptive' for every prompt and as many again for those whose further passes promise the largest "
-        "improvement. 4 particles cost 16 trajectories on average.",
+        "Two passes of 'adaptive' for every prompt, and as many again where they promise the largest improvement of the "
+        "best image. 4 particles cost 16 trajectories on average.",
         Allocation(),
     ),
     "screen": Preset(
-        "12 seeds in 4 steps of DPM-Solver++ each, and the best two in full from the same noise; the best of all images "
-        "first.",
+        "12 seeds in 4 steps of DPM-Solver++ each, and the best two in full from the same noise; the best of all "
+        "images first.",
         Screen(),
     ),
 }

@@ -46,7 +46,7 @@ class TestIndex:
     @settings(deadline=None, max_examples=50)
     @given(best=st.floats(-3, 3), mean=st.floats(-3, 3), deviation=st.floats(0.05, 3))
     def test_is_the_integral(self, best, mean, deviation):
-        z = torch.linspace(0, 1, 200_001, dtype=torch.float64) * 40 * deviation + best
+        z = best + (max(mean - best, 0) + 15 * deviation) * torch.linspace(0, 1, 200_001, dtype=torch.float64)
         density = (-0.5 * ((z - mean) / deviation) ** 2).exp() / (deviation * math.sqrt(2 * math.pi))
         integral = torch.trapezoid((z - best) * density, z)
         found = expected_improvement(tensor(best), tensor(mean), tensor(deviation))
@@ -118,24 +118,22 @@ class TestAllocating:
         bandit = Bandit(tensor(*range(30)).view(3, 10))
         seen = Seen(3)
         seen.add(bandit.run(None))
-        seen.rewards = [[0.0, 0.1], [0.0, 4.0], [1.0, 1.2]]
-        assert seen.index().argmax() == 1
         chosen = []
 
         def again(populations):
             assert populations == [seen.index().argmax().item()]
             chosen.append(populations)
-            return Pass(populations, [[0.0]], [[0]], 7, 0)
+            return Pass(populations, [[25.0 - len(chosen) ** 2]], [[0]], 7, 0)
 
-        assert allocate(seen, 24, 7, again) == 3
-        assert len(chosen) == 3 and chosen[0] == [1]
+        assert allocate(seen, 45, 7, again) == 3
+        assert len(chosen) == 6 and len({p for (p,) in chosen}) > 1
 
     def test_prompts_that_have_reached_the_target_are_left_alone(self):
-        bandit = Bandit(tensor(0.0, 5.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.3, 0.4).view(3, 4))
+        bandit = Bandit(tensor(0.0, 5.0, *[0.0] * 5, 2.0, *[0.0] * 6, *range(-6, 1)).view(3, 7))
         seen = Seen(3)
         seen.add(bandit.run(None))
-        assert allocate(seen, 6, 1, lambda populations: bandit.run(None, populations), target=2.0) == 2
-        assert [1] not in bandit.calls and bandit.best == [5.0, 2.0, 0.4]
+        assert allocate(seen, 6, 1, lambda populations: bandit.run(None, populations), target=2.0) == 0
+        assert bandit.calls.count([0]) <= 1 and [1] not in bandit.calls and bandit.calls.count([2]) >= 5
 
     def test_nothing_is_run_without_rows_or_need(self):
         for reward, cost, rows in [(0.0, 10, 9), (1.0, 10, 100), (0.0, 0, 100)]:
@@ -150,18 +148,18 @@ class TestAllocating:
         allocate(seen, 5, 1, lambda populations: bandit.run(None, populations))
         assert bandit.calls[1:] == [[0], [1], [2], [0], [1]]
 
-    @pytest.mark.parametrize("spread", [0.0, 0.3, 0.75], ids="spreads differ by {}".format)
-    def test_beats_the_same_number_for_everyone(self, spread):
-        """16 prompts with normal rewards, 8 images each: paired with best-of-8, over 120 bandits."""
+    @pytest.mark.parametrize("spread, passes", [(0.0, 8), (0.3, 8), (0.75, 16)])
+    def test_beats_the_same_number_for_everyone(self, spread, passes):
+        """16 prompts with normal rewards whose deviations differ, paired with best-of-n, over 100 bandits."""
         g = torch.Generator().manual_seed(0)
         gains = []
-        for _ in range(120):
+        for _ in range(100):
             mean, scale = torch.randn(2, 16, 1, generator=g, dtype=torch.float64)
-            table = mean + (spread * scale).exp() * torch.randn(16, 69, generator=g, dtype=torch.float64)
+            table = mean + (spread * scale).exp() * torch.randn(16, 16 * passes, generator=g, dtype=torch.float64)
             bandit = Bandit(table)
-            Allocation(passes=8).conduct(bandit)
-            assert bandit.rows == 8 * 16
-            gains.append(sum(bandit.best) / 16 - table[:, :8].amax(1).mean().item())
+            Allocation(passes=passes).conduct(bandit)
+            assert bandit.rows == passes * 16
+            gains.append(sum(bandit.best) / 16 - table[:, :passes].amax(1).mean().item())
         gains = torch.tensor(gains)
         assert gains.mean() > 3 * gains.std() / len(gains) ** 0.5
 
