@@ -57,7 +57,7 @@ def check_conditions(arguments: Mapping[str, Any]) -> None:
         if members_of(value) is not None:
             raise ValueError(
                 f"The denoiser keeps something from step to step in its argument `{name}`, which cannot follow "
-                "particles of different wordings. Leave `prompt_pool` out, or use a search that does not copy particles."
+                "particles of different wordings. Leave `prompt_pool` out, or use a search that copies no particles."
             )
 
 

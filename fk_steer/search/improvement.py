@@ -127,7 +127,7 @@ of 1.5), and the number of prompts that this counts for."""
 def _inverse_trigamma(value: Tensor) -> Tensor:
     """Newton's method on 1 / psi', which is convex (Smyth 2004, appendix)."""
     found = 0.5 + 1 / value
-    for _ in range(10):
+    for _ in range(6):
         trigamma = torch.polygamma(1, found)
         found = found + trigamma * (1 - trigamma / value) / torch.polygamma(2, found)
     return found

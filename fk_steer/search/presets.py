@@ -112,7 +112,7 @@ PRESETS: dict[str, Preset] = {
         Metropolis(),
     ),
     "allocation": Preset(
-        "Two passes of 'adaptive' for every prompt, and as many again where they promise the largest improvement of the "
+        "Two passes of 'adaptive' for every prompt, and as many again where they promise the most improvement of the "
         "best image. 4 particles cost 16 trajectories on average.",
         Allocation(),
     ),
