@@ -12,7 +12,7 @@ from fk_steer.loading import load_pipeline
 from fk_steer.report.trace import Trace
 from fk_steer.search import Allocation, Evolution, Screen, Stop, Strategy
 from fk_steer.search.screen import best_of
-from fk_steer.testing import PROMPTS, redness, row_generators, sd_scheduler
+from fk_steer.testing import PROMPTS, redness, row_generators, sd_scheduler, sdxl
 from fk_steer.testing.tiny import FAMILIES
 
 
