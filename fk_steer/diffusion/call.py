@@ -159,6 +159,16 @@ class Call:
         texts = [self.wordings[row] for row in rows]
         return {"prompt": texts if len(texts) > 1 else texts[0]}
 
+    @property
+    def wordiest_row(self) -> int:
+        """The first of the rows with the longest text; 0 where there are none."""
+        texts = self.wordings
+        if texts is None:
+            prompt = self.arguments.get("prompt")
+            several = isinstance(prompt, (list, tuple)) and len(prompt) == self.num_prompts
+            texts = tuple(prompt[row // self.rows_per_prompt] for row in range(self.num_rows)) if several else ("",)
+        return max(range(len(texts)), key=lambda row: (len(texts[row]), -row))
+
     def in_steps(self, num_steps: int) -> Call:
         """The same call with a loop of so many steps, without noise of its own asking."""
         rest = {name: value for name, value in self.arguments.items() if name not in ("timesteps", "sigmas")}

@@ -18,7 +18,7 @@ from fk_steer.testing.tiny import FAMILIES
 STEPS = 8
 POOL = [["a red circle", "circle, red", "one round red thing"], ["two blue squares", "squares"]]
 SMC = FKSteering(4, lmbda=2.0, tempering="constant", schedule=(0.25, 0.5))
-NAMES = [*CALLS, "modular-flux", "modular-sdxl", "pixart", "sana"]
+NAMES = [*CALLS, "modular-flux", "modular-sdxl", "qwen-image", "kandinsky5", "z-image", "pixart", "sana"]
 
 
 def pipe_and_call(name, **options):
@@ -26,13 +26,19 @@ def pipe_and_call(name, **options):
     return make(), {**call, "num_inference_steps": STEPS, "output_type": "pt", **options}
 
 
+def stock(pipe, asked):
+    """The images of the pipeline itself."""
+    return pipe(**asked, output="images") if hasattr(pipe, "blocks") else pipe(**asked, return_dict=False)[0]
+
+
 def wording(prompt, slot):
     texts = POOL[prompt]
     return texts[slot % len(texts)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("strategy", [SMC, Evolution(4)], ids=["smc", "evolution"])
+@pytest.mark.parametrize(
+    "name, strategy", [(name, SMC) for name in NAMES] + [(name, Evolution(4)) for name in ("sd", "sdxl", "flux")]
+)
 def test_equal_wordings_are_the_prompt(name, strategy):
     pipe, call = pipe_and_call(name)
     plain = steer(pipe, redness, strategy)(prompt=PROMPTS, generator=row_generators(0, 1), **call)
@@ -53,7 +59,7 @@ def test_a_particle_is_the_stock_image_of_its_wording(name):
         order = sorted(range(4), key=lambda slot: -rewards[slot])
         for image, slot in zip(output.particles[p], order):
             asked = {"prompt": wording(p, slot), "generator": row_generators(4 * p + slot), **call}
-            alone = pipe(**asked, output="images") if name.startswith("modular") else pipe(**asked).images
+            alone = stock(pipe, asked)
             torch.testing.assert_close(image, alone[0], atol=1e-4, rtol=1e-4)
 
 
@@ -84,7 +90,7 @@ def test_copies_go_on_with_the_wording_of_their_ancestor(name, slot):
     )
     for p in range(2):
         asked = {"prompt": wording(p, slot), "generator": row_generators(4 * p + slot), **call}
-        alone = pipe(**asked, output="images") if name.startswith("modular") else pipe(**asked).images
+        alone = stock(pipe, asked)
         for image in output.particles[p]:
             torch.testing.assert_close(image, alone[0], atol=1e-4, rtol=1e-4)
 
