@@ -165,8 +165,9 @@ class Call:
         texts = self.wordings
         if texts is None:
             prompt = self.arguments.get("prompt")
-            several = isinstance(prompt, (list, tuple)) and len(prompt) == self.num_prompts
-            texts = tuple(prompt[row // self.rows_per_prompt] for row in range(self.num_rows)) if several else ("",)
+            if not isinstance(prompt, (list, tuple)) or len(prompt) != self.num_prompts:
+                return 0
+            texts = tuple(prompt[row // self.rows_per_prompt] for row in range(self.num_rows))
         return max(range(len(texts)), key=lambda row: (len(texts[row]), -row))
 
     def in_steps(self, num_steps: int) -> Call:

@@ -125,12 +125,10 @@ class Trace:
         self.retries.append((populations, further))
         for count in ("nfe", "nfe_saved", "denoiser_calls", "reward_calls"):
             setattr(self, count, getattr(self, count) + getattr(further, count))
-        for sums, more in (
-            (self.reward_calls_by_part, further.reward_calls_by_part),
-            (self.seconds, further.seconds),
-        ):
-            for part, value in more.items():
-                sums[part] = sums.get(part, 0) + value
+        for part, calls in further.reward_calls_by_part.items():
+            self.reward_calls_by_part[part] = self.reward_calls_by_part.get(part, 0) + calls
+        for part, seconds in further.seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def of(self, population: int) -> Trace:
         """The same for one population alone, but for counts and seconds, which are of the run."""

@@ -73,8 +73,8 @@ class Seen:
         pooled = pooled_variance(squares, number - 1)
         if pooled is None:  # there is no spread but that between prompts, if any
             return mean, (spread if (number == 1).all() else spread * 0.0).sqrt().expand_as(mean)
-        variance, count = pooled
-        variance = (squares + count * variance) / (number - 1 + count)
+        scale, count = pooled
+        variance = (squares + count * scale) / (number - 1 + count)
         between = (spread - (variance / number).mean()).clamp(min=0.0)
         precision = 1 / (between + variance / number)
         middle = (precision * mean).sum() / precision.sum()
