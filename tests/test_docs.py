@@ -31,7 +31,7 @@ def test_the_page_about_searches_runs(model):
         "prompt": "a red circle",
         "call": {**call, "num_inference_steps": 8, "generator": torch.Generator().manual_seed(0)},
     }
-    follow, twice = blocks("docs/search.md")
+    follow, twice, again = blocks("docs/search.md")
     exec(follow, names)
     events = names["output"].trace.events
     assert [event.step for event in events] == [3, 6, 8]
@@ -43,6 +43,11 @@ def test_the_page_about_searches_runs(model):
     assert [(event.step, event.resume) for event in events] == [(4, 2), (4, None), (8, None)]
     first, second = (event.rewards[0] for event in events[:2])
     assert events[1].parent_events[0] == [int(later > earlier) for earlier, later in zip(first, second)]
+    exec(again, names)
+    trace = names["output"].trace
+    best = [max(one.events[-1].rewards[0]) for one in (trace, *(retry for _, retry in trace.retries))]
+    assert all(later > earlier for earlier, later in zip(best, best[1:-1])) and best[-1] <= max(best[:-1])
+    assert names["output"].rewards[0, 0].item() == pytest.approx(max(best), abs=1e-5)
 
 
 def test_the_page_about_modular_pipelines_runs(tmp_path, monkeypatch):

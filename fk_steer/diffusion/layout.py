@@ -44,6 +44,7 @@ ROWS_FIRST = frozenset(
         "timestep",
         "encoder_hidden_states",
         "encoder_attention_mask",
+        "encoder_hidden_states_mask",
         "class_labels",
         "timestep_cond",
         "guidance",
@@ -156,6 +157,8 @@ def learned_layout(one: Any, many: Any, num_rows: int, copies: int = 1, name: st
         UnknownLayoutError: if something depends on the number of rows in another way than by holding so many entries
             for each.
     """
+    if one is None and name in ROWS_FIRST and isinstance(many, Tensor) and len(many) == num_rows * copies:
+        return Block()  # a mask that nothing needs where there is one text
     if isinstance(many, Tensor) and isinstance(one, Tensor):
         if name in WITHOUT_ROWS or one.ndim != many.ndim or one.shape == many.shape:
             return None

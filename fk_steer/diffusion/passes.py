@@ -1,15 +1,133 @@
-"""Results of whole passes: joined, and by population."""
+"""The passes of one call, and their results: joined, and by population."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .run import Result
+from ..report.trace import Trace
+from ..search import Pass, Strategy
+from .call import Call
+from .run import Result, Run
+from .samplers import sampled_with
+
+
+class Passes:
+    """The passes that a strategy makes in one call; see `search.passes.Passes`.
+
+    Args:
+        strategy: that makes them.
+        call: what is asked for, with a row for each particle that the strategy begins with.
+        run_of: a run of some strategy over a call.
+
+    Attributes:
+        result: the best images of all passes so far, as many of each population as the smallest pass has left. None
+            before the first.
+        trace: of the first pass, with the others in its `retries` and what all of them cost in its counts.
+    """
+
+    def __init__(self, strategy: Strategy, call: Call, run_of: Callable[[Call, Strategy], Run]) -> None:
+        self.strategy, self.call, self._run_of = strategy, call, run_of
+        self._states = [generator.get_state() for generator in call.generators]
+        self._made: list[Pass] = []
+        self.result: Result | None = None
+        self.trace: Trace | None = None
+
+    @property
+    def num_populations(self) -> int:
+        return self.call.num_populations
+
+    def run(
+        self,
+        strategy: Strategy,
+        populations: Sequence[int] | None = None,
+        slots: Tensor | None = None,
+        num_steps: int | None = None,
+        sampler: str = "own",
+    ) -> Pass:
+        """See `search.passes.Passes`."""
+        call, numbers = self.call, list(range(self.num_populations) if populations is None else populations)
+        if populations is not None:
+            call = call.subset(numbers, strategy)
+        elif slots is not None:
+            call = call.begun_from(slots, self._states)
+        elif self._made:
+            call = call.begun_from(torch.arange(call.num_slots).expand(len(numbers), -1), self._states)
+        if call.num_slots != strategy.num_particles:
+            raise ValueError(f"Expected a pass of {call.num_slots} particles, but got {strategy.num_particles}.")
+        if num_steps is not None:
+            call = call.in_steps(num_steps)
+        with sampled_with(call.pipe, sampler):
+            if strategy is self.strategy or type(strategy).conduct is Strategy.conduct:
+                run = self._run_of(call, strategy)
+                result, trace = run(), run.trace
+                made = _pass_of(trace, numbers)
+            else:
+                inner = Passes(strategy, call, self._run_of)
+                strategy.conduct(inner)
+                result, trace = inner.outcome()
+                made = inner._made[0] if len(inner._made) == 1 else _pass_of(trace, numbers, result)
+                made = Pass(numbers, made.rewards, made.slots, trace.nfe, trace.nfe_saved)
+        self._made.append(made)
+        self._keep(result, numbers)
+        if self.trace is None:
+            self.trace = trace
+        else:
+            self.trace.add(numbers, trace)
+        return made
+
+    def outcome(self) -> tuple[Result, Trace]:
+        """What is returned of all passes.
+
+        Raises:
+            ValueError: if there were none, or none over all populations.
+        """
+        if self.result is None or self.trace is None:
+            raise ValueError(f"{type(self.strategy).__name__} has made no pass.")
+        return self.result, self.trace
+
+    def _keep(self, result: Result, populations: list[int]) -> None:
+        if self.result is None:
+            if len(populations) < self.num_populations:
+                raise ValueError(f"The first pass of {type(self.strategy).__name__} has to be over all prompts.")
+            self.result = result
+            return
+        size, before = result.rewards.shape[1], self.result.rewards.shape[1]
+        if size < before and len(populations) == self.num_populations:
+            # Of equal images the one of the smaller pass, so that one that screens leaves no trace in another's result.
+            self.result = better_of(result, best_particles(self.result, size), populations)
+            return
+        size = min(size, before)
+        self.result = better_of(best_particles(self.result, size), best_particles(result, size), populations)
+
+
+def _pass_of(trace: Trace, populations: list[int], result: Result | None = None) -> Pass:
+    if result is None:
+        last = trace.events[-1]
+        found = [dict(zip(slots, rewards)) for slots, rewards in zip(last.slots_before, last.rewards)]
+    else:
+        found = [dict(enumerate(rewards)) for rewards in result.rewards.tolist()]
+    rewards, slots = [list(one.values()) for one in found], [list(one) for one in found]
+    return Pass(populations, rewards, slots, trace.nfe, trace.nfe_saved)
+
+
+def best_particles(result: Result, number: int) -> Result:
+    """The best of each population alone."""
+    P, size = result.rewards.shape
+    if number == size:
+        return result
+    order = torch.arange(P * size).view(P, size)[:, :number].flatten()
+    log_weights = result.log_weights[:, :number]
+    return Result(
+        _pick(result.images, order),
+        [_pick(other, order) if _holds(other, P * size) else other for other in result.others],
+        result.rewards[:, :number],
+        log_weights - log_weights.logsumexp(1, keepdim=True),
+    )
 
 
 def better_of(result: Result, retry: Result, populations: Sequence[int]) -> Result:

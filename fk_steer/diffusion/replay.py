@@ -96,7 +96,8 @@ class Replay:
         """What the guiders were like when the main run began: blocks ask them how many conditions there are."""
         self._count = 0
         self._calls: defaultdict[str, list[Any]] = defaultdict(list)
-        """Of each denoiser: its arguments for one row, without their data, call by call."""
+        """Of each denoiser: its arguments for one row, without their data, call by call. Texts of a batch are as
+        long as the longest, so that row is one that has it."""
         self._probing = self._probed = False
 
     # What the main run tells.
@@ -281,14 +282,14 @@ class Replay:
             )
 
     def _probe(self) -> None:
-        """See what the call is like for the first row alone, once."""
+        """See what the call is like for one row alone, once."""
         if not self._probed:
             self._probed = True
             self._look(self.num_steps)
             self._encoded_layouts = self._layouts_of_encoded()
 
     def _look(self, num_steps: int) -> None:
-        """Note the calls of the denoisers, for the first row alone, up to some step."""
+        """Note the calls of the denoisers, for one row alone, up to some step."""
         self._probing = True
         steps = 0
 
@@ -300,7 +301,7 @@ class Replay:
             return step_output(sample, options)
 
         try:
-            self._again([0], step)
+            self._again([self.call.wordiest_row], step)
         except _Enough:
             pass
         finally:
@@ -333,7 +334,7 @@ class Replay:
             assert number is not None
             asked = {**entries_of(pipe, arguments, num_prompts, prompts[:1]), number: len(rows)}
         else:
-            asked = self.way.arguments(pipe, arguments, num_prompts, prompts)
+            asked = self.way.arguments(pipe, arguments, num_prompts, prompts) | call.worded(rows)
         generators = []
         for row in rows:
             generator = torch.Generator(call.generators[row].device)

@@ -60,6 +60,7 @@ from .schedulers import is_known, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
+from .wordings import check_conditions, following
 
 
 class Result(NamedTuple):
@@ -203,6 +204,8 @@ class Run:
         states = [generator.get_state() for generator in self.call.generators]
         failure: Exception | None = None
         ways = ways_of(self.pipe, self.call.arguments, self.call.num_prompts)
+        if self.call.wordings is not None:
+            ways = [way for way in ways if way.repeats != "nothing"]
         for way in [Way("as given"), *ways] if self.call.num_rows == 1 else ways:
             self.replay.begin(way)
             for generator, state in zip(self.call.generators, states):
@@ -284,6 +287,7 @@ class Run:
                 self.engine.size_of_row(sample),
             )
 
+        args, kwargs = self.with_own_wordings(name, parameters, sample, args, kwargs)
         with self.clock("denoiser"):
             stores = stores_attention(self.pipe)
             output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
@@ -294,6 +298,23 @@ class Run:
             self.trace.nfe_saved += copies * int(self.particles.stopped.sum()) * (self.particles.number - 1)
             self.trace.denoiser_calls += 1
         return output
+
+    def with_own_wordings(
+        self, name: str, parameters: list[str], sample: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a denoiser in which every particle has the wording that it began with."""
+        origins, wordings = self.particles.origins, self.call.wordings
+        if origins is None or wordings is None:
+            return args, kwargs
+        if all(wordings[origin] == wordings[row] for row, origin in enumerate(origins.tolist())):
+            return args, kwargs
+        copies, rest = divmod(len(sample), len(origins) * self.engine.size_of_row(sample))
+        if rest or not copies:
+            return args, kwargs
+        arguments = {**dict(zip(parameters, args)), **kwargs}
+        check_conditions(arguments)
+        followed = following(arguments, self.layout(name, arguments, copies), origins, copies, parameters[:1])
+        return tuple(followed[name] for name in parameters[: len(args)]), {name: followed[name] for name in kwargs}
 
     def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
         """Where the rows are in a denoiser's arguments."""

@@ -124,6 +124,18 @@ def sampled_by(pipe: Any, scheduler: Any) -> Iterator[None]:
         pipe.scheduler = own
 
 
+@contextmanager
+def sampled_with(pipe: Any, name: str) -> Iterator[None]:
+    """While the context lasts the pipeline has the sampler of that name.
+
+    Args:
+        name: 'own' for its own, or `OPEN_SAMPLER` for that where the model can be sampled with it, else its own.
+    """
+    own = pipe.scheduler
+    with sampled_by(pipe, own if name == "own" or not _interchangeable(own) else sampler(own, name)):
+        yield
+
+
 def model_kind(scheduler: Any) -> str | None:
     """What kind of model a scheduler is for: 'diffusion', 'flow', 'edm' or 'trigonometric'; None if it does not say."""
     try:

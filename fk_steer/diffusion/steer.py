@@ -25,7 +25,7 @@ from .budgets import Choice, choose
 from .call import Call
 from .events import ScoringEvent
 from .execution import Execution
-from .passes import best_of_each, better_of, by_population
+from .passes import Passes, best_of_each, by_population
 from .ranks import Ranks
 from .run import Result, Run, facts
 from .samplers import sampled_by, sampler_at_call
@@ -145,6 +145,7 @@ class SteeredPipeline:
         self,
         *args: Any,
         reward_prompt: str | Sequence[str] | None = None,
+        prompt_pool: Sequence[str] | Sequence[Sequence[str]] | None = None,
         particle_parallel: bool | dist.ProcessGroup = False,
         on_event: Callable[[ScoringEvent], Any] | None = None,
         keep_predictions: bool = False,
@@ -155,6 +156,9 @@ class SteeredPipeline:
         Args:
             reward_prompt: text the reward sees, one or one per prompt; defaults to `prompt`. Needed when the pipeline
                 is given `prompt_embeds`.
+            prompt_pool: wordings of each prompt, a list of texts per prompt (for one prompt the texts themselves), that
+                the model is given in place of it: particle k begins with wording k mod n, and copies of it go on with
+                that. The reward reads the prompt itself.
             particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a
                 process group between its own. Every rank makes the same call and gets the same output. Without a
                 `generator` or the settings' `seed`, the noise is that of rank 0.
@@ -178,7 +182,9 @@ class SteeredPipeline:
             RewardError: if the reward returns NaN or the wrong shape, or from what it raises.
             RuntimeError: with `particle_parallel`, if scoring fails on another rank.
         """
-        check_keywords(self.pipe, kwargs, "reward_prompt", "particle_parallel", "on_event", "keep_predictions")
+        check_keywords(
+            self.pipe, kwargs, "reward_prompt", "prompt_pool", "particle_parallel", "on_event", "keep_predictions"
+        )
         check_texts("reward_prompt", reward_prompt)
         keep_predictions = flag("keep_predictions", keep_predictions)
         if on_event is not None and not callable(on_event):
@@ -189,10 +195,10 @@ class SteeredPipeline:
         arguments = checked_arguments(self.pipe, arguments)
         return_dict = arguments.pop("return_dict", True)
         ranks = Ranks(particle_parallel, self.pipe._execution_device)
-        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt})
+        self._agree(ranks, {**arguments, "reward_prompt": reward_prompt, "prompt_pool": prompt_pool})
         choice = choose(self.pipe, self.steering, arguments)
         with sampled_by(self.pipe, choice.scheduler):
-            result, trace = self._run(choice, ranks, reward_prompt, on_event, keep_predictions)
+            result, trace = self._run(choice, ranks, reward_prompt, prompt_pool, on_event, keep_predictions)
         images, others = best_of_each(result)
         particles = by_population(result)
         if not return_dict:
@@ -205,30 +211,24 @@ class SteeredPipeline:
         choice: Choice,
         ranks: Ranks,
         reward_prompt: str | Sequence[str] | None,
+        prompt_pool: Any,
         on_event: Callable[[ScoringEvent], Any] | None,
         keep_predictions: bool,
     ) -> tuple[Result, Trace]:
-        """The first pass, and further ones where a search has rows left for them."""
+        """The passes that the strategy makes."""
         steering = choice.strategy
         observers = [] if on_event is None else [on_event]
         side = THUMBNAIL if keep_predictions else None
 
-        def run_of(call: Call, first: bool = False) -> Run:
-            return Run(call, steering, self.reward, self.execution, ranks, observers, side, first, choice.chosen)
+        def run_of(call: Call, strategy: Strategy) -> Run:
+            warns = strategy is steering and passes.trace is None
+            return Run(call, strategy, self.reward, self.execution, ranks, observers, side, warns, choice.chosen)
 
-        call = Call.of(self.pipe, steering, choice.arguments, reward_prompt, ranks.first)
-        run = run_of(call, first=True)
-        result, trace = run(), run.trace
-
-        def again(populations: list[int]) -> tuple[Tensor, int]:
-            nonlocal result
-            retry = run_of(call.subset(populations, steering))
-            result = better_of(result, retry(), populations)
-            trace.retries.append((populations, retry.trace))
-            return result.rewards[:, 0], retry.trace.nfe
-
-        cost = (trace.nfe + trace.nfe_saved) // call.num_populations
-        trace.nfe_saved = steering.roll_over(result.rewards[:, 0], cost, trace.nfe_saved, again)
+        call = Call.of(self.pipe, steering, choice.arguments, reward_prompt, ranks.first, prompt_pool)
+        passes = Passes(steering, call, run_of)
+        steering.conduct(passes)
+        result, trace = passes.outcome()
+        trace.steering = steering.describe()
         return result, trace
 
     def _agree(self, ranks: Ranks, arguments: dict[str, Any]) -> None:

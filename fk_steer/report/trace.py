@@ -95,13 +95,14 @@ class Trace:
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
             do not give one (truncation selection, standardised or pairwise rewards, no exact terminal weight).
-        nfe: rows the denoiser was run on; a ControlNet's are not counted.
-        nfe_saved: rows it was not run on because prompts had reached the reward asked for, less those rolled over.
+        nfe: rows the denoiser was run on, those of `retries` too; a ControlNet's are not counted.
+        nfe_saved: rows it was not run on because prompts had reached the reward asked for; with `rollover` they are
+            spent on `retries`.
         denoiser_calls: calls those rows were spread over.
         reward_calls: images scored, once for each leaf of the reward.
         reward_calls_by_part: the same by name of the reward.
-        retries: with `rollover`, further runs: the populations that were run again, and the trace of it. What they cost
-            is not in the counts above.
+        retries: further passes of strategies that make several, and of `rollover`: the populations that were run, and
+            the trace of it. The counts above and the seconds include what they cost, those of events do not.
         chosen: where settings or a budget chose them: 'steps', 'sampler', 'num_particles', and with a budget 'calls',
             which the run takes per image at most, and 'budget' itself. Empty where the pipeline and its call did.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
@@ -121,6 +122,16 @@ class Trace:
     retries: list[tuple[list[int], Trace]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, populations: list[int], further: Trace) -> None:
+        """Another pass over some populations."""
+        self.retries.append((populations, further))
+        for count in ("nfe", "nfe_saved", "denoiser_calls", "reward_calls"):
+            setattr(self, count, getattr(self, count) + getattr(further, count))
+        for part, calls in further.reward_calls_by_part.items():
+            self.reward_calls_by_part[part] = self.reward_calls_by_part.get(part, 0) + calls
+        for part, seconds in further.seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def of(self, population: int) -> Trace:
         """The same for one population alone, but for counts and seconds, which are of the run."""

@@ -25,7 +25,8 @@ from ..smc import (
     real,
 )
 from .base import Look, Outcome, Plan, RewardFacts, Search, Start
-from .rollover import Again, roll_over
+from .improvement import Seen, allocate
+from .passes import Passes
 from .strategy import ONE_PARTICLE, Strategy, coerced, named
 from .wrappers import Averaged, EarlyStop, Elite, Standardized
 
@@ -37,8 +38,8 @@ class Stop(Keywords):
     Attributes:
         target_reward: a prompt whose best x0 prediction reaches this reward goes on with that particle alone; the
             denoiser rows that saves are reported. A cascade's is on the scale of its last reward.
-        rollover: spend those rows on running prompts that have not reached it again, from other noise, those nearest to
-            it first; the better images are kept.
+        rollover: spend those rows on running prompts that have not reached it again, from other noise, pass by pass the
+            one that promises most improvement (see `Allocation`); the better images are kept.
 
     Raises:
         ValueError: for a target that is not a number.
@@ -157,10 +158,15 @@ class FKSteering(Strategy):
                 "particles of a prompt with one another."
             )
 
-    def roll_over(self, best: Tensor, cost: int, saved: int, again: Again) -> int:
-        if self.stop is None or not self.stop.rollover:
-            return saved
-        return roll_over(best, self.stop.target_reward, cost, saved, again)
+    def conduct(self, passes: Passes) -> None:
+        first = passes.run(self)
+        if self.stop is not None and self.stop.rollover:
+            seen = Seen(passes.num_populations)
+            seen.add(first)
+            cost = -(-(first.rows + first.saved) // passes.num_populations)
+            allocate(
+                seen, first.saved, cost, lambda populations: passes.run(self, populations), self.stop.target_reward
+            )
 
     def caveats(self, num_steps: int) -> list[str]:
         if not self.looks or (self.stop is not None and self.stop.rollover):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedule, is_named, unknown
+from .allocation import Allocation
 from .depth_first import DepthFirst
 from .evolution import Evolution
 from .feynman_kac import FKSteering
@@ -13,6 +14,7 @@ from .finish import Finish
 from .lookahead import Lookahead
 from .metropolis import Metropolis
 from .refine import Refine
+from .screen import Screen
 from .strategy import Noise, Strategy
 
 
@@ -121,6 +123,16 @@ PRESETS: dict[str, Preset] = {
         "Chains of finished images: each is noised half-way and denoised again four times, accepted by Metropolis' "
         "rule.",
         Metropolis(),
+    ),
+    "allocation": Preset(
+        "Two passes of 'adaptive' for every prompt, and as many again where they promise the most improvement of the "
+        "best image. 4 particles cost 16 trajectories on average.",
+        Allocation(),
+    ),
+    "screen": Preset(
+        "12 seeds in 4 steps of DPM-Solver++ each, and the best two in full from the same noise; the best of all "
+        "images first.",
+        Screen(),
     ),
 }
 

@@ -11,5 +11,7 @@ STRATEGIES: dict[str, str] = {
     "lookahead": "fk_steer.search.lookahead:Lookahead",
     "refine": "fk_steer.search.refine:Refine",
     "metropolis": "fk_steer.search.metropolis:Metropolis",
+    "allocation": "fk_steer.search.allocation:Allocation",
+    "screen": "fk_steer.search.screen:Screen",
 }
 """Name -> 'module:Class'. A new strategy needs one line."""

@@ -10,10 +10,9 @@ from importlib import import_module
 from os import PathLike, fspath
 from typing import Any, ClassVar, Generic, TypeVar
 
-from torch import Tensor
-
 from ..smc import Keywords, brief, integer, is_named, numbers, real, suggestion, unknown
 from .base import Look, Plan, RewardFacts, Search, Start, describe
+from .passes import Passes
 
 
 Kind = TypeVar("Kind")
@@ -298,14 +297,9 @@ class Strategy(Keywords):
             )
         return self.replace(num_particles=number, calls=None)
 
-    def roll_over(self, best: Tensor, cost: int, saved: int, again: Any) -> int:
-        """Spend denoiser rows that the first pass has saved on further passes; see `rollover.roll_over`. Nothing
-        unless a strategy says otherwise.
-
-        Returns:
-            The rows that are left.
-        """
-        return saved
+    def conduct(self, passes: Passes) -> None:
+        """Make the passes of one call: one, unless a strategy says otherwise."""
+        passes.run(self)
 
     def caveats(self, num_steps: int) -> list[str]:
         """Why a run of so many steps steers little or nothing, in sentences for warnings; empty if it does not."""

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fk_steer.search import (
     DEFAULT_PRESET,
     PRESETS,
     STRATEGIES,
+    Allocation,
     DepthFirst,
     Evolution,
     Finish,
@@ -29,6 +31,7 @@ from fk_steer.search import (
     Preview,
     Refine,
     RewardFacts,
+    Screen,
     Stop,
     Strategy,
     preset,
@@ -49,12 +52,14 @@ from fk_steer.smc import (
 
 STEERING = [name for name, entry in PRESETS.items() if isinstance(entry.settings, FKSteering)]
 OTHERS = {
+    "allocation": Allocation,
     "depth-first": DepthFirst,
     "evolution": Evolution,
     "finish": Finish,
     "lookahead": Lookahead,
     "metropolis": Metropolis,
     "refine": Refine,
+    "screen": Screen,
 }
 
 
@@ -110,6 +115,8 @@ FULL = [
     Evolution(6, 3, at=0.9, back=0.1, preview=Preview("madebyollin/taesd")),
     Lookahead(6, Schedule((2, 0.5)), 3, None, TargetESS(0.2), Resampling("residual")),
     Metropolis(6, 3.0, 9, at=0.8, back=5),
+    Allocation(Metropolis(6, 3.0), 3.5, 0.25, num_particles=5, noise=Noise(0.5), preview="shapes", seed=2),
+    Screen(Evolution(4), 3, 6, "own", num_particles=9, seed=4),
 ]  # fmt: skip
 
 
@@ -184,6 +191,8 @@ def test_numbers_of_other_libraries(scalar):
         Evolution(6, 3, at=0.9, back=1),
         Lookahead(6, [2, 0.5], 3, None, TargetESS(0.2)),
         Metropolis(6, 3.0, 9, at=0.8, back=5),
+    Allocation(Metropolis(6, 3.0), 3.5, 0.25, num_particles=5, noise=Noise(0.5), preview="shapes", seed=2),
+    Screen(Evolution(4), 3, 6, "own", num_particles=9, seed=4),
     ]  # fmt: skip
     for one, other in zip(given, expected):
         assert one == other
@@ -324,7 +333,9 @@ def test_ten_lines_make_a_strategy():
     assert torch.allclose(run.outcome.weights.normalized, torch.full((3, 5), 1 / 5).double())
     assert run.search.log_normalizer is None
     assert settings.copying(num_steps(MIXTURE)) == [2, 4, 6, 8] and not settings.goes_back
-    assert settings.roll_over(torch.zeros(3), 5, 17, None) == 17
+    passes = []
+    settings.conduct(SimpleNamespace(run=passes.append))
+    assert passes == [settings]
 
 
 def test_a_strategy_of_ones_own_is_data_too():

@@ -85,8 +85,10 @@ class Sampler:
             output = steer(self.pipe, self.reward, self.steering, Execution.in_batches(settings.max_rows))(**call)
             rewards, trace = output.rewards.tolist(), output.trace
             images = output.images
-            scores, nfe, reward_calls = _sorted_scores(trace.events[-1]), trace.nfe, trace.reward_calls
-            traces = [replace(trace.of(number), seconds={}) for number in range(len(samples))]
+            # Of several passes the last event of the first is not that of the images.
+            scores = {} if trace.retries else _sorted_scores(trace.events[-1])
+            nfe, reward_calls = trace.nfe, trace.reward_calls
+            traces = [_without_seconds(trace.of(number)) for number in range(len(samples))]
         share = len(samples)
         seconds = time.perf_counter() - started
         return [
@@ -115,6 +117,11 @@ def noise(sample: Sample) -> torch.Generator:
     """What all noise of a sample comes from; it depends on the seed and the numbers of the prompt and repeat alone."""
     sequence = np.random.SeedSequence([sample.seed, sample.prompt.index, sample.repeat])
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+def _without_seconds(trace: Trace) -> Trace:
+    retries = [(populations, _without_seconds(retry)) for populations, retry in trace.retries]
+    return replace(trace, seconds={}, retries=retries)
 
 
 def _sorted_scores(event: Any) -> dict[str, list[list[float]]]:
