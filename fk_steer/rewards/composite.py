@@ -189,9 +189,7 @@ class Ensemble(Composite):
         TypeError: for what is no reward, or no list of rewards.
     """
 
-    def __init__(
-        self, parts: Sequence[RewardFunction | str], kappa: float = 0.0, default_lmbda: float | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[RewardFunction], kappa: float = 0.0, default_lmbda: float | None = None) -> None:
         if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence):
             raise TypeError(f"Expected a list of rewards, but got {brief(parts)}. `ZScoreSum` takes weights.")
         if not parts:
@@ -323,8 +321,8 @@ class Finalists(Composite):
 
     def __init__(
         self,
-        cheap: RewardFunction | str,
-        expensive: RewardFunction | str,
+        cheap: RewardFunction,
+        expensive: RewardFunction,
         keep: int,
         default_lmbda: float = Z_LMBDA,
     ) -> None:

@@ -26,7 +26,7 @@ from fk_steer import Execution, FKSteering, Noise, Preview, Resampling, Schedule
 from fk_steer.cli import app
 from fk_steer.diffusion.ranks import _carrier
 from fk_steer.pipelines import FKStableDiffusionPipeline
-from fk_steer.rewards.composite import Cascade, WeightedSum, ZScoreSum
+from fk_steer.rewards.composite import Cascade, Finalists, WeightedSum, ZScoreSum
 from fk_steer.rewards.pairwise import PairwiseReward
 from fk_steer.testing import CALLS, PROMPTS, SIZE, redness, save_clip, sd, sd_scheduler, sdxl
 
@@ -126,6 +126,7 @@ CASES = {
     "multistep": Case("sd multistep", preset("fk", num_particles=5, resampling="ssp"), call=TWO),
     "two-stage": Case("sd two-stage", preset("psp", num_particles=5)),
     "cascade": Case("sd", preset("fk", num_particles=5), Cascade(brightness, redness)),
+    "finalists": Case("sd", preset("adaptive", num_particles=5), Finalists(brightness, redness, 2), TWO),
     "z-scores": Case("sd", preset("fk", num_particles=3), ZScoreSum({redness: 1.0, brightness: 0.5}), TWO),
     "pairwise": Case("sd", preset("adaptive", num_particles=5), PairwiseReward(redder)),
     "sum with pairwise": Case(

@@ -9,7 +9,7 @@ import torch
 
 from fk_steer import FKSteering, Reward, load_reward, steer
 from fk_steer.modular import RewardModel
-from fk_steer.rewards import WeightedSum
+from fk_steer.rewards import Finalists, WeightedSum
 from fk_steer.rewards.base import as_pil
 from fk_steer.testing import CALLS, PROMPTS, redness, save_clip
 
@@ -60,12 +60,13 @@ def rewards(clip):
         "pictures": as_pil(lambda pictures, prompts: [picture.getpixel((0, 0))[0] for picture in pictures]),
         "model": score,
         "sum": WeightedSum({score: 2.0, redness: 0.1}),
+        "finalists": Finalists(redness, score, 2),
         "ranked": Ranked(),
         "changing": Changing(score, Ranked()),
     }
 
 
-@pytest.mark.parametrize("name", ["function", "pictures", "model", "sum", "ranked", "changing"])
+@pytest.mark.parametrize("name", ["function", "pictures", "model", "sum", "finalists", "ranked", "changing"])
 class TestSameAsPlain:
     def test_scores(self, name, clip):
         plain = rewards(clip)[name]
