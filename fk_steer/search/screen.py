@@ -39,8 +39,8 @@ class Screen(Around):
         inner: how the seeds that are kept are run; its `num_particles` is replaced by `keep`.
         keep: how many seeds are run in full, from 0 to `num_particles`. With 0 the few-step images are all there is.
         few_steps: of the loop that screens.
-        few_sampler: of the loop that screens: 'dpmsolver++' for DPM-Solver++ of second order, where the pipeline's model
-            can be sampled with it (flow models and those distilled for few steps keep their own), or 'own'.
+        few_sampler: of the loop that screens: 'dpmsolver++' for DPM-Solver++ of second order, where the model can be
+            sampled with it (flow models and those distilled for few steps keep their own), or 'own'.
         noise, preview, seed: see `Around`. There is no noise in the loop that screens.
 
     Raises:

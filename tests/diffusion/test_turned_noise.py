@@ -112,14 +112,35 @@ def test_an_image_that_is_refined_is_kept_where_no_child_is_better(pipe, steps):
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(own.config, final_sigmas_type="zero")
     try:
 
-        def run(rounds: tuple[float, ...]) -> Any:
-            return steer(pipe, brightness, Refine(3, rounds=rounds))(
+        def run(rounds: int) -> Any:
+            return steer(pipe, brightness, Refine(3, rounds=rounds, strengths=(0.4,)))(
                 ["a", "b", "c"], num_inference_steps=steps, generator=torch.Generator().manual_seed(1), output_type="pt"
             )  # fmt: skip
 
-        before, after = run(()), run((0.4, 0.4))
+        before, after = run(0), run(2)
     finally:
         pipe.scheduler = own
     # Brightness of an image is that of its x0 prediction, but for rounding.
     assert (after.rewards[:, 0] >= before.rewards[:, 0] - 1e-6).all()
     assert (after.rewards[:, 0] > before.rewards[:, 0] + 1e-6).any()
+
+
+def test_prompts_that_end_earlier_make_no_difference(pipe):
+    """Each prompt has its own rounds: together as alone."""
+    settings = Refine(3, rounds=4, strengths=(0.6, 0.3), patience=1)
+    prompts = ["a", "b", "c", "d"]
+
+    def run(numbers: list[int]) -> Any:
+        return steer(pipe, brightness, settings)(
+            [prompts[number] for number in numbers],
+            generator=[torch.Generator().manual_seed(number) for number in numbers],
+            num_inference_steps=8,
+            output_type="pt",
+        )
+
+    together, alone = run([0, 1, 2, 3]), [run([number]) for number in range(4)]
+    assert len({one.trace.nfe for one in alone}) > 1, "they end at different rounds"
+    for number, one in enumerate(alone):
+        torch.testing.assert_close(together.images[number], one.images[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.rewards[number, 0], one.rewards[0, 0], atol=1e-5, rtol=1e-5)
+    assert together.trace.nfe == sum(one.trace.nfe for one in alone)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +19,15 @@ def run_of(settings: Refine, P: int = 3) -> Run:
     return drive(start(settings, MIXTURE, P), MIXTURE, (P, settings.num_particles))
 
 
-def plain(K: int, *rounds: float, children: int | float | None = None) -> Refine:
-    return Refine(K, schedule=(), greedy_from=1.0, rounds=rounds, children=children)
+def plain(K: int, rounds: int, *strengths: float, **settings: Any) -> Refine:
+    return Refine(K, schedule=(), greedy_from=1.0, rounds=rounds, strengths=strengths, **settings)
 
 
 @pytest.mark.parametrize("K", [1, 2, 5])
-@pytest.mark.parametrize("rounds", [(0.5,), (0.6, 0.3), (0.5, 0.5, 0.5)])
+@pytest.mark.parametrize("rounds", [1, 3])
 def test_the_best_so_far_is_the_parent(K, rounds):
-    run = run_of(plain(K, *rounds))
-    assert len(run.seen) == len(rounds) + 1
+    run = run_of(plain(K, rounds, 0.5))
+    assert len(run.seen) == rounds + 1
     for p in range(3):
         best = -math.inf, math.nan
         for seen in run.seen:
@@ -37,27 +38,75 @@ def test_the_best_so_far_is_the_parent(K, rounds):
 
 
 def test_a_round_costs_the_rows_of_its_share():
-    settings = plain(4, 0.5, 0.25, children=2)
+    settings = plain(4, 2, 0.4, children=2)
     run = run_of(settings, 2)
-    half, quarter = settings.steps_of(STEPS)
-    assert (half, quarter) == (round(0.5 * STEPS), round(0.25 * STEPS))
-    assert run.visited == [*range(STEPS), *range(STEPS - half, STEPS), *range(STEPS - quarter, STEPS)]
-    assert run.rows == 2 * (4 * STEPS + 2 * (half + quarter))
-    assert [(seen.plan.resume, seen.plan.by) for seen in run.seen[:2]] == [
-        (STEPS - half, "renoise"),
-        (STEPS - quarter, "renoise"),
+    (share,) = settings.steps_of(STEPS)
+    assert share == round(0.4 * STEPS)
+    assert run.visited == [*range(STEPS), *(2 * [*range(STEPS - share, STEPS)])]
+    assert run.rows == 2 * (4 * STEPS + 2 * 2 * share) == 2 * settings.cost(STEPS)
+    assert [(seen.plan.resume, seen.plan.by) for seen in run.seen[:2]] == [(STEPS - share, "renoise")] * 2
+
+
+def outcomes(settings: Refine, rewards: list[list[float]]) -> list[tuple[int | None, list[bool]]]:
+    """Where rounds begin and who takes part, for rewards of one particle in each of two prompts at the end of each."""
+    search, seen = start(settings, MIXTURE, 2), []
+    for ones in rewards:
+        values = torch.tensor(ones, dtype=torch.float64)[:, None]
+        plan = search.step(Look(LAST, STEPS, torch.zeros(2, 1, dtype=torch.long), values))
+        asleep = torch.zeros(2, dtype=torch.bool) if plan.asleep is None else plan.asleep
+        seen.append((plan.resume, (~asleep).tolist()))
+    return seen
+
+
+def test_each_prompt_has_its_strength():
+    """The first gets better with the first strength, then no more; the second with the second alone."""
+    settings = plain(1, 3, 0.6, 0.4)
+    long, short = (STEPS - steps for steps in settings.steps_of(STEPS))
+    assert outcomes(settings, [[0.0, 0.0], [1.0, -1.0], [0.5, 9.0], [9.0, 2.0], [0.0, 9.0]]) == [
+        (long, [True, True]),
+        (long, [True, False]),  # the second has failed and waits for a round of the other strength
+        (short, [True, True]),  # the first has failed too; what a prompt that sleeps seems to have does not count
+        (short, [False, True]),  # the first has made its three rounds
+        (None, [True, True]),
     ]
+
+
+def test_patience():
+    settings = plain(1, 9, 0.5, patience=2)
+    (steps,) = settings.steps_of(STEPS)
+    back = STEPS - steps
+    assert outcomes(settings, [[0.0, 0.0], [1.0, -1.0], [1.0, -1.0], [2.0, 9.0], [1.0, 9.0], [1.0, 9.0]]) == [
+        (back, [True, True]),
+        (back, [True, True]),
+        (back, [True, False]),
+        (back, [True, False]),
+        (back, [True, False]),
+        (None, [True, True]),
+    ]
+
+
+@pytest.mark.parametrize("greedy_from", [0.7, 1.0])
+def test_what_others_do_makes_no_difference(greedy_from):
+    """Each prompt ends with the best that it has seen, whichever rounds it took part in."""
+    settings = Refine(3, rounds=4, strengths=(0.6, 0.3), patience=2, greedy_from=greedy_from)
+    run = run_of(settings, 8)
+    assert len({tuple(seen.plan.asleep.tolist()) for seen in run.seen if seen.plan.asleep is not None}) > 1
+    for p in range(8):
+        ends = [seen for seen in run.seen if seen.look.step == LAST]
+        awake = [True] + [not (s.plan.asleep is not None and s.plan.asleep[p]) for s in ends[:-1]]
+        best = max(float(s.look.rewards[p].max()) for s, played in zip(ends, awake) if played)
+        assert float(MIXTURE.predict_x0(run.x, LAST)[p].max()) == pytest.approx(best)
 
 
 @pytest.mark.parametrize(("children", "number"), [(None, 6), (4, 4), (9, 6), (0.5, 3), (0.01, 1)])
 def test_children(children, number):
-    settings = plain(6, 0.5, children=children)
+    settings = plain(6, 1, 0.5, children=children)
     assert settings.num_children() == number
     assert run_of(settings).seen[0].plan.ancestors.shape == (3, number)
 
 
 def test_an_equal_does_not_replace_the_parent():
-    search = start(plain(2, 0.5, 0.5), MIXTURE, 1)
+    search = start(plain(2, 2, 0.5), MIXTURE, 1)
 
     def step(rewards: list[float]) -> tuple[list[list[int]], list[list[int]] | None]:
         plan = search.step(Look(LAST, STEPS, torch.arange(2)[None], torch.tensor([rewards], dtype=torch.float64)))
@@ -70,7 +119,7 @@ def test_an_equal_does_not_replace_the_parent():
 
 
 def test_rounds_end_greedily_too():
-    settings = Refine(4, rounds=(0.5,), greedy_from=0.7)
+    settings = Refine(4, greedy_from=0.7)
     run = run_of(settings)
     late = list(settings.greedy(STEPS))
     steps = [seen.look.step for seen in run.seen]
@@ -81,7 +130,8 @@ def test_rounds_end_greedily_too():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("rounds", (1.0,)), ("rounds", (0.0,)), ("children", 0), ("children", 1.5)]
+    ("setting", "value"),
+    [("rounds", -1), ("strengths", (1.0,)), ("strengths", ()), ("patience", 0), ("children", 0), ("children", 1.5)],
 )
 def test_values_out_of_range(setting, value):
     with pytest.raises(ValueError, match=setting):
