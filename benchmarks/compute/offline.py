@@ -394,9 +394,7 @@ def improvement(stored: Stored, pools: Tensor, number: int, first: int, loop: in
         begun, slots = [some[:first] for some in own], [range(first)] * P
         seen.add(Pass(range(P), begun, slots, rows=P * first * cost, saved=0))
 
-        def again(
-            populations: Sequence[int], own: list[list[float]] = own, seen: SeenOfPools = seen
-        ) -> Pass:
+        def again(populations: Sequence[int], own: list[list[float]] = own, seen: SeenOfPools = seen) -> Pass:
             (p,) = populations
             position = len(seen.rewards[p])
             return Pass(populations, [[own[p][position]]], [[position]], rows=cost, saved=0)
