@@ -27,6 +27,7 @@ from ..diffusion import SteeredOutput, steer
 from ..files import check_settings, png, record_settings, write_atomically, write_json
 from ..loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 from ..rewards.base import RewardFunction
+from ..rewards.composite import Ensemble, Finalists
 from ..rewards.images import to_uint8
 from ..search import FKSteering, Strategy
 from ..shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
@@ -36,6 +37,9 @@ from ..smc import unknown
 from .half import in_half
 from .statistics import Estimate, mean_by, mean_of_means, plus_minus
 
+
+MANY = 1_000_000
+"""Finalists: all images."""
 
 Row = dict[str, Estimate]
 """Column of a table -> mean and standard error."""
@@ -88,7 +92,8 @@ class Job:
 
     Attributes:
         model: name of a bundled pipeline.
-        reward: name of the guide; 'clip-score' is the world's CLIP and 'llava-reward' its LLaVA-Reward.
+        reward: name of the guide; 'clip-score' is the world's CLIP and 'llava-reward' its LLaVA-Reward. 'a+b' is the
+            `Ensemble` of two, 'a>b' leaves the final images to the second.
         steering: the settings.
         seed: number of the repeat. The noise of a prompt depends on its index and this seed alone, so that runs with
             other settings start from the same noise.
@@ -180,6 +185,11 @@ def _loaded(model: str, half: bool) -> Any:
 
 @cache
 def _guide(reward: str, model: str) -> RewardFunction:
+    if ">" in reward:
+        cheap, _, expensive = reward.partition(">")
+        return Finalists(_guide(cheap, model), _guide(expensive, model), keep=MANY)
+    if "+" in reward:
+        return Ensemble([_guide(part, model) for part in reward.split("+")])
     return load_guide(reward, "cpu", **bundled_options(model, reward))
 
 

@@ -34,6 +34,10 @@ PRESETS: dict[str, Preset] = {
         "third of the way from one particle to all (2 of 4). Needs no lambda.",
         FKSteering(),
     ),
+    "sparing": Preset(
+        "Where scoring takes longer than denoising: 'adaptive' with two events, at 50 and 70% of the loop.",
+        FKSteering(schedule=Schedule(at=(0.5, 0.7))),
+    ),
     "fk": Preset(
         "For a lambda of one's own: SSP when the ESS falls below half, weights carried in between, lambda rising to "
         "its value, nothing scored in the first quarter.",

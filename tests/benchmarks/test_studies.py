@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
@@ -15,7 +16,10 @@ from benchmarks.scaling import run as scaling
 from benchmarks.shapes import run as shapes
 from benchmarks.speed import run as speed
 from fk_steer import Execution, FKSteering, load_reward, steer
+from fk_steer.evaluation import world
+from fk_steer.evaluation.half import in_half
 from fk_steer.loading import load_preview
+from fk_steer.rewards.composite import Ensemble, Finalists
 from fk_steer.shapes import BUNDLED, load_pipeline
 
 
@@ -60,27 +64,56 @@ def test_benchmark(name, tmp_path, processes):
 
 
 def test_compute(tmp_path):
-    arguments = (
-        compute.app, "--preset", "best-of-n", "--preset", "psp", "--budget", 1, "--budget", 2, "--steps", 8,
-        "--seeds", 1, "--per-task", 1, "--out", tmp_path,
+    """Each method at its best on prompts for tuning, then these on held-out ones."""
+    common = ("--seeds", 1, "--per-task", 1, "--out", tmp_path)
+    tried = invoke(
+        compute.app, "tune", "--method", "best-of-n", "--method", "finish", "--budget", 32, "--steps", 4, "--steps", 8,
+        "--steps", 25, "--sampler", "dpmsolver++", *common,
     )  # fmt: skip
-    invoke(*arguments)
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert list(table) == ["best-of-n@1", "psp@1", "best-of-n@2", "psp@2"]
-    assert [row["nfe"][0] / (2 * 8) for row in table.values()] == [1, 1, 2, 2]
+    assert "Settings tried: best-of-n 2, finish 2." in tried.output
+    table = json.loads((tmp_path / "tuning-table.json").read_text())
+    assert list(table) == [f"{method}@32/{steps}/dpmsolver++" for method in ("best-of-n", "finish") for steps in (4, 8)]
+    assert [row["nfe"][0] for row in table.values()] == [32] * 4, "25 steps do not fit, and rows are all spent"
+    chosen = json.loads((tmp_path / "chosen.json").read_text())
+    for method, by_budget in chosen.items():
+        of_it = {run: row["reward"][0] for run, row in table.items() if run.startswith(method)}
+        assert of_it[by_budget["32"]] == max(of_it.values())
+    rival = chosen["best-of-n"]["32"]
+    arguments = ("held-out", "--also", "finish@32", "--run", rival, "--run", "adaptive@32/4/ddim", *common)
+    invoke(compute.app, *arguments)
+    table = json.loads((tmp_path / "held-out-table.json").read_text())
+    assert list(table) == ["finish@32", rival, "adaptive@32/4/ddim"]
     differences = json.loads((tmp_path / "differences.json").read_text())
+    assert list(differences) == [f"finish@32 less {other}" for other in list(table)[1:]]
     for measure in ("overall", "reward", "held out", "oracle"):
-        expected = table["psp@2"][measure][0] - table["best-of-n@2"][measure][0]
-        assert differences["psp@2"][f"{measure} - best-of-n"][0] == pytest.approx(expected)
-    # One particle and nothing to choose from: the same run.
-    assert differences["psp@1"]["reward - best-of-n"] == [0.0, 0.0]
+        expected = table["finish@32"][measure][0] - table[rival][measure][0]
+        assert differences[f"finish@32 less {rival}"][measure][0] == pytest.approx(expected)
     assert (tmp_path / "compute.png").stat().st_size > 10_000
-    timing = tmp_path / "idle.json"
-    timing.write_text(json.dumps({name: {"seconds": [0.125 * (1 + n), None]} for n, name in enumerate(table)}))
-    invoke(*arguments, "--timing", timing)
-    timed = json.loads((tmp_path / "table.json").read_text())
-    assert [row["seconds"][0] for row in timed.values()] == [0.125, 0.25, 0.375, 0.5]
-    assert timed["psp@2"]["reward"] == table["psp@2"]["reward"]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("records/*.json")}
+    invoke(compute.app, *arguments)
+    assert written and written == {path: path.stat().st_mtime_ns for path in written}, "nothing is made twice"
+
+
+def test_half_precision(pipe, name):
+    """The same images to the eye, whatever the number of rows, and the same latents, scheduler and rewards."""
+    call = {"num_inference_steps": 6, "output_type": "pt"}
+    prompts = ["a photo of two stars", "a photo of a red moon", "a photo of a blue square"]
+
+    def images(pipe):
+        return pipe(prompts, generator=[torch.Generator().manual_seed(n) for n in range(3)], **call).images
+
+    half = load_pipeline(name)
+    half.set_progress_bar_config(disable=True)
+    stock, ours = images(pipe), images(in_half(half, compile=False))
+    assert not torch.equal(stock, ours) and (stock - ours).abs().mean() < 0.01
+    assert half.unet.dtype == half.vae.dtype == ours.dtype == torch.float32
+
+
+def test_guides_of_several():
+    both = world._guide("clip-score+image-reward", "shapes")
+    last = world._guide("clip-score>clip-score+image-reward", "shapes")
+    assert isinstance(both, Ensemble) and both.name == "mean(z(clip-score), z(image-reward))"
+    assert isinstance(last, Finalists) and [part.name for part in last.parts][0] == "clip-score"
 
 
 @pytest.mark.parametrize("previews", [False, True])
