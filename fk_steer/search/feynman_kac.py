@@ -133,15 +133,19 @@ class FKSteering(Strategy):
             search = EarlyStop(search, self.stop.target_reward)
         return Averaged(search, self.average_last) if self.average_last else search
 
+    def sizes(self, num_steps: int) -> dict[int, int]:
+        """Step, counted from zero, of each event -> number of particles alive after it."""
+        return self.schedule.events(num_steps, self.num_particles)
+
     def events(self, num_steps: int) -> Collection[int]:
-        return self.schedule.events(num_steps, self.num_particles).keys()
+        return self.sizes(num_steps).keys()
 
     @property
     def looks(self) -> bool:
         return bool(self.schedule.at)
 
     def copying(self, num_steps: int) -> list[int]:
-        events = self.schedule.events(num_steps, self.num_particles)
+        events = self.sizes(num_steps)
         before = [self.num_particles, *events.values()]
         late = self.resampling.after_noise
         return [s + late for (s, after), size in zip(events.items(), before) if self.resampling.copies(size, after)]
@@ -180,7 +184,7 @@ class FKSteering(Strategy):
 
     def cost(self, num_steps: int) -> int:
         alive, calls = self.num_particles, 0
-        events = self.schedule.events(num_steps, self.num_particles)
+        events = self.sizes(num_steps)
         for step in range(num_steps):
             calls += alive
             alive = events.get(step, alive)
@@ -191,7 +195,7 @@ class SMC(Search):
     """Weigh the particles at every event, resample, go on."""
 
     def __init__(self, settings: FKSteering, start: Start) -> None:
-        self.sizes = settings.schedule.events(start.num_steps, settings.num_particles)
+        self.sizes = settings.sizes(start.num_steps)
         self.events = self.sizes.keys()
         self.generators = start.generators
         lmbda = settings.lmbda

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..smc import Schedule, flag, real, step_of
 from .base import Look, Outcome, Plan, Search, Start, Wrapper
 from .feynman_kac import FKSteering
+from .wrappers import Averaged
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,11 @@ class Finish(FKSteering):
 
     Attributes:
         schedule: events of the steering before; entries from `greedy_from` on are left out.
-        greedy_from: share of the loop, in (0, 1].
+        greedy_from: share of the loop, in [0, 1].
         recombine: whether one particle takes recombined noise; needs three particles or more.
+
+    Raises:
+        ValueError: for a value out of range, or with `elite`, which the end of the loop would overrule.
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(at=(0.4, 0.5, 0.6, 0.7)))
@@ -41,13 +45,30 @@ class Finish(FKSteering):
         self._set(
             greedy_from=real("greedy_from", self.greedy_from, 0.0, 1.0), recombine=flag("recombine", self.recombine)
         )
+        if self.elite:
+            raise ValueError(
+                f"'{self.name}' lets all particles continue the best one, so `elite` cannot keep another. Leave it out."
+            )
 
     def greedy(self, num_steps: int) -> range:
         """The steps, counted from zero, after which all continue the best."""
         return range(step_of(self.greedy_from, num_steps), num_steps - 1)
 
+    @property
+    def looks(self) -> bool:
+        return True
+
     def start(self, start: Start) -> Search:
-        return FinishSearch(super().start(start), self, start)
+        search = FinishSearch(self.replace(average_last=0).steering(start), self, start)
+        return Averaged(search, self.average_last) if self.average_last else search
+
+    def steering(self, start: Start) -> Search:
+        """What there is before all continue the best."""
+        return super().start(start)
+
+    def sizes(self, num_steps: int) -> dict[int, int]:
+        late = self.greedy(num_steps)
+        return {step: size for step, size in super().sizes(num_steps).items() if step < late.start}
 
     def events(self, num_steps: int) -> Collection[int]:
         return {*super().events(num_steps), *self.greedy(num_steps)}
@@ -90,7 +111,7 @@ class FinishSearch(Wrapper):
 
     @property
     def events(self) -> Collection[int]:  # type: ignore[override]
-        return {*(step for step in self.inner.events if step < self.late.start), *self.late}
+        return {*self.inner.events, *self.late}
 
     def step(self, look: Look) -> Plan:
         if look.step < self.late.start:

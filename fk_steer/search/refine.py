@@ -31,10 +31,11 @@ class Refine(Finish):
             a round that made nothing better it goes on with the next of them, after the last with the first.
         patience: a prompt stops after as many such rounds in a row; None for never.
         children: particles of a round, at most `num_particles`; a float is a share of them, None all.
+        stop: prompts whose image has reached the reward asked for make no more rounds.
         greedy_from: see `Finish`; 1.0 leaves that out, in rounds as well.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range, or with `average_last`: paths that go back have no end to average.
     """
 
     rounds: int = field(default=1, kw_only=True)
@@ -46,6 +47,8 @@ class Refine(Finish):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.average_last:
+            raise ValueError(f"'{self.name}' goes back, so `average_last` has no path to average. Leave it out.")
         strengths = tuple(float(share) for share in numbers("strengths", self.strengths))
         if not strengths or not all(0 < share < 1 for share in strengths):
             raise ValueError(f"Expected `strengths` as shares of the loop between 0 and 1, but got {strengths}.")
@@ -74,7 +77,7 @@ class Refine(Finish):
         return super().cost(num_steps) + self.rounds * self.num_children() * max(self.steps_of(num_steps))
 
     def start(self, start: Start) -> Search:
-        return _Refine(super().start(start), self, start)
+        return _Refine(self.steering(start), self, start)
 
     def events(self, num_steps: int) -> Collection[int]:
         return {*super().events(num_steps), num_steps - 1}
@@ -90,11 +93,11 @@ class Refine(Finish):
 
 class _Refine(FinishSearch):
     def __init__(self, inner: Search, settings: Refine, start: Start) -> None:
-        assert isinstance(inner, FinishSearch)
-        super().__init__(inner.inner, settings, start)
+        super().__init__(inner, settings, start)
         P, self.last = start.num_populations, start.num_steps - 1
         self.children = settings.num_children()
         self.patience = settings.rounds if settings.patience is None else settings.patience
+        self.target = torch.inf if settings.stop is None else settings.stop.target_reward
         self.steps = torch.tensor(settings.steps_of(start.num_steps))
         self.left = torch.full((P,), settings.rounds)
         """Rounds that each prompt may still make."""
@@ -138,7 +141,7 @@ class _Refine(FinishSearch):
             self.failures = torch.where(better, 0, self.failures + self.playing.long())
             self.strength = (self.strength + (self.playing & ~better).long()) % len(self.steps)
         self.best = rewards.gather(1, parent)[:, 0]
-        waiting = (self.left > 0) & (self.failures < self.patience)
+        waiting = (self.left > 0) & (self.failures < self.patience) & (self.best < self.target)
         if not waiting.any():
             self.over = True
             # Prompts that had ended before have nothing but the image that is remembered.

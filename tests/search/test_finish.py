@@ -74,3 +74,31 @@ def test_infinite_rewards_give_no_direction():
 def test_a_share_of_the_loop(value):
     with pytest.raises(ValueError, match="greedy_from"):
         Finish(greedy_from=value)
+
+
+def test_pruning_that_is_left_out_is_not_counted():
+    """An event from `greedy_from` on keeps nobody from going on, and a run costs what the settings say."""
+    settings = Finish(6, schedule=Schedule(at=(0.3, 0.9), alive=(4, 1)), greedy_from=0.6)
+    run = drive(start(settings, MIXTURE, 2), MIXTURE, (2, 6))
+    assert [seen.plan.ancestors.shape[1] for seen in run.seen] == [4] * len(run.seen)
+    assert run.rows <= 2 * settings.cost(STEPS)
+    assert settings.cost(STEPS) == 6 * (min(settings.sizes(STEPS)) + 1) + 4 * (STEPS - min(settings.sizes(STEPS)) - 1)
+
+
+def test_without_events_of_its_own_it_looks_all_the_same():
+    assert Finish(schedule=()).looks and not FKSteering(schedule=()).looks
+
+
+def test_final_images_are_ranked_by_the_end_of_their_path():
+    """All come from one path but for the last step, so the average only adds what they share."""
+    settings = Finish(4, greedy_from=0.7, average_last=2)
+    run = drive(start(settings, MIXTURE, 3), MIXTURE, (3, 4))
+    assert run.outcome is not None and run.outcome.ranking is not None
+    looked = [seen.look.rewards.gather(1, seen.ancestors) for seen in run.seen[-2:]]
+    looked[0] = looked[0].gather(1, run.seen[-1].ancestors)
+    torch.testing.assert_close(run.outcome.ranking, (looked[0] + looked[1] + run.x) / 3)
+
+
+def test_no_elite():
+    with pytest.raises(ValueError, match="'finish' lets all particles continue the best one, so `elite` cannot"):
+        Finish(elite=True)

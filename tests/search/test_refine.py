@@ -141,3 +141,18 @@ def test_values_out_of_range(setting, value):
 def test_a_reward_that_only_compares_is_refused():
     with pytest.raises(ValueError, match="compares rewards of different moments"):
         Refine().check(RewardFacts(name="pairs", relative=True))
+
+
+def test_prompts_that_are_good_enough_make_no_rounds():
+    settings = plain(1, 9, 0.5, stop=1.0)
+    (steps,) = settings.steps_of(STEPS)
+    assert outcomes(settings, [[0.0, 2.0], [0.5, 9.0], [1.5, 9.0]]) == [
+        (STEPS - steps, [True, False]),
+        (STEPS - steps, [True, False]),
+        (None, [True, True]),
+    ]
+
+
+def test_no_average_over_a_path_that_goes_back():
+    with pytest.raises(ValueError, match="'refine' goes back, so `average_last` has no path"):
+        Refine(average_last=2)

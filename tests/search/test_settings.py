@@ -275,7 +275,9 @@ def test_bad_settings_of_the_others(make, message):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="Unknown preset 'fkd'. Known: adaptive, sparing, fk, fk-paper"):
         FKSteering.preset("fkd")
-    with pytest.raises(ValueError, match="'evolution' is not Feynman-Kac steering. Those that are: adaptive, sparing, fk"):
+    with pytest.raises(
+        ValueError, match="'evolution' is not Feynman-Kac steering. Those that are: adaptive, sparing, fk"
+    ):
         FKSteering.preset("evolution")
     with pytest.raises(ValueError, match="Unknown setting 'particles' of FKSteering. Known: num_particles, noise"):
         preset("fk", particles=3)
