@@ -83,29 +83,35 @@ def against(records: Mapping[str, Sequence[Record]], runs: Sequence[str]) -> dic
 
 
 def plot(rows: Mapping[str, Row]) -> Figure:
-    """Guide reward and accuracy against denoiser rows, a line per method, with standard errors.
+    """Guide reward and accuracy against the budget, a line per method, with standard errors. Where a method has several
+    runs at one budget, those after the first have lines of their own, by their steps and sampler.
 
     Args:
-        rows: 'METHOD@ROWS...' -> column -> (mean, standard error), see `summarize`.
+        rows: run -> column -> (mean, standard error), see `summarize`.
     """
+    lines: dict[str, dict[int, Row]] = {}
+    for run, row in rows.items():
+        (method, budget), *fixed = run.split("/")[0].split("@"), *run.split("/")[1:]
+        taken = int(budget) in lines.get(method, {})
+        lines.setdefault(f"{method}, {' '.join(fixed)}" if taken and fixed else method, {})[int(budget)] = row
+    budgets = sorted({budget for line in lines.values() for budget in line})
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = {"reward": "guide reward of the best image", "overall": "overall accuracy, %"}
     for axis, (measure, label) in zip(figure.subplots(1, 2), panels.items()):
-        for method in dict.fromkeys(run.split("@")[0] for run in rows):
-            own = sorted(
-                (row for run, row in rows.items() if run.split("@")[0] == method), key=lambda row: row["nfe"][0]
-            )
+        for name, line in lines.items():
+            values = [line[budget][measure] for budget in sorted(line)]
             axis.errorbar(
-                [row["nfe"][0] for row in own],
-                [row[measure][0] for row in own],
-                yerr=[row[measure][1] or 0.0 for row in own],
+                sorted(line),
+                [mean for mean, _ in values],
+                yerr=[error or 0.0 for _, error in values],
                 marker="o",
                 markersize=4,
                 capsize=2,
-                label=method,
+                label=name,
             )
         axis.set(xscale="log", xlabel="denoiser rows per image", ylabel=label)
-        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xticks(budgets, labels=map(str, budgets))
+        axis.set_xticks([], minor=True)
     figure.axes[0].legend(fontsize="small")
     return figure
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.compute import real
-from benchmarks.compute.run import against, best_of, fits, strategy_of
+from benchmarks.compute.run import against, best_of, fits, plot, strategy_of
 from fk_steer.evaluation.world import Record
 from fk_steer.search import FKSteering, Refine
 from fk_steer.shapes.captions import TASKS
@@ -73,6 +73,20 @@ def test_paired_gains():
     assert gains["refine@200 less bfs@200/10/ddim"]["held out"] == pytest.approx((4.0, 2 * error))
     assert gains["refine@200 less bfs@200/10/ddim"]["overall"] == (100.0, 0.0)
     assert gains["refine@200 less adaptive@200/25/ddim"]["overall"] == (0.0, 0.0)
+
+
+def test_lines_of_the_plot():
+    """One per method over its budgets; another run at the same budget is not on it."""
+    row = {"reward": (0.5, 0.1), "overall": (50.0, None)}
+    runs = ["finish@200", "bfs@200/7/ddim", "finish@400", "bfs@200/25/ddim", "bfs@400/7/ddim"]
+    axes = plot({run: {**row, "reward": (number / 10, 0.1)} for number, run in enumerate(runs)}).axes
+    found = {line.get_label(): line.lines[0].get_xydata().tolist() for line in axes[0].containers}
+    assert {name: [[x, round(y, 3)] for x, y in points] for name, points in found.items()} == {
+        "finish": [[200, 0.0], [400, 0.2]],
+        "bfs": [[200, 0.1], [400, 0.4]],
+        "bfs, 25 ddim": [[200, 0.3]],
+    }
+    assert [[text.get_text() for text in axis.get_xticklabels()] for axis in axes] == [["200", "400"]] * 2
 
 
 def test_steps_against_particles_of_any_model(tmp_path):
