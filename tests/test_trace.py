@@ -113,8 +113,8 @@ def test_contact_sheet_shows_every_picture(trace):
     def pictures(n, correct=None):
         return [Picture(Image.new("RGB", (16, 8), "red"), 0.1 * index, correct) for index in range(n)]
 
-    wordy = Result("a prompt that is far too long " * 20, pictures(2, True), pictures(3, False), b"", trace)
-    plain = Result("b", pictures(1), [], b"", trace)
+    wordy = Result("a prompt that is far too long " * 20, pictures(2, True), pictures(3, False), trace)
+    plain = Result("b", pictures(1), [], trace)
     colours = {colour: count for count, colour in contact_sheet([wordy, plain], 64).getcolors(1 << 20)}
     assert colours[(255, 0, 0)] == 6 * 64 * 32
     assert colours[(0x1A, 0x98, 0x50)] / colours[(0xD7, 0x30, 0x27)] == 2 / 3

@@ -23,7 +23,7 @@ from .trace import Trace
 from .tree import Column, Fate, Node, Tree, family_tree
 
 
-BYTES = 300_000
+BYTES = 200_000
 """Of all pictures of a tree, as text. Of more, and larger ones, the size is reduced, then those of pruned branches are
 left out."""
 
@@ -92,6 +92,11 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
+def short(value: float) -> str:
+    """A number in three digits."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 # Where everything is.
 
 
@@ -130,7 +135,7 @@ class Layout:
     lane: float
 
 
-GUTTER, HEADER, STRIP, CHART = 46, 40, 64, 74
+GUTTER, HEADER, STRIP, CHART = 46, 40, 64, 84
 
 
 def lay_out(tree: Tree, pictures: bool, aspect: float = 1.0) -> Layout:
@@ -151,8 +156,9 @@ def lay_out(tree: Tree, pictures: bool, aspect: float = 1.0) -> Layout:
     with_strip = pictures and side < 40 and any(index not in grids for index in range(len(tree.columns)))
     strip = HEADER + STRIP / 2 if with_strip else None
     top = HEADER + (STRIP + 12 if with_strip else 0)
-    between = max(34.0, 0.6 * width) if len(tree.columns) <= 14 else max(26.0, 0.4 * width)
-    pitch = max(width + between, STRIP + 10 if with_strip else 52)
+    many = len(tree.columns)
+    between = max(34.0, 0.6 * width) if many <= 14 else max(26.0, 0.4 * width)
+    pitch = max(width + between, STRIP + 10 if with_strip else 52, min(900 / many, 1.9 * width + 60))
 
     at = defaultdict(list)
     for index, node in enumerate(tree.nodes):
@@ -166,7 +172,7 @@ def lay_out(tree: Tree, pictures: bool, aspect: float = 1.0) -> Layout:
         if index in grids:
             tile, space = _size(math.ceil(math.sqrt(column.size)) + 3, pictures)
             w, h = _box(tile, aspect)
-            across = math.ceil(math.sqrt(column.size))
+            across = min(column.size, 10) if many == 1 else math.ceil(math.sqrt(column.size))
             wide = max(across * (w + space) + 20, 52)
             for number, node in enumerate(at[index]):
                 down, right = divmod(number, across)
@@ -225,9 +231,9 @@ def _draw(tree: Tree) -> dict[str, Any]:
         "columns": [_headed(tree, layout, index) for index in range(len(tree.columns))],
         "slots": _slots(tree, layout),
         "dividers": [
-            (layout.centers[index] - layout.widths[index] / 2 - 14, column.run)
+            (layout.centers[index] - layout.widths[index] / 2 - 14, column.run) if index else (16, 0)
             for index, column in enumerate(tree.columns)
-            if index and column.run != tree.columns[index - 1].run
+            if tree.num_runs > 1 and (not index or column.run != tree.columns[index - 1].run)
         ],
         "strip": [] if layout.strip is None else _strip(tree, layout, small),
         "charts": charts,
@@ -254,7 +260,7 @@ def _drawn(
         "is_dot": index not in small or min(place.width, place.height) < 16,
         "picture": small.get(index),
         "colour": _colour(node.reward, span),
-        "ends": node.children == 0 and not last,
+        "ends": node.children == 0 and not last and layout.lane >= 14,
         "told": _told(tree, index),
         "is_winner": index == tree.winner,
     }
@@ -324,19 +330,23 @@ def _charts(tree: Tree, layout: Layout) -> tuple[list[dict[str, Any]], float]:
     """Small charts below the tree, and where they end."""
     charts, top = [], layout.body[1]
     columns = tree.columns
+    if len(columns) == 1:
+        return [], top
 
     def add(name: str, explained: str, values: list[float | None], low: float, high: float, kind: str) -> None:
         nonlocal top
-        base, tall = top + CHART - 10, CHART - 40
+        base, tall = top + CHART - 10, CHART - 52
         scale = tall / ((high - low) or 1.0)
         points = []
         for index, value in enumerate(values):
             if value is not None and math.isfinite(value):
-                points.append((index, layout.centers[index], base - (value - low) * scale, _short(value)))
+                y = base - (value - low) * scale
+                label = min(y, base - (columns[index].size - low) * scale) if kind == "bars" else y
+                points.append((index, layout.centers[index], y, short(value), label - 6))
         lines = [
-            f"M{a[1]:.0f} {a[2]:.1f}L{b[1]:.0f} {b[2]:.1f}"
+            (a[:3], b[:3])
             for a, b in pairwise(points)
-            if b[0] - a[0] == 1 and columns[a[0]].run == columns[b[0]].run
+            if kind == "line" and b[0] - a[0] == 1 and columns[a[0]].run == columns[b[0]].run
         ]
         charts.append(
             {
@@ -346,8 +356,8 @@ def _charts(tree: Tree, layout: Layout) -> tuple[list[dict[str, Any]], float]:
                 "top": top,
                 "base": base,
                 "points": points,
-                "lines": lines,
-                "full": [(i, base - (c.size - low) * scale) for i, c in enumerate(columns)] if kind == "bars" else [],
+                "lines": [(b, f"M{x:.0f} {y:.1f}L{x2:.0f} {y2:.1f}") for (_, x, y), (b, x2, y2) in lines],
+                "full": [(i, base - (columns[i].size - low) * scale) for i, *_ in points] if kind == "bars" else [],
                 "resampled": [c.resampled for c in columns],
                 "missing": [layout.centers[i] for i, value in enumerate(values) if value is None],
             }
@@ -369,10 +379,6 @@ def _charts(tree: Tree, layout: Layout) -> tuple[list[dict[str, Any]], float]:
     return charts, top + 8
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.2e}".replace("e+0", "e")
-
-
 # What is said.
 
 
@@ -381,7 +387,7 @@ def _told(tree: Tree, index: int) -> str:
     node = tree.nodes[index]
     column = tree.columns[node.column]
     run = f"pass {column.run + 1}, " if tree.num_runs > 1 else ""
-    what = "final image" if column.final else f"x0 prediction at step {column.step} of {column.num_steps}"
+    what = "final image" if column.final else f"step {column.step} of {column.num_steps}"
     parts = [f"{run}{what}, particle {node.slot}", f"reward {number(node.reward)} ({node.rank} of {column.size})"]
     if len(node.scores) > 1:
         parts.append(", ".join(f"{name} {number(score)}" for name, score in node.scores.items()))
@@ -410,7 +416,7 @@ def _described(column: Column, index: int, count: int) -> str:
     if column.ess is not None:
         parts.append(f"ESS {column.ess:.1f} of {column.size}")
     if column.lmbda is not None:
-        parts.append(f"lambda {_short(column.lmbda)}")
+        parts.append(f"lambda {short(column.lmbda)}")
     return ", ".join(parts)
 
 
@@ -461,9 +467,9 @@ def _pictures(tree: Tree, side: int) -> dict[int, str]:
     others = [i for i in wanted if i not in lit]
     room = BYTES - sum(map(len, lit.values()))
     sample = others[:: max(1, len(others) // 12)]
-    sizes = [size for size in (96, 72, 48, 32) if size <= side] or [side]
+    sizes = [size for size in (96, 72, 48, 32, 24) if size <= side] or [side]
     for size in sizes:
-        if sample and sum(len(_shrunk(nodes[i], size)) for i in sample) / len(sample) * len(others) <= room:
+        if sample and sum(len(_shrunk(nodes[i], size)) for i in sample) / len(sample) * len(others) <= 0.95 * room:
             break
     made = dict(lit)
     for index in others:

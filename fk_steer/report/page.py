@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL.Image import Image
 
 from ..files import FPS, differences, png, webp
-from .drawing import environment, number, tree_html, tree_script, tree_style
+from .drawing import environment, number, short, tree_html, tree_script, tree_style
 from .results import Picture, Result, summarize
 from .sheet import fit
 from .trace import Trace
@@ -70,7 +70,7 @@ def _facts(traces: Sequence[Trace], settings: dict[str, Any]) -> list[tuple[str,
         if math.isfinite(event.lmbda[own])
     ]
     if lambdas:
-        low, high = f"{min(lambdas):.3g}", f"{max(lambdas):.3g}"
+        low, high = short(min(lambdas)), short(max(lambdas))
         solved = "" if steering.get("lmbda") is not None else "chosen by the run or the reward"
         facts.append(("lambda", low if low == high else f"{low} to {high}", solved))
     facts.append(("steps", str(trace.num_steps), trace.chosen.get("sampler") or ""))
@@ -101,8 +101,10 @@ def preset_of(steering: dict[str, Any]) -> tuple[str, list[str]]:
     """
     from ..search import PRESETS
 
-    def compared(settings: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in settings.items() if name not in _NOT_COUNTED}
+    def compared(settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return list(settings) if isinstance(settings, tuple) else settings
+        return {name: compared(value) for name, value in settings.items() if name not in _NOT_COUNTED}
 
     asked = compared(steering)
     found = []
