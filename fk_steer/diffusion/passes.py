@@ -103,17 +103,10 @@ class Passes:
 
     def _with(self, populations: list[int], trace: Trace) -> Trace:
         """A snapshot of what is known, with that of a pass that is not over."""
-        trace = dataclasses.replace(trace, events=list(trace.events))
         if self.trace is None:
-            return trace
-        seen = dataclasses.replace(
-            self.trace,
-            retries=list(self.trace.retries),
-            reward_calls_by_part=dict(self.trace.reward_calls_by_part),
-            seconds=dict(self.trace.seconds),
-            returned=[],
-        )
-        seen.add(populations, trace)
+            return _snapshot(trace)
+        seen = _snapshot(self.trace)
+        seen.add(populations, _snapshot(trace))
         return seen
 
     def _keep(self, result: Result, populations: list[int]) -> None:
@@ -129,6 +122,18 @@ class Passes:
             return
         size = min(size, before)
         self.result = better_of(best_particles(self.result, size), best_particles(result, size), populations)
+
+
+def _snapshot(trace: Trace) -> Trace:
+    """The trace of a run under way, which does not grow."""
+    return dataclasses.replace(
+        trace,
+        events=list(trace.events),
+        retries=list(trace.retries),
+        reward_calls_by_part=dict(trace.reward_calls_by_part),
+        seconds=dict(trace.seconds),
+        returned=[],
+    )
 
 
 def _pass_of(trace: Trace, populations: list[int], result: Result | None = None) -> Pass:

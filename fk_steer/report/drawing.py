@@ -1,7 +1,7 @@
 """Family trees as HTML.
 
-`tree_html` is a fragment for any page: a figure with an SVG, its style included. `tree_script` is what makes its slider,
-keys and details work; a page needs it once, however many trees are put into it and when.
+`tree_html` is a fragment for any page: a figure with an SVG, its style included. `tree_script` is what makes its
+slider, keys and details work; a page needs it once, however many trees are put into it and when.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def lay_out(tree: Tree, pictures: bool, aspect: float = 1.0) -> Layout:
     top = HEADER + (STRIP + 12 if with_strip else 0)
     many = len(tree.columns)
     between = max(34.0, 0.6 * width) if many <= 14 else max(26.0, 0.4 * width)
-    pitch = max(width + between, STRIP + 10 if with_strip else 52, min(900 / many, 1.9 * width + 60))
+    pitch = max(width + between, STRIP + 10 if with_strip else 52, min(870 / many, 1.9 * width + 60))
 
     at = defaultdict(list)
     for index, node in enumerate(tree.nodes):
@@ -282,7 +282,8 @@ def _edge(tree: Tree, layout: Layout, index: int) -> dict[str, Any] | None:
         if of.y == to.y:
             path = f"M{begin:.0f} {of.y:.0f}H{end:.0f}"
         else:
-            path = f"M{begin:.0f} {of.y:.0f}C{begin + bend:.0f} {of.y:.0f} {end - bend:.0f} {to.y:.0f} {end:.0f} {to.y:.0f}"
+            first, second = f"{begin + bend:.0f} {of.y:.0f}", f"{end - bend:.0f} {to.y:.0f}"
+            path = f"M{begin:.0f} {of.y:.0f}C{first} {second} {end:.0f} {to.y:.0f}"
     else:
         # Between the rows, past the events in between.
         lane = of.y + math.copysign(layout.lane / 2, to.y - of.y)
@@ -320,10 +321,15 @@ def _slots(tree: Tree, layout: Layout) -> list[tuple[float, int]]:
 
 def _strip(tree: Tree, layout: Layout, small: Mapping[int, str]) -> list[dict[str, Any]]:
     return [
-        {"x": layout.centers[tree.nodes[index].column], "picture": small[index], "index": index, "told": _told(tree, index)}
+        {
+            "x": layout.centers[tree.nodes[index].column],
+            "picture": small[index],
+            "index": index,
+            "told": _told(tree, index),
+        }
         for index in reversed(tree.lineage(tree.winner))
         if index in small
-    ]  # fmt: skip
+    ]
 
 
 def _charts(tree: Tree, layout: Layout) -> tuple[list[dict[str, Any]], float]:

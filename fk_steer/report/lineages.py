@@ -20,7 +20,8 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
 
     Top: one line per particle from event to event, coloured by the reward of its x0 prediction; the best final image's
     lineage is drawn wide and particles without descendants end in a cross. Middle: effective sample size as a fraction
-    of the particles alive, where they have weights, filled markers where the population was resampled. Bottom: all rewards, and the best.
+    of the particles alive, where they have weights, with filled markers where the population was resampled. Bottom: all
+    rewards, and the best.
 
     Args:
         trace: of a finished run.

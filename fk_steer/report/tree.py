@@ -203,5 +203,5 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _order(reward: float) -> float:
-    return -math.inf if math.isnan(reward) else reward
+def _order(reward: float) -> tuple[bool, float]:
+    return (False, 0.0) if math.isnan(reward) else (True, reward)

@@ -10,7 +10,7 @@
       index,
       column: Number(element.dataset.c),
       parent: element.dataset.p === undefined ? -1 : Number(element.dataset.p),
-      reward: { inf: Infinity, "-inf": -Infinity, nan: -Infinity }[element.dataset.r] ?? Number(element.dataset.r),
+      reward: { inf: Infinity, "-inf": -Infinity, nan: NaN }[element.dataset.r] ?? Number(element.dataset.r),
     }));
     const columns = [...tree.querySelectorAll(".fk-col")];
     const parts = {
@@ -26,7 +26,7 @@
     return parts;
   }
 
-  const better = (a, b) => (b.reward > a.reward ? b : a);
+  const better = (a, b) => (b.reward > a.reward || (Number.isNaN(a.reward) && !Number.isNaN(b.reward)) ? b : a);
 
   function lineages(nodes, leaves) {
     const found = new Set();
