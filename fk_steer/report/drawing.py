@@ -174,21 +174,21 @@ def lay_out(tree: Tree, pictures: bool, aspect: float = 1.0) -> Layout:
             w, h = _box(tile, aspect)
             across = min(column.size, 10) if many == 1 else math.ceil(math.sqrt(column.size))
             wide = max(across * (w + space) + 20, 52)
-            for number, node in enumerate(at[index]):
+            for number, own in enumerate(at[index]):
                 down, right = divmod(number, across)
                 x = left + wide / 2 + (right - (across - 1) / 2) * (w + space)
-                places[node] = Place(x, top + (down + 0.5) * (h + space), w, h)
+                places[own] = Place(x, top + (down + 0.5) * (h + space), w, h)
         else:
             wide = pitch
-            for node in at[index]:
-                y = top + (tree.nodes[node].slot + 0.5) * (height + gap)
-                places[node] = Place(left + wide / 2, y, width, height)
-                if tree.nodes[node].parent is None:
-                    starts[node] = (max(left - 8, GUTTER - 12), y)
+            for own in at[index]:
+                y = top + (tree.nodes[own].slot + 0.5) * (height + gap)
+                places[own] = Place(left + wide / 2, y, width, height)
+                if tree.nodes[own].parent is None:
+                    starts[own] = (max(left - 8, GUTTER - 12), y)
         centers.append(left + wide / 2)
         widths.append(wide)
         left += wide
-        bottom = max([bottom, *(places[node].y + places[node].height / 2 for node in at[index])])
+        bottom = max([bottom, *(places[own].y + places[own].height / 2 for own in at[index])])
     body = (top, bottom + 14)
     ordered = [places[index] for index in range(len(tree.nodes))]
     return Layout(left + 14, body[1], centers, widths, ordered, starts, strip, body, height + gap)

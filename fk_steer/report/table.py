@@ -42,8 +42,8 @@ def rows_of(trace: Trace) -> list[dict[str, Any]]:
     Of the particle there are its `slot`, `reward`, `score.NAME` for each part of the reward, `log_weight` (NaN where it
     has none), the event and slot that it continues (None in the first event), how many `descendants` continue it
     directly, and its rank among those `returned`, from 0 (None unless it was). Of the event, as in `TraceEvent`:
-    `step`, `progress`, `timestep`, `final`, `lmbda`, `ess`, `resampled`, `distinct_roots`, `resume`, `stopped`, and the counts
-    of its pass so far, `nfe` and `reward_calls`, of all populations together.
+    `step`, `progress`, `timestep`, `final`, `lmbda`, `ess`, `resampled`, `distinct_roots`, `resume`, `stopped`, and
+    the counts of its pass so far, `nfe` and `reward_calls`, of all populations together.
     """
     rows = []
     for population, prompt in enumerate(trace.prompts):
