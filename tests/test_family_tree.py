@@ -9,6 +9,8 @@ import json
 import math
 import re
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -376,6 +378,35 @@ class TestHeadings:
         assert len(page) < 8 * 90_000
         url = re.search(r'<img src="(data:image/webp;base64,[^"]+)"', page)[1]
         assert Image.open(io.BytesIO(decoded(url))).width == 300
+
+
+class TestTheDocs:
+    """What the page about family trees shows runs."""
+
+    def blocks(self):
+        return re.findall(
+            r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs/family-tree.md").read_text(), re.S
+        )
+
+    def test_pages_and_fragments(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        save, _, live = self.blocks()
+        names = {}
+        exec(save, names)
+        page = (tmp_path / "tree.html").read_text()
+        assert page.count("<image href=") == sum(len(event.rewards[0]) for event in names["out"].trace.events)
+        assert len(page) < 100_000
+        assert Image.open(tmp_path / "tree.png").width > 500
+        assert names["out"].best is names["out"].images[0]
+        exec(live, names)
+        assert [fragment.count('class="fk-col') for fragment in names["fragments"]] == list(
+            range(1, len(names["out"].trace.events) + 1)
+        )
+        assert names["page"].startswith("<script>")
+
+    def test_tables(self):
+        pytest.importorskip("pandas")
+        exec(self.blocks()[1], {"out": SimpleNamespace(trace=resampled())})
 
 
 # In a browser
