@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 
-from .bundled import BUNDLED, bundled_options
+from .bundled import BUNDLED, fitted_options
+from .combinations import by_reward
 from .console import console
+from .defaults import DEFAULT_PRESET, DEFAULT_REWARD
 from .diffusion import Execution, steer
 from .diffusion.budgets import choose
 from .diffusion.components import makes_videos
@@ -48,7 +50,7 @@ from .rewards import FrameReward
 from .rewards.base import as_reward
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
-from .search import DEFAULT_PRESET, Strategy
+from .search import Strategy
 from .search import preset as settings_of
 from .search.presets import asked
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
@@ -95,12 +97,13 @@ class Generation:
         prompts: Sequence[str],
         model: str,
         *,
-        reward: str = "clip-score",
+        reward: str = DEFAULT_REWARD,
         reward_options: Mapping[str, Any] | None = None,
         preset: str = DEFAULT_PRESET,
         particles: int | None = None,
         budget: int | None = None,
         lmbda: float | None = None,
+        changes: Mapping[str, Any] | None = None,
         scheduler: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -116,16 +119,26 @@ class Generation:
 
         Args:
             budget: denoiser calls per image, which choose the particles, and the steps and sampler that are left open.
+            changes: further settings in place of the preset's, dotted for parts of them: {'schedule.at': (0.4, 0.6)}.
 
         Raises:
-            ValueError: for an unknown preset, a value out of range, particles beside a budget, or a password among the
-                options of the reward.
+            ValueError: for an unknown preset, a value out of range, particles beside a budget, a setting given in two
+                ways, or a password among the options of the reward.
         """
         bundled = model in BUNDLED
         options = dict(reward_options or {})
-        check_recordable(options)
-        options = {**bundled_options(model, reward), **options}
-        chosen = asked(preset, particles=particles, budget=budget, lmbda=lmbda)
+        for own in by_reward(reward, options).values():
+            check_recordable(own)
+        options = fitted_options(model, reward, options)
+        elsewhere = {"steps": steps, "sampler": scheduler}
+        chosen = asked(
+            preset,
+            particles=particles,
+            budget=budget,
+            lmbda=lmbda,
+            changes=changes,
+            elsewhere=[name for name, value in elsewhere.items() if value is not None],
+        )
         usual = NUM_INFERENCE_STEPS if bundled else 50
         return cls(
             model=model,
