@@ -176,6 +176,18 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     return entries
 
 
+def prompts_in_file(path: str | Path) -> list[str]:
+    """The texts of a file of prompts, see `prompt_list`.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: for a file of another form, or one without prompts.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Expected a file of prompts at {path}, but there is none.")
+    return [entry["prompt"] for entry in prompt_list(str(path))]
+
+
 def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
     """Numbers of at most `limit` of the entries, ascending: the first of each task (`tag`) or category, as evenly over
     them as can be."""

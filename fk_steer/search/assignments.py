@@ -67,7 +67,9 @@ def check_once(changes: Mapping[str, Any], given: Iterable[str]) -> None:
                 "the two."
             )
         if name == "seed":
-            raise ValueError("The noise of a command follows from its own seed: give --seed or --seeds, not --set seed.")
+            raise ValueError(
+                "The noise of a command follows from its own seed: give --seed or --seeds, not --set seed."
+            )
     if "num_particles" in changes and changes.get("calls") is not None:
         raise ValueError("A budget chooses the particles: leave out --set num_particles=... or --set calls=...")
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..defaults import DEFAULT_PRESET
 from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedule, is_named, unknown
 from .allocation import Allocation
 from .assignments import changed, check_once
@@ -142,6 +141,7 @@ PRESETS: dict[str, Preset] = {
         Screen(),
     ),
 }
+
 
 def preset(name: str, **overrides: Any) -> Strategy:
     """The settings of a preset, with any field replaced. `fk-steer presets` prints them.

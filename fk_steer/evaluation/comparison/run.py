@@ -7,9 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ...console import console
+from ...console import console, show
 from ...files import alone, write_atomically, write_json
 from ..generation.run import is_first_process
 from .report import digest, digest_of, page
@@ -50,10 +48,9 @@ def run(
         if not is_first_process():
             return failures
         results = _write(made, out, failures, report_prompts)
-    for table in map(for_terminal, tables(results, made.baseline)):
-        # A table that does not fit is better wrapped by the terminal than squeezed.
-        width = console.measure(table, options=console.options.update(width=1000)).maximum
-        Console(file=console.file, width=max(width, console.width)).print(table, "")
+    for table in tables(results, made.baseline):
+        show(for_terminal(table), fixed=len(table.places) + 1)
+        console.print()
     console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)
     return failures
 

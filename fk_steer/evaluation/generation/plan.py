@@ -108,7 +108,9 @@ class GenerationSettings:
                 if getattr(self, name) not in (None, {}):
                     raise ValueError(f"`{name}` needs a `reward` to steer by.")
         if not isinstance(self.changes, Mapping):
-            raise ValueError(f"Expected `changes` to be a mapping from settings to values, but got {brief(self.changes)}.")
+            raise ValueError(
+                f"Expected `changes` to be a mapping from settings to values, but got {brief(self.changes)}."
+            )
         if self.reward is not None:
             for options in by_reward(self.reward, self.reward_options).values():
                 check_recordable(options)
