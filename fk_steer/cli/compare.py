@@ -185,10 +185,9 @@ def compare(
 ) -> None:
     """Compare rewards as guides: how right and how liked are the images that each of them makes of the same prompts?
 
-    Writes a report (report.html), tables (LaTeX, CSV) and results.json: GenEval's accuracy by task, and means of metrics
-    that did not guide. Stopped at any point and run again it does what is missing; a finished study is only printed.
-    What fails is reported and the rest goes on; the exit status is then 1. With --check it is 1 if the two folders
-    differ.
+    Writes a report (report.html), tables (LaTeX, CSV) and results.json: GenEval's accuracy by task, and means of
+    metrics. Stopped at any point and run again it does what is missing; a finished study is only printed. What fails is
+    reported and the rest goes on; the exit status is then 1. With --check it is 1 if the two folders differ.
     """
     with stoppable(), one_line_errors():
         start()

@@ -32,7 +32,8 @@ def geneval(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="Judge the images in this folder, in GenEval's layout: 00000/metadata.jsonl, 00000/samples/00000.png, ...",
+            help="Judge the images in this folder, in GenEval's layout: 00000/metadata.jsonl, 00000/samples/00000.png, "
+            "and so on.",
         ),
     ],
     out: Annotated[
@@ -139,8 +140,8 @@ def panel(
 ) -> None:
     """Score images by a panel of metrics, and print their means with standard errors.
 
-    Each metric is loaded once, one at a time. Run again it scores what is missing and prints the means. A metric that fails is reported and the others go on; the
-    exit status is then 1.
+    Each metric is loaded once, one at a time. Run again it scores what is missing and prints the means. A metric that
+    fails is reported and the others go on; the exit status is then 1.
     """
     with one_line_errors():
         start()

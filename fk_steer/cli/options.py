@@ -84,9 +84,9 @@ Budget = Annotated[
     ),
 ]
 LMBDA_MEANING = (
-    "Favour an image of reward r by exp(lambda x r). Presets that solve for lambda (adaptive, finish, ...) take this as "
-    "an upper limit alone, and steer less under a low one; 'constant' tempering keeps to it, 'rising' and 'geometric' "
-    "reach it, or a multiple of it, at the end."
+    "Favour an image of reward r by exp(lambda x r). Where lambda is solved for (tempering target-ess, as in adaptive "
+    "and finish) this is an upper limit alone, and a low one steers less; tempering constant keeps to it, rising and "
+    "geometric reach it, or a multiple of it, at the end of the loop."
 )
 Lmbda = Annotated[
     float | None,
@@ -192,7 +192,7 @@ def warn_of_lmbda(preset: str, lmbda: float | None) -> None:
     solved = isinstance(getattr(settings, "tempering", None), TargetESS)
     if lmbda is not None and solved:
         warnings.warn(
-            f"The preset '{preset}' solves for lambda, so --lmbda {lmbda:g} is no more than an upper limit: where it is "
-            "below what would be found, it steers less. Leave it out, or choose a preset of a given lambda, --preset fk.",
+            f"The preset '{preset}' solves for lambda, so --lmbda {lmbda:g} is an upper limit alone: below what would "
+            "be found it steers less. Leave it out, or choose a preset that keeps to a given lambda, --preset fk.",
             stacklevel=2,
         )
