@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from .cli import one_line_errors
+from .terminal import flowing
 from .training.config import TrainingConfig, load_config, shipped_configs
 
 
@@ -36,19 +37,27 @@ def main(**options: Any) -> None:
 def _parameters() -> list[inspect.Parameter]:
     """The flags, from the fields of `TrainingConfig`."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    known = f"YAML file, or a shipped recipe: {', '.join(shipped_configs())}."
-    config = Annotated[str | None, typer.Option("--config", "-c", help=known)]
+    known = (
+        f"Read settings from this YAML file or shipped recipe ({', '.join(shipped_configs())}); options go before it."
+    )
+    config = Annotated[str | None, typer.Option("--config", "-c", help=known, show_default="none")]
     parameters = [inspect.Parameter("config", kind, default=None, annotation=config)]
     types = get_type_hints(TrainingConfig)
     for item in dataclasses.fields(TrainingConfig):
-        text = item.metadata["help"]
-        if item.default not in (None, "") and "[default" not in text:
-            text += f" [default: {item.default}]"
         # A flag that may be repeated stands for a list.
         several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
-        annotation = Annotated[(several or types[item.name]) | None, typer.Option(help=text)]  # type: ignore[valid-type]
+        # The default itself is None: only what is given goes before a file.
+        shown = item.metadata["without"] or _shown(item.default, item.name)
+        option = typer.Option(help=item.metadata["help"], show_default=shown)
+        annotation = Annotated[(several or types[item.name]) | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
     return parameters
+
+
+def _shown(default: Any, name: str) -> str:
+    if isinstance(default, bool):
+        return f"{'' if default else 'no-'}{name.replace('_', '-')}"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 main.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
@@ -56,6 +65,7 @@ main.__annotations__ = {item.name: item.annotation for item in _parameters()}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 app.command()(main)
+flowing(app)
 
 
 if __name__ == "__main__":
