@@ -265,12 +265,7 @@ def crops(
         list[str],
         typer.Option("--prompt", "-p", help="Say what the images are of: once for all of them, or once for each."),
     ],
-    num_crops: Annotated[list[int], typer.Option(help="Compare these numbers of crops; may be repeated.")] = [
-        16,
-        9,
-        4,
-        1,
-    ],  # noqa: B006
+    num_crops: Annotated[list[int], typer.Option(help="Compare these numbers of crops.")] = [16, 9, 4, 1],  # noqa: B006
     backbone: BackboneOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,

@@ -15,10 +15,7 @@ from .training.config import TrainingConfig, load_config, shipped_configs
 
 
 def main(**options: Any) -> None:
-    """Train a LLaVA-Reward. A run that stopped goes on from its last checkpoint when started again.
-
-    On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...
-    """
+    """Train a LLaVA-Reward. A run that stopped goes on from its last checkpoint when started again."""
     with one_line_errors():
         config = load_config(options.pop("config"), {name: v for name, v in options.items() if v not in (None, [])})
         if not config.train_data:
@@ -37,9 +34,7 @@ def main(**options: Any) -> None:
 def _parameters() -> list[inspect.Parameter]:
     """The flags, from the fields of `TrainingConfig`."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    known = (
-        f"Read settings from this YAML file or shipped recipe ({', '.join(shipped_configs())}); options go before it."
-    )
+    known = "Read settings from this YAML file, or from one of the recipes above; options go before it."
     config = Annotated[str | None, typer.Option("--config", "-c", help=known, show_default="none")]
     parameters = [inspect.Parameter("config", kind, default=None, annotation=config)]
     types = get_type_hints(TrainingConfig)
@@ -64,7 +59,11 @@ main.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defin
 main.__annotations__ = {item.name: item.annotation for item in _parameters()}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-app.command()(main)
+_MORE = (
+    "On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...\n\n"
+    f"Recipes that come with the package: {', '.join(shipped_configs())}."
+)
+app.command(help=f"{main.__doc__}\n\n{_MORE}")(main)
 flowing(app)
 
 

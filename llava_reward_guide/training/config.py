@@ -44,8 +44,8 @@ class TrainingConfig:
 
     train_data: str | list[str] = _option(
         "",
-        "Train on this JSON, JSONL or CSV file of pairs or labelled images, or hf:NAME[:SPLIT]; given several times, on "
-        "all of them.",
+        "Train on this JSON, JSONL or CSV file of pairs or labelled images, or hf:NAME[:SPLIT]; given several times, "
+        "on all of them.",
         "none; it is needed, here or in the YAML file",
     )
     train_probabilities: list[float] | None = _option(
