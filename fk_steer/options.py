@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from .combinations import joined, names_in
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """`--help` of scripts: their text as it stands, and the default of each option behind it."""
 
 
 def reward_options(pairs: list[str], name: str, names: list[str]) -> dict[str, Any]:
