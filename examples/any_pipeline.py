@@ -25,12 +25,8 @@ parser.add_argument("--preset", default=DEFAULT_PRESET, help="Steer by these set
 parser.add_argument("--prompt", default="a photo of a red star and a blue circle", help="Say what to generate.")
 parser.add_argument("--guidance", type=float, default=3.0, help="Use this scale of classifier-free guidance.")
 parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
-parser.add_argument(
-    "--tour", action="store_true", help="Steer tiny pipelines of other families too, with random weights."
-)
-parser.add_argument(
-    "--out", type=Path, default=Path("out/examples/any_pipeline"), help="Write everything to this folder."
-)
+parser.add_argument("--tour", action="store_true", help="Steer tiny pipelines of other families, with random weights.")
+parser.add_argument("--out", type=Path, default=Path("out/examples/any_pipeline"), help="Write images to this folder.")
 options = parser.parse_args()
 
 

@@ -14,6 +14,9 @@ from fk_steer.loading import load_pipeline, set_scheduler
 from fk_steer.options import Help
 
 
+PRESETS = ["best-of-n", "adaptive", "fk", "evolution"]
+PROMPTS = ["a photo of three hearts", "a photo of a blue star and a red moon"]
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
 parser.add_argument("--model", default="shapes", help="Draw with this pipeline, a hub id, folder or bundled one.")
 parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")

@@ -26,7 +26,7 @@ parser.add_argument("--limit", type=int, default=6, help="Take this many prompts
 parser.add_argument("--samples", type=int, default=1, help="Make this many images of each prompt.")
 parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
 parser.add_argument(
-    "--out", type=Path, default=Path("out/examples/compare_rewards"), help="Write everything to this folder."
+    "--out", type=Path, default=Path("out/examples/compare_rewards"), help="Write the study to this folder."
 )
 options = parser.parse_args()
 

@@ -18,10 +18,10 @@ from llava_reward_guide.images import load_image
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
 parser.add_argument(
     "--checkpoint",
-    help="Load this checkpoint, a folder or owner/repository/folder on the hub; left out, the bundled one.",
+    help="Load this folder, or OWNER/REPO/PATH of the hub; left out, the bundled one.",
 )
 parser.add_argument(
-    "--images", type=Path, nargs="+", help="Score these image files; left out, two that the bundled model draws."
+    "--images", type=Path, nargs="+", help="Score these files; left out, two that the bundled model draws."
 )
 parser.add_argument("--prompt", default="a photo of a red star and a blue circle", help="Say what the images are of.")
 parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")

@@ -15,6 +15,8 @@ from fk_steer.loading import load_guide, load_pipeline, set_scheduler
 from fk_steer.options import Help
 
 
+PROMPTS = ["a photo of three hearts", "a photo of a blue star and a red moon"]
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
 parser.add_argument("--model", default="shapes-xl", help="Draw with this SDXL, a hub id, folder or bundled one.")
 parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")
@@ -26,9 +28,7 @@ parser.add_argument(
 )
 parser.add_argument("--particles", type=int, default=4, help="Denoise this many candidates of each image (particles).")
 parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
-parser.add_argument(
-    "--out", type=Path, default=Path("out/examples/steer_sdxl"), help="Write everything to this folder."
-)
+parser.add_argument("--out", type=Path, default=Path("out/examples/steer_sdxl"), help="Write images to this folder.")
 options = parser.parse_args()
 
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -52,7 +52,7 @@ class DType(str, Enum):
 
 Checkpoint = Annotated[
     str,
-    typer.Option("--checkpoint", "-c", help="Load this checkpoint: a folder, or owner/repository/folder on the hub."),
+    typer.Option("--checkpoint", "-c", help="Load this checkpoint: a folder, or OWNER/REPO/PATH of the hub."),
 ]
 BackboneOption = Annotated[
     str | None,

@@ -42,16 +42,18 @@ def _parameters() -> list[inspect.Parameter]:
         # A flag that may be repeated stands for a list.
         several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
         # The default itself is None: only what is given goes before a file.
-        shown = item.metadata["without"] or _shown(item.default, item.name)
-        option = typer.Option(help=item.metadata["help"], show_default=shown)
+        shown = item.metadata["without"] or _shown(item.default)
+        # Those with a --no-... have columns of their own, which would leave the others no room.
+        group = "Switches" if types[item.name] is bool else "Settings"
+        option = typer.Option(help=item.metadata["help"], show_default=shown, rich_help_panel=group)
         annotation = Annotated[(several or types[item.name]) | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
     return parameters
 
 
-def _shown(default: Any, name: str) -> str:
+def _shown(default: Any) -> str:
     if isinstance(default, bool):
-        return f"{'' if default else 'no-'}{name.replace('_', '-')}"
+        return "on" if default else "off"
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

@@ -96,7 +96,7 @@ def compare(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:VARIANT][=PATH],...",
+            metavar="NAME[:VARIANT][=PATH]",
             help="Score all images by these rewards, as `fk-steer eval panel` does.",
             show_default="its panel and the guides",
             rich_help_panel=MAKE,

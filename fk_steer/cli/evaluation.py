@@ -48,7 +48,7 @@ def geneval(
         str | None,
         typer.Option(
             help="Load the Mask2Former from this hub id or folder.",
-            show_default="facebook/mask2former-swin-small-coco-instance",
+            show_default="its small one for COCO",
         ),
     ] = None,
     clip_path: Annotated[
@@ -105,7 +105,7 @@ def panel(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:VARIANT][=PATH],...",
+            metavar="NAME[:VARIANT][=PATH]",
             help="Score by these rewards, and by 'diversity', how unlike a prompt's images are.",
             show_default="those of the LLaVA-Reward paper and diversity; with --detector shapes the bundled world's",
         ),
@@ -114,7 +114,7 @@ def panel(
         list[str] | None,
         typer.Option(
             metavar="[NAME:]KEY=VALUE",
-            help="Set an option of a metric, for example clip-score:variant=hessel; without NAME of all of them.",
+            help="Set an option of a metric, for example hps:variant=v2; without NAME of all of them.",
             show_default="the metrics' own",
         ),
     ] = None,
