@@ -87,10 +87,18 @@ Quantize = Annotated[
 ]
 AsCoded = Annotated[
     bool | None,
-    typer.Option(help="Treat padding as the released code does.", show_default="where a checkpoint needs it"),
+    typer.Option(
+        help="Treat padding as the released code does.",
+        show_default="where a checkpoint needs it",
+        rich_help_panel="Other layouts",
+    ),
 ]
 FullFinetune = Annotated[
-    bool, typer.Option(help="Expect a checkpoint whose backbone itself was trained, without a folder lora/.")
+    bool,
+    typer.Option(
+        help="Expect a checkpoint whose backbone itself was trained, without a folder lora/.",
+        rich_help_panel="Other layouts",
+    ),
 ]
 
 

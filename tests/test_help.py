@@ -31,8 +31,8 @@ VERBS = {
     "Decode", "Denoise", "Divide", "Draw", "Drop", "Expect", "Favour", "Find", "Generate", "Give", "Go", "Hold",
     "Insist", "Judge", "Keep", "Let", "List", "Load", "Log", "Look", "Make", "Measure", "Move", "Normalise", "Pass",
     "Prepare", "Print", "Put", "Rank", "Read", "Repeat", "Run", "Sample", "Save", "Say", "Scale", "Score", "Set",
-    "Share", "Show", "Solve", "Spend", "Start", "Steer", "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try", "Tune",
-    "Use", "Validate", "Write",
+    "Share", "Show", "Solve", "Spend", "Start", "Steer", "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try",
+    "Tune", "Use", "Validate", "Write",
 }  # fmt: skip
 """What a text of help may begin with: it says what the option does."""
 
@@ -53,7 +53,7 @@ def benchmarks():
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
         program = getattr(module, "app", None)
         if program is None:
-            program = typer.Typer()
+            program = typer.Typer(add_completion=False)
             program.command()(module.main)
         yield f"{path.parent.name}/{path.name}", program
 

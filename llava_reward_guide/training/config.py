@@ -63,7 +63,11 @@ class TrainingConfig:
     init_from: str = _option(
         "", "Start from this checkpoint's adapter, projector and head, in either layout.", "from new ones"
     )
-    backbone: str = _option("microsoft/Phi-3.5-vision-instruct", "Train on this multimodal LLM, a folder or hub id.")
+    backbone: str = _option(
+        "microsoft/Phi-3.5-vision-instruct",
+        "Train on this multimodal LLM, a folder or hub id.",
+        "Phi-3.5-vision of Microsoft",
+    )
     perspective: str = _option(
         "default", "Call what the reward is about by this name, such as alignment or safety; it is kept beside it."
     )
