@@ -81,7 +81,7 @@ DTypeOption = Annotated[
     DType | None,
     typer.Option(help="Compute in this precision.", show_default="bfloat16 on CUDA devices, else float32"),
 ]
-Attention = Annotated[str, typer.Option(help=f"Compute attention by one of {', '.join(ATTENTION)}.")]
+Attention = Annotated[str, typer.Option("--attention", help=f"Compute attention by one of {', '.join(ATTENTION)}.")]
 Quantize = Annotated[
     str | None, typer.Option(help="Keep the backbone's weights in 8bit or 4bit.", show_default="not quantized")
 ]

@@ -43,9 +43,7 @@ def _parameters() -> list[inspect.Parameter]:
         several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
         # The default itself is None: only what is given goes before a file.
         shown = item.metadata["without"] or _shown(item.default)
-        # Those with a --no-... have columns of their own, which would leave the others no room.
-        group = "Switches" if types[item.name] is bool else "Settings"
-        option = typer.Option(help=item.metadata["help"], show_default=shown, rich_help_panel=group)
+        option = typer.Option(help=item.metadata["help"], show_default=shown)
         annotation = Annotated[(several or types[item.name]) | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
     return parameters
@@ -60,7 +58,8 @@ def _shown(default: Any) -> str:
 main.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 main.__annotations__ = {item.name: item.annotation for item in _parameters()}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+# In a table the long names would leave the texts no room.
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode=None)
 _MORE = (
     "On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...\n\n"
     f"Recipes that come with the package: {', '.join(shipped_configs())}."

@@ -31,8 +31,8 @@ VERBS = {
     "Decode", "Denoise", "Divide", "Draw", "Drop", "Expect", "Favour", "Find", "Generate", "Give", "Go", "Hold",
     "Insist", "Judge", "Keep", "Let", "List", "Load", "Log", "Look", "Make", "Measure", "Move", "Normalise", "Pass",
     "Prepare", "Print", "Put", "Rank", "Read", "Repeat", "Run", "Sample", "Save", "Say", "Scale", "Score", "Set",
-    "Share", "Show", "Solve", "Spend", "Start", "Steer", "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try",
-    "Tune", "Use", "Validate", "Write",
+    "Share", "Show", "Solve", "Spend", "Start", "Steer", "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat",
+    "Try", "Tune", "Use", "Validate", "Write",
 }  # fmt: skip
 """What a text of help may begin with: it says what the option does."""
 
@@ -91,12 +91,12 @@ def test_every_command_and_option_says_what_it_does_and_what_happens_without_it(
 
 
 def rows_in(text):
-    """Name of an option -> what stands in its row."""
+    """Name of an option -> what stands in its row, of a table or of a plain list."""
     rows, current = {}, None
     for line in text.splitlines():
-        if found := re.match(r"│ (?:\*  |   )?(--[a-z0-9-]+)", line):
+        if found := re.match(r"(?:│ (?:\*  |   )?|  (?:-\w, )?)(--[a-z0-9-]+)", line):
             current = found[1]
-        elif not line.startswith("│"):
+        elif not line.startswith(("│", "   ")):
             current = None
         if current is not None:
             rows[current] = f"{rows.get(current, '')} {line.strip('│ ')}"

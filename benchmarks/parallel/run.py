@@ -114,7 +114,7 @@ def main(
     size: Size = None,
     device: Device = None,
 ) -> None:
-    """Seconds and peak memory of a particle-parallel call and of the same call by one process, in turn. Start with
+    """Measure a particle-parallel call and the same call by one process, in turn: seconds and peak memory. Start with
     `torchrun --nproc-per-node N --no-python`."""
     with one_line_errors():
         quiet_libraries()
