@@ -60,11 +60,14 @@ def _say_stopped(number: signal.Signals) -> None:
 
 
 class Bar(Progress):
-    """A bar that goes when the work is done. Where there is no terminal it prints a line a tenth of the way instead.
+    """A bar that goes when the work is done. Where there is no terminal it prints a line now and then instead.
 
     Args:
         shown: whether there is to be anything.
     """
+
+    EVERY = 10.0
+    """Seconds between lines."""
 
     def __init__(self, shown: bool = True) -> None:
         columns = (
@@ -76,7 +79,7 @@ class Bar(Progress):
         )
         super().__init__(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
         self._lines = shown and not console.is_terminal
-        self._tenths: dict[TaskID, int] = {}
+        self._said: dict[TaskID, float] = {}
 
     def add_task(self, description: str, *arguments: Any, note: str = "", **options: Any) -> TaskID:
         """See `Progress.add_task`.
@@ -97,15 +100,11 @@ class Bar(Progress):
         self._print_line(task_id)
 
     def _print_line(self, task_id: TaskID) -> None:
-        task = self._tasks[task_id]
-        if not self._lines or not task.total:
-            return
-        tenths, before = int(10 * task.completed / task.total), self._tenths.get(task_id)
-        self._tenths[task_id] = tenths
-        # What was there already is no progress.
-        if before is not None and tenths > before:
+        task, now = self._tasks[task_id], self.get_time()
+        if self._lines and task.total and now - self._said.setdefault(task_id, now) >= self.EVERY:
+            self._said[task_id] = now
             note = f", {task.fields['note']}" if task.fields["note"] else ""
-            if tenths < 10 and task.time_remaining:
+            if task.time_remaining:
                 note += f", about {duration(task.time_remaining)} to go"
             text = f"{task.description}: {task.completed:g} of {task.total:g}{note}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)

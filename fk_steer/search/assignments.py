@@ -85,9 +85,10 @@ def changed(strategy: Strategy, changes: Mapping[str, Any]) -> Strategy:
     Raises:
         ValueError: for a setting that there is not, with those nearest to it, or a value that does not fit.
     """
-    whole = {field: value for field, value in changes.items() if "." not in field}
     for field in changes:
         _check(strategy, field.partition(".")[0])
+    before = strategy.describe()
+    whole = {field: _alike(before[field], value) for field, value in changes.items() if "." not in field}
     made = strategy.replace(**whole) if whole else strategy
     parts: dict[str, Any] = {}
     for field, value in changes.items():
@@ -113,7 +114,13 @@ def _with(part: Any, path: str, value: Any, where: str) -> dict[str, Any]:
     name, dot, rest = path.partition(".")
     if dot:
         value = _with(part.get(name), rest, value, f"{where}.{name}")
-    return {**part, name: value}
+    return {**part, name: _alike(part.get(name), value)}
+
+
+def _alike(before: Any, value: Any) -> Any:
+    """One number in the place of several is a list of one."""
+    several = isinstance(before, list) and isinstance(value, (int, float)) and not isinstance(value, bool)
+    return [value] if several else value
 
 
 def _value(text: str, whole: str) -> Any:

@@ -16,6 +16,12 @@ from .study import Study, read_study, run_study
 from .tables import for_terminal, latex, long_csv, tables
 
 
+LEGEND = (
+    "± is one standard error, over prompts. Bold: the best of a column, or a difference of more than two standard errors; "
+    "underlined: the second best; †: the metric is what guided, or a part of it, so it says little here."
+)
+
+
 def run(
     config: Mapping[str, Any],
     out: Path,
@@ -51,6 +57,7 @@ def run(
     for table in tables(results, made.baseline):
         show(for_terminal(table), fixed=len(table.places) + 1)
         console.print()
+    console.print(LEGEND, style="dim", highlight=False)
     console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)
     return failures
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...combinations import by_reward
-from ...console import progress_bar, report_failure
+from ...console import progress_bar, report_failure, say
 from ...files import is_file_name
 from ...loading import check_names
 from ...records import check_folder, read_record, say_set_aside, set_aside, unreadable
@@ -250,10 +250,12 @@ def run_study(
         What -> what went wrong with it. The rest is done nevertheless.
     """
     failures: dict[str, str] = {}
-    for cell in study.cells():
+    for number, cell in enumerate(study.cells(), 1):
+        if speaks := is_first_process():
+            say(f"[{number} of {len(study.cells())}] Generating {cell.name} ...")
         try:
             _generate(cell, out, device, processes, repair)
-            if is_first_process():
+            if speaks:
                 _check_derived(out / cell.name, repair)
         # Such as weights that are not there: of no concern to the other cells.
         except Exception as error:
@@ -261,6 +263,8 @@ def run_study(
     if not is_first_process():
         return failures
     done = [cell for cell in study.cells() if cell.name not in failures]
+    if any(judged(out / cell.name) for cell in done):
+        say("Judging images by GenEval's rules ...")
     failures |= _judge(study, done, out, device)
     by_metric: dict[str, tuple[Metric, list[tuple[list[Item], Path]]]] = {}
     for cell in done:
@@ -269,7 +273,8 @@ def run_study(
             # On models of both kinds a label may stand for two metrics.
             key = json.dumps([metric.label, metric.settings], sort_keys=True, default=str)
             by_metric.setdefault(key, (metric, []))[1].append((items, out / cell.name / "panel"))
-    for metric, folders in by_metric.values():
+    for number, (metric, folders) in enumerate(by_metric.values(), 1):
+        say(f"[{number} of {len(by_metric)}] Scoring by {metric.label} ...")
         failures |= score_all(folders, [metric], metric_batch_size, device)
     return failures
 
