@@ -17,8 +17,8 @@ from .tables import for_terminal, latex, long_csv, tables
 
 
 LEGEND = (
-    "± is one standard error, over prompts. Bold: the best of a column, or a difference of more than two standard errors; "
-    "underlined: the second best; †: the metric is what guided, or a part of it, so it says little here."
+    "± is one standard error, over prompts. Bold: the best of a column, or a difference of more than two standard "
+    "errors; underlined: the second best; †: the metric is what guided, or a part of it, so it says little here."
 )
 
 
