@@ -10,7 +10,6 @@ Whatever is finished is kept; running a study again does what is missing.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,8 +147,6 @@ class Study:
         )
 
 
-_DETECTOR = [name for name in inspect.signature(detector_settings).parameters if name != "kind"]
-
 _REWARDS = "what guides is listed under 'rewards', where each reward has its options"
 _MODELS = "pipelines are listed under 'models'"
 _PROMPTS = "lists of prompts, with their files, are listed under 'prompts'"
@@ -203,8 +200,12 @@ def read_study(config: Mapping[str, Any]) -> Study:
         raise ValueError(f"Expected the baseline to be one of the guides {', '.join(labels)}, but got {baseline!r}.")
     world = all(one["model"] in BUNDLED for one in models.values())
     detector = mapping_in(config, "detector")
-    if strange := [name for name in detector if name not in _DETECTOR]:
-        raise unknown("setting", strange[0], _DETECTOR, of=" of 'detector'")
+    if detector:
+        from ..geneval.detector import Selection
+
+        known_of_detector = ["detector_path", "clip_path", *(one.name for one in dataclasses.fields(Selection))]
+        if strange := [name for name in detector if name not in known_of_detector]:
+            raise unknown("setting", strange[0], known_of_detector, of=" of 'detector'")
     if detector and world:
         raise ValueError("`detector` would say nothing in this study: images of bundled models have an exact one.")
     if all(guide.reward is None for guide in guides) and (idle := [one for one in STEERING if one in generation]):
