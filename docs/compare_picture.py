@@ -17,14 +17,14 @@ from fk_steer.options import Help
 
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from browser import Browser  # noqa: E402
+from browser import Browser
 
 
 STUDY = {
     "models": ["shapes"],
     "rewards": ["none", "clip-score", "image-reward", "llava-reward"],
     "prompts": ["shapes"],
-    "generation": {"limit": 12, "steps": 10, "samples_per_prompt": 4, "preset": "finish"},
+    "generation": {"limit": 12, "steps": 10, "samples_per_prompt": 2, "preset": "finish"},
 }
 """Three guides and none, two prompts of each of GenEval's six tasks."""
 

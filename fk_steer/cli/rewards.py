@@ -120,7 +120,8 @@ def score(
         opened, errors = _open_all(images)
         scores: dict[int, dict[str, float | None]] = {index: {} for index in opened}
         if opened:
-            start(not as_json)
+            # What is piped is a table or JSON, and nothing else.
+            start(console.is_terminal and not as_json)
         for name in names if opened else []:
             from ..loading import load_guide
             from ..rewards.judge import scores_or_none

@@ -383,7 +383,8 @@ def test_a_finished_study_is_left_alone(study):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     again = compare(*WORLD, "--out", out)
     assert again.exit_code == 0
-    assert again.output == output
+    # Of what is done there is no progress.
+    assert again.output.partition("GenEval accuracy")[1:] == output.partition("GenEval accuracy")[1:]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 

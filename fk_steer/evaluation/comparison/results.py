@@ -85,6 +85,7 @@ class CellResults:
         cell: which one.
         pictures: its images, by prompt and sample.
         accuracy, metrics, costs: column -> value.
+        measured: what the metrics are.
     """
 
     cell: Cell
@@ -92,6 +93,7 @@ class CellResults:
     accuracy: dict[str, Value]
     metrics: dict[str, Value]
     costs: dict[str, Value]
+    measured: Sequence[Metric] = ()
 
     def values(self) -> dict[str, Value]:
         """All of them, accuracies as 'accuracy/TASK' and costs as 'cost/COST'."""
@@ -150,7 +152,7 @@ def _read(cell: Cell, metrics: Sequence[Metric], items: Sequence[Item], out: Pat
     costs = {}
     if any(picture.record for picture in pictures):
         costs = {name: _value(pictures, cost(name), f"{cell.name}/*/records/*.json") for name in COSTS}
-    return CellResults(cell, pictures, accuracy, own_metrics, costs)
+    return CellResults(cell, pictures, accuracy, own_metrics, costs, metrics)
 
 
 def _verdicts(file: Path) -> dict[str, tuple[bool, str]]:

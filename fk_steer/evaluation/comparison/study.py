@@ -253,7 +253,7 @@ def run_study(
     failures: dict[str, str] = {}
     for number, cell in enumerate(study.cells(), 1):
         if speaks := is_first_process():
-            say(f"[{number} of {len(study.cells())}] Generating {cell.name} ...")
+            say(f"[{number} of {len(study.cells())}] Images of {cell.name}")
         try:
             _generate(cell, out, device, processes, repair)
             if speaks:
@@ -265,7 +265,7 @@ def run_study(
         return failures
     done = [cell for cell in study.cells() if cell.name not in failures]
     if any(judged(out / cell.name) for cell in done):
-        say("Judging images by GenEval's rules ...")
+        say("Verdicts by GenEval's rules")
     failures |= _judge(study, done, out, device)
     by_metric: dict[str, tuple[Metric, list[tuple[list[Item], Path]]]] = {}
     for cell in done:
@@ -275,7 +275,7 @@ def run_study(
             key = json.dumps([metric.label, metric.settings], sort_keys=True, default=str)
             by_metric.setdefault(key, (metric, []))[1].append((items, out / cell.name / "panel"))
     for number, (metric, folders) in enumerate(by_metric.values(), 1):
-        say(f"[{number} of {len(by_metric)}] Scoring by {metric.label} ...")
+        say(f"[{number} of {len(by_metric)}] Scores by {metric.label}")
         failures |= score_all(folders, [metric], metric_batch_size, device)
     return failures
 
