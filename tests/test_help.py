@@ -44,9 +44,9 @@ def commands(command, names=()):
         yield from commands(inner, (*names, name))
 
 
-def benchmarks():
-    """Name -> app of each benchmark's script that has one."""
-    for path in sorted(ROOT.glob("benchmarks/*/*.py")):
+def scripts():
+    """Name and app of each script of the benchmarks and the bundled world that has options."""
+    for path in sorted([*ROOT.glob("benchmarks/*/*.py"), *ROOT.glob("fk_steer/shapes/*.py")]):
         text = path.read_text()
         if "import typer" not in text:
             continue
@@ -166,8 +166,8 @@ def test_the_default_preset_is_the_same_everywhere():
     assert next(one for one in compare.params if one.name == "preset").show_default == DEFAULT_PRESET
 
 
-def test_help_of_benchmarks():
-    for name, program in benchmarks():
+def test_help_of_scripts():
+    for name, program in scripts():
         for words, command in commands(typer.main.get_command(program)):
             where = f"{name} {' '.join(words)}"
             if not getattr(command, "commands", {}):

@@ -29,11 +29,10 @@ def rewards(context: typer.Context) -> None:
     """List the rewards that can be steered by; `rewards show NAME` tells more about one."""
     if context.invoked_subcommand is not None:
         return
-    from ..loading import quiet_libraries
-    from ..rewards import available_rewards
-
     with one_line_errors():
-        quiet_libraries()
+        start(console.is_terminal)
+        from ..rewards import available_rewards
+
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("name", "variants"):
             table.add_column(column, no_wrap=True)
@@ -54,11 +53,10 @@ def show(
     ],
 ) -> None:
     """Tell what a reward is, where its weights are from and under which licence, and which scores to expect."""
-    from ..loading import quiet_libraries
-    from ..rewards.registry import reward_factory
-
     with one_line_errors():
-        quiet_libraries()
+        start(console.is_terminal)
+        from ..rewards.registry import reward_factory
+
         factory = reward_factory(name)
         card = getattr(factory, "card", None)
         if card is None:
