@@ -29,13 +29,25 @@ STUDY = {
 """Three guides and none, two prompts of each of GenEval's six tasks."""
 
 
+SHORTENED = """
+[...document.querySelectorAll("section")].forEach((one) => {
+  one.hidden = !(one.matches(".headlines, #images") || one.querySelector("#table-accuracy"));
+});
+document.getElementById("differs").click();
+"""
+"""Of a page of many screens: the first table, and the images on which guides differ."""
+
+
 def photograph(page: Path, picture: Path, width: int, height: int | None, dark: bool) -> None:
     """The page as it is on a screen, a PNG.
 
     Args:
-        height: of what is seen; None for all of the page.
+        height: of what is seen of the page `SHORTENED`; None for the whole page.
     """
-    with tempfile.TemporaryDirectory() as profile, Browser(page.absolute(), Path(profile)) as browser:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        Browser(page.absolute(), Path(profile)) as browser,
+    ):
         browser.call(
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
@@ -43,9 +55,12 @@ def photograph(page: Path, picture: Path, width: int, height: int | None, dark: 
         mobile = width < 640
         size = {"width": width, "height": height or 900, "deviceScaleFactor": 1, "mobile": mobile}
         browser.call("Emulation.setDeviceMetricsOverride", **size)
+        if height is not None:
+            browser.evaluate(SHORTENED)
         if height is None:
             size["height"] = browser.evaluate("document.documentElement.scrollHeight")
             browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.call("Emulation.setScrollbarsHidden", hidden=True)
         found = browser.call("Page.captureScreenshot", format="png")["data"]
         overflow = browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if browser.problems or browser.requests or overflow > 0:
@@ -72,10 +87,9 @@ def main() -> None:
             for dark in (False, True):
                 name = f"{width}-{'dark' if dark else 'light'}.png"
                 photograph(page, options.all / name, width, None, dark)
-    photograph(page, options.out, 1280, 1500, False)
-    # A page has few colours: 256 make a third of the size.
+    photograph(page, options.out, 1280, 1340, False)
     with Image.open(options.out) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(options.out, optimize=True)
+        picture.convert("RGB").save(options.out, optimize=True)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 

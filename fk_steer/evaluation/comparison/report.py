@@ -292,7 +292,7 @@ def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[
         plot = base64.b64encode(figure_png(trace.plot())).decode()
         plots.append(
             {
-                "title": f"{cell.model}, {cell.guide}: {item.prompt}",
+                "title": f"{cell.model}, {cell.guide}: {item.prompt}, image {int(item.path.stem) + 1}",
                 "file": name,
                 "src": f"data:image/png;base64,{plot}",
             }
