@@ -34,6 +34,7 @@ SHORTENED = """
   one.hidden = !(one.matches(".headlines, #images") || one.querySelector("#table-accuracy"));
 });
 document.getElementById("differs").click();
+document.documentElement.style.overflow = "hidden";
 """
 """Of a page of many screens: the first table, and the images on which guides differ."""
 
@@ -60,7 +61,6 @@ def photograph(page: Path, picture: Path, width: int, height: int | None, dark: 
         if height is None:
             size["height"] = browser.evaluate("document.documentElement.scrollHeight")
             browser.call("Emulation.setDeviceMetricsOverride", **size)
-        browser.call("Emulation.setScrollbarsHidden", hidden=True)
         found = browser.call("Page.captureScreenshot", format="png")["data"]
         overflow = browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if browser.problems or browser.requests or overflow > 0:
