@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-DEFAULT_PRESET = "adaptive"
+DEFAULT_PRESET = "finish"
 """Name of a preset, see `fk_steer.search.PRESETS`."""
 
 DEFAULT_REWARD = "clip-score"

@@ -32,8 +32,8 @@ _EVERY_TWENTIETH = Schedule(at=tuple(step / 20 for step in range(1, 20)))
 
 PRESETS: dict[str, Preset] = {
     "adaptive": Preset(
-        "Our default: at six events from 40% of the loop on, SSP with a lambda that keeps the effective sample size a "
-        "third of the way from one particle to all (2 of 4). Needs no lambda.",
+        "At six events from 40% of the loop on, SSP with a lambda that keeps the effective sample size a third of the "
+        "way from one particle to all (2 of 4). Needs no lambda; its weighted images are samples of the tilted law.",
         FKSteering(),
     ),
     "sparing": Preset(
@@ -116,8 +116,8 @@ PRESETS: dict[str, Preset] = {
         Lookahead(),
     ),
     "finish": Preset(
-        "As 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every step, one of them "
-        "with noise recombined from the others' by their rewards.",
+        "Our default: as 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every step, one "
+        "of them with noise recombined from the others' by their rewards. Needs no lambda.",
         Finish(),
     ),
     "refine": Preset(
