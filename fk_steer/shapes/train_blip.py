@@ -108,7 +108,7 @@ def main(
     preferences: Annotated[
         Path, typer.Option(help="Read preferences from this folder, which fk_steer.shapes.preferences has made.")
     ],
-    backbone: Annotated[Path, typer.Option(help="Begin with the vision tower of the multimodal LLM in this folder.")],
+    backbone: Annotated[Path, typer.Option(help="Start from the vision tower of the multimodal LLM in this folder.")],
     out: Annotated[Path, typer.Option(help="Write the run to this folder; the reward lands in OUT/model.")],
     steps: Annotated[int, typer.Option(min=1, help="Train matching of images and texts for this many steps.")] = 8000,
     preference_steps: Annotated[int, typer.Option(min=1, help="Train on preferences for this many steps.")] = 800,

@@ -249,14 +249,14 @@ def main(
     batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step, over all processes.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 1e-3,
     bf16: Annotated[bool, typer.Option(help="Compute matrix products in bfloat16.")] = False,
-    clip: Annotated[Path, typer.Option(help="Begin with the tower of this CLIP.")] = WEIGHTS / "guide",
+    clip: Annotated[Path, typer.Option(help="Start from the tower of this CLIP.")] = WEIGHTS / "guide",
     weights: Annotated[
         Path | None,
-        typer.Option(help="Begin with the weights of the finished run in this folder.", show_default="new ones"),
+        typer.Option(help="Start from the weights of the finished run in this folder.", show_default="new ones"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
-    """Pretrain the multimodal LLM of the world."""
+    """Train the multimodal LLM of the world, before it learns a reward."""
     process, processes = join_processes()
     torch.manual_seed(seed)
     backbone = make_backbone(CLIPModel.from_pretrained(clip))

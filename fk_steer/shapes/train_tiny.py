@@ -24,7 +24,7 @@ from .training import train
 
 def main(
     out: Annotated[Path, typer.Option(help="Write the run to this folder; the model lands in OUT/model.")],
-    vae: Annotated[Path, typer.Option(help="Learn from this trained autoencoder.")],
+    vae: Annotated[Path, typer.Option(help="Load this trained autoencoder to learn from.")],
     steps: Annotated[int, typer.Option(min=1, help="Train for this many steps.")] = 4000,
     batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 2e-3,
