@@ -114,7 +114,9 @@ def main(
     preference_steps: Annotated[int, typer.Option(min=1, help="Train on preferences for this many steps.")] = 800,
     batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step of matching.")] = 24,
     groups: Annotated[int, typer.Option(min=1, help="Take this many groups of images for a step on preferences.")] = 16,
-    perspective: str = "overall",
+    perspective: Annotated[
+        str, typer.Option(help="Train on this perspective: alignment, fidelity or overall.")
+    ] = "overall",
     bf16: Annotated[bool, typer.Option(help="Compute matrix products in bfloat16.")] = False,
     learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 7e-4,
     preference_learning_rate: Annotated[float, typer.Option(help="Train on preferences at this learning rate.")] = 5e-5,
