@@ -69,8 +69,8 @@ def test_generate(models, tmp_path):
     assert trace.prompts == [PROMPTS[1]]
     assert trace.steering["lmbda"] == 50
     assert trace.num_steps == 6
-    assert "ESS" in result.output
-    assert "NFE" in result.output
+    assert "best reward" in result.output
+    assert "denoiser rows" in result.output
     # The same as the Python call, best first.
     reward = load_reward("clip-score", path=str(models / "clip"))
     pipe = FKStableDiffusionPipeline.from_pretrained(models / "sd")
@@ -223,7 +223,7 @@ def test_running_again(models, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*/*")}
     again = generate(models, tmp_path)
     assert again.exit_code == 0
-    assert "ESS" not in again.output
+    assert "best reward" not in again.output
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*/*")} == stamps
     # An interrupted prompt is done again, and nothing else.
     before = (tmp_path / "000" / "00.png").read_bytes()
@@ -365,7 +365,7 @@ def test_a_prompt_alone_runs_on_the_bundled_model(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").iterdir())) == 3
     again = invoke("generate", "a red circle", *few)
     assert again.exit_code == 0
-    assert "ESS" not in again.output
+    assert "best reward" not in again.output
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 

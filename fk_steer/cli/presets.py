@@ -13,7 +13,12 @@ from .options import one_line_errors
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print all settings of one preset as JSON.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Print all settings of this preset as JSON.", show_default="list all presets"
+        ),
+    ] = None,
 ) -> None:
     """List the presets, or print the settings of one."""
     from ..search import DEFAULT_PRESET, PRESETS
