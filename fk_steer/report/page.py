@@ -6,8 +6,9 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
+
+from llava_reward_guide.packages import require
 
 from ..files import FPS, png, webp
 from .results import Picture, Result, summarize
@@ -15,7 +16,14 @@ from .sheet import fit
 
 
 def html_report(results: Sequence[Result], settings: dict[str, Any]) -> str:
-    """One page with everything in it, that opens without a network."""
+    """One page with everything in it, that opens without a network.
+
+    Raises:
+        ImportError: without Jinja.
+    """
+    require("jinja2")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     environment.filters["data_url"] = lambda content: f"data:image/png;base64,{base64.b64encode(content).decode()}"
     environment.filters["picture_url"] = _picture_url
