@@ -57,9 +57,10 @@ def missing(module: str, what: str | None = None, extra: str | None = None) -> I
 
 
 def require_for_commands() -> None:
-    """End a command line, with one line and exit status 1, whose own packages are not installed."""
+    """End a command line, with one line and exit status 1, unless all packages of its extra are installed: some are
+    needed when the work is done."""
     try:
-        for module in ("typer", "rich"):
-            require(module)
+        for module in ("typer", "rich", "jinja2", "matplotlib", "scipy"):
+            require(module, "The command line", "cli")
     except ImportError as error:
         raise SystemExit(f"Error: {error}") from None
