@@ -15,6 +15,7 @@ from PIL import Image
 
 from fk_steer import FKSteering, steer
 from fk_steer.rewards import PairwiseReward, Reward, RewardError, WeightedSum, as_pil, as_reward
+from fk_steer.rewards.judge import scores_or_none
 from fk_steer.rewards.waiting import CONCURRENCY, settled
 from fk_steer.shapes import load_pipeline
 
@@ -152,6 +153,11 @@ def test_an_async_comparer():
 
     wins = PairwiseReward(compare)(IMAGES, PROMPTS)
     torch.testing.assert_close(wins, torch.linspace(0, 1, 5))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_so_are_scores_for_tables_and_files(form):
+    assert scores_or_none(form, IMAGES, PROMPTS, "here") == pytest.approx(SHADES.tolist(), abs=2e-3)
 
 
 def test_as_many_are_under_way_as_of_chat_judges():
