@@ -7,18 +7,25 @@ MODEL ?= shapes-xl
 PRESET ?= finish
 PARTICLES ?= 4
 LMBDA ?=
+# A folder holds one run: what is not as above gets one of its own.
+SPACE := $(subst ,, )
+OTHER := $(filter-out shapes-xl,$(MODEL)) $(filter-out adaptive,$(PRESET)) \
+	$(patsubst %,%-particles,$(filter-out 4,$(PARTICLES))) $(patsubst %,lambda-%,$(LMBDA))
+OUT := out/demo$(subst $(SPACE),,$(addprefix -,$(subst /,-,$(OTHER))))
 
 .PHONY: demo test lint slow clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fk-steer needs Python 3.11 or newer, but \
+	$(PYTHON) is ' + sys.version.split()[0] + '. Choose another: make ... PYTHON=python3.12')"
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 # The first three held-out prompts of three hard tasks. Of the fourth, position, the guide knows little.
 demo: $(VENV)/.installed
 	$(BIN)/fk-steer generate --model $(MODEL) --preset $(PRESET) --particles $(PARTICLES) $(if $(LMBDA),--lmbda $(LMBDA)) \
-		--compare --out out/demo \
+		--compare --out $(OUT) \
 		"a photo of a heart and a moon" \
 		"a photo of a cross and a diamond" \
 		"a photo of a circle and a star" \

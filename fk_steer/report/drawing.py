@@ -15,12 +15,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
+
+from llava_reward_guide.packages import missing
 
 from .trace import Trace
 from .tree import Column, Fate, Tree, family_tree
+
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+except ImportError as error:
+    raise missing("jinja2") from error
 
 
 BYTES = 200_000

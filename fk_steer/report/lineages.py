@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from llava_reward_guide.packages import require
 
 from .table import Seen, ancestors_of
 
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .trace import Trace
 
 
@@ -30,7 +31,12 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
     Raises:
         IndexError: for a population that is not there.
         ValueError: for a trace without events.
+        ImportError: without Matplotlib.
     """
+    require("matplotlib")
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
     if not trace.events:
         raise ValueError("There is no lineage to plot: the trace has no events. Plot it when the run is finished.")
     events, prompt = trace.events, trace.prompts[population]

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
 from PIL.Image import Image
 
 from ..files import FPS, differences, png, webp
@@ -27,7 +26,11 @@ TINY = 160
 
 def html_report(results: Sequence[Result], settings: dict[str, Any]) -> str:
     """The page about a run of `fk-steer generate`: small pictures, family trees and all numbers. It opens without a
-    network; the whole images lie beside it, in the folder of the run."""
+    network; the whole images lie beside it, in the folder of the run.
+
+    Raises:
+        ImportError: without Jinja.
+    """
     traces = [result.trace for result in results]
     return _render(
         "generate.html", results=results, settings=settings, summary=summarize(results), facts=_facts(traces, settings)
@@ -48,6 +51,8 @@ def trace_page(trace: Trace) -> str:
 def _render(template: str, **values: Any) -> str:
     made = environment()
     made.filters["picture_url"] = _picture_url
+    from markupsafe import Markup
+
     trees = {"tree": lambda *of: Markup(tree_html(*of, style=False)), "style": tree_style(), "script": tree_script()}
     return made.get_template(template).render(**values, **trees, events=_events)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..images import ImageError, as_rgb, decode_image, load_image
+from ..packages import require
 from ..texts import TABLES, read_json, read_json_lines, read_table
 from .places import Places, find_images
 
@@ -257,11 +258,10 @@ def hub_rows(name: str) -> Sequence[Item]:
     Raises:
         ImportError: without the package `datasets`.
     """
-    try:
-        from datasets import Image as ImageFeature
-        from datasets import load_dataset, load_from_disk
-    except ImportError:
-        raise ImportError('Hugging Face datasets need the package `datasets`: pip install "fk-steer[train]".') from None
+    require("datasets")
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset, load_from_disk
+
     path, _, split = name.partition(":")
     dataset = load_from_disk(path) if Path(path).is_dir() else load_dataset(path, split=split or "train")
     if isinstance(dataset, dict):
