@@ -8,7 +8,7 @@ PRESET ?= adaptive
 PARTICLES ?= 4
 LMBDA ?=
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,14 @@ test: lint
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The site of docs/, in out/site. Its pages ask no other host for anything.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) out
