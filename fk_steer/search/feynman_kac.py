@@ -134,7 +134,7 @@ class FKSteering(Strategy):
         return Averaged(search, self.average_last) if self.average_last else search
 
     def sizes(self, num_steps: int) -> dict[int, int]:
-        """Step, counted from zero, of each event -> number of particles alive after it."""
+        """How many particles are alive after each event, by its step, counted from zero."""
         return self.schedule.events(num_steps, self.num_particles)
 
     def events(self, num_steps: int) -> Collection[int]:

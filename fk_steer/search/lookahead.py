@@ -15,7 +15,7 @@ from .strategy import ONE_PARTICLE, Strategy, coerced, named
 
 @dataclass(frozen=True)
 class Lookahead(Strategy):
-    """At every event the particles run ahead without noise, are judged there, and the loop goes on from the event with
+    """Particles run ahead at every event without noise, are judged there, and the loop goes on from the event with
     the promising ones: an x0 prediction from further down the loop says more about the final image.
 
     Attributes:
