@@ -6,8 +6,8 @@ import re
 
 
 DANGLING = frozenset(
-    "Of In By With Without Under On To For From As At Among Between Into Its Their Those That This These It They See Same"
-    .split()
+    ["Of", "In", "By", "With", "Without", "Under", "On", "To", "For", "From", "As", "At", "Among", "Between", "Into"]
+    + ["Its", "Their", "Those", "That", "This", "These", "It", "They", "See", "Same"]
 )
 """First words that lean on something said before: 'Of the run.', 'Its name.', 'Those of both.', 'See the class.'"""
 

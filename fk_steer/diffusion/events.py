@@ -64,8 +64,8 @@ class ScoringEvent:
         return 1.0 if self.final else (self.step + 1) / self.num_steps
 
     def predictions(self) -> Tensor:
-        """The x0 predictions that were scored, decoded once more: (P, K, 3, H, W), or of videos (P, K, F, 3, H, W), float
-        in [0, 1] on the CPU."""
+        """The x0 predictions that were scored, decoded once more: (P, K, 3, H, W), or of videos (P, K, F, 3, H, W),
+        float in [0, 1] on the CPU."""
         with torch.no_grad():
             return self._decode()
 

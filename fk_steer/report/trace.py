@@ -148,7 +148,8 @@ class Trace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace as plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is standard."""
+        """The trace as plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is
+        standard."""
         return strict(dataclasses.asdict(self))
 
     @classmethod

@@ -112,8 +112,11 @@ class Rising(Scaled):
 
 @dataclass(frozen=True)
 class Geometric(Scaled):
-    """Geometric growth of lambda: lambda_t = lambda * min((1 + gamma)^(100 progress) - 1, 1): the schedule of DAS (arXiv 2501.05803, gamma 0.008
-    at 100 steps), written in progress so that it does not depend on the number of steps."""
+    """Geometric growth of lambda: lambda_t = lambda * min((1 + gamma)^(100 progress) - 1, 1).
+
+    The schedule of DAS (arXiv 2501.05803, gamma 0.008 at 100 steps), written in progress so that it does not depend on
+    the number of steps.
+    """
 
     gamma: float = 0.008
     name: ClassVar[str] = "geometric"
