@@ -37,8 +37,8 @@ _EVERY_TWENTIETH = Schedule(at=tuple(step / 20 for step in range(1, 20)))
 
 PRESETS: dict[str, Preset] = {
     "adaptive": Preset(
-        "At six events from 40% of the loop on, SSP resampling with a lambda that keeps the effective sample size (ESS) "
-        "a third of the way from one particle to all (2 of 4). Needs no lambda.",
+        "At six events from 40% of the loop on, SSP resampling with a lambda that keeps the effective sample size "
+        "(ESS) a third of the way from one particle to all (2 of 4). Needs no lambda.",
         "Use it when you want samples of the tilted distribution or weighted images, several different images of "
         "a prompt, or when your reward is easy to fool.",
         FKSteering(),
