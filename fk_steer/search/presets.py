@@ -187,9 +187,16 @@ def preset(name: str, **overrides: Any) -> Strategy:
 
 
 def markdown_table() -> str:
-    """The presets as a Markdown table, as `fk-steer presets --markdown` prints it. docs/presets.md holds it."""
-    rows = [f"| `{name}` | {preset.summary} | {preset.use_when} |" for name, preset in PRESETS.items()]
-    return "\n".join(["| preset | what it does | when to use it |", "|---|---|---|", *rows]) + "\n"
+    """The presets as a Markdown table, as `fk-steer presets --markdown` prints it. docs/presets.md holds it.
+
+    The last two columns are the particles and what they cost at most, in full runs of a loop of 25 steps.
+    """
+    rows = []
+    for name, one in PRESETS.items():
+        particles, cost = one.settings.num_particles, one.settings.cost(25) / 25
+        rows.append(f"| `{name}` | {one.summary} | {one.use_when} | {particles} | {cost:.2g} |")
+    head = "| preset | what it does | when to use it | particles | cost |"
+    return "\n".join([head, "|---|---|---|---:|---:|", *rows]) + "\n"
 
 
 def asked(
