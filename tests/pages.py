@@ -1,7 +1,7 @@
 """The documentation as tests read it: pages, their blocks of code, and the commands in them.
 
-A block marked `python` is run by a test. One marked `py` needs a checkpoint of the Hub, a server or data of the reader's;
-it is compiled, and its names have to exist. Commands are in blocks marked `bash`.
+A block marked `python` is run by a test. One marked `py` needs a checkpoint of the Hub, a server or data of the
+reader's; it is compiled, and its names have to exist. Commands are in blocks marked `bash`.
 """
 
 from __future__ import annotations

@@ -134,7 +134,9 @@ def population(pipe: Any, reward: Any) -> list[float]:
         for child, parent in zip(event.slots[0], event.parents[0]):
             lit = line[column] == parent and line[column + 1] == child
             left, right = centres[column, parent].get_window_extent(), centres[column + 1, child].get_window_extent()
-            ends = to_figure.transform([(left.x1 + 3, (left.y0 + left.y1) / 2), (right.x0 - 3, (right.y0 + right.y1) / 2)])
+            ends = to_figure.transform(
+                [(left.x1 + 3, (left.y0 + left.y1) / 2), (right.x0 - 3, (right.y0 + right.y1) / 2)]
+            )
             figure.add_artist(
                 plt.Line2D(*ends.T, color=LIT if lit else GREY, linewidth=2.5 if lit else 1.2, zorder=3 if lit else 1)
             )
