@@ -47,7 +47,7 @@ $(VENV)/.docs: $(VENV)/.installed
 
 # The site of docs/, in out/site. Its pages ask no other host for anything.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) out
