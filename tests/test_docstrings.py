@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_first_sentences_stand_alone(name):
 def test_public_names_say_what_they_are(name):
     module = importlib.import_module(name)
     assert [key for key, value in public(module) if "." not in key and not value.__doc__] == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_entries_of_sections_have_one_name_each(name):
+    """'low, high: bounds.' is an attribute `low,` of type `high` to what makes the reference."""
+    module = importlib.import_module(name)
+    several = [
+        f"{key}: {line.strip()}"
+        for key, value in public(module)
+        for line in (inspect.cleandoc(value.__doc__) if value.__doc__ else "").splitlines()
+        if re.match(r" {4}\*?\w+(, \*{0,2}\w+)+( \(.*?\))?: ", line)
+    ]
+    assert several == []
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,12 @@ class ScoringEvent:
         scores: what they were made from: (P, K) by name of each leaf of the reward.
         ancestors: (P, M) indices in [0, K) of the particles that those alive now continue; from K on, remembered ones.
         slots_after: (P, M) where they live.
-        parents, parent_events: (P, M) slot and event at which each was seen.
+        parents: (P, M) the slot in which the ancestor of each was seen.
+        parent_events: (P, M) the event at which it was seen there.
         roots: (P, M) the initial particle that each descends from.
         decision: the search's plan, or for the final images its outcome.
-        nfe, reward_calls: denoiser rows run and images scored so far.
+        nfe: denoiser rows run so far.
+        reward_calls: images scored so far.
         thumbnails: (P, K) small pictures as 'data:' URLs, where they are kept.
     """
 
