@@ -24,15 +24,21 @@ app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def rewards(context: typer.Context) -> None:
+def rewards(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown, that of the docs.")] = False,
+) -> None:
     """List the rewards that can be steered by; `rewards show NAME` for more about one."""
     if context.invoked_subcommand is not None:
         return
     from ..loading import quiet_libraries
-    from ..rewards import available_rewards
+    from ..rewards import available_rewards, markdown_table
 
     with one_line_errors():
         quiet_libraries()
+        if markdown:
+            print(markdown_table(), end="")
+            return
         table = Table("name", "what it is", "variants", "options", box=None, padding=(0, 2))
         for name, entry_point in sorted(available_rewards().items()):
             factory = entry_point.load()

@@ -37,14 +37,14 @@ _EVERY_TWENTIETH = Schedule(at=tuple(step / 20 for step in range(1, 20)))
 
 PRESETS: dict[str, Preset] = {
     "adaptive": Preset(
-        "At six events from 40% of the loop on, SSP resampling with a lambda that keeps the effective sample size "
-        "(ESS) a third of the way from one particle to all (2 of 4). Needs no lambda.",
+        "SSP resampling at six events from 40% of the loop on, with the lambda that keeps the effective sample size "
+        "(ESS) a third of the way from one particle to all (2 of 4); none has to be given.",
         "Use it when you want samples of the tilted distribution or weighted images, several different images of "
         "a prompt, or when your reward is easy to fool.",
         FKSteering(),
     ),
     "sparing": Preset(
-        "As 'adaptive' with two events, at 50 and 70% of the loop.",
+        "The steering of 'adaptive' with two events, at 50 and 70% of the loop.",
         "Use it when scoring an image takes longer than denoising it, as it does with a chat judge or a large "
         "LLaVA-Reward.",
         FKSteering(schedule=Schedule(at=(0.5, 0.7))),
@@ -134,20 +134,20 @@ PRESETS: dict[str, Preset] = {
         Evolution(noise=Noise(eta=0.0)),
     ),
     "lookahead": Preset(
-        "At 20, 40 and 60% of the loop particles are judged by where two large deterministic steps lead them, and "
+        "Particles are judged at 20, 40 and 60% of the loop by where two large deterministic steps lead them, and "
         "resampled as in 'adaptive'.",
         "Use it when your reward cannot judge blurred x0 predictions; every event takes further denoiser calls.",
         Lookahead(),
     ),
     "finish": Preset(
-        "As 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every step, one of them "
-        "with noise recombined from the others' by their rewards.",
+        "The steering of 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every step, one "
+        "of them with noise recombined from the others' by their rewards.",
         "Use it when you want one image as good as the compute allows; its particles end much alike.",
         Finish(),
     ),
     "refine": Preset(
-        "As 'finish'; then the best image is noised half-way by all particles and denoised again, and replaced where "
-        "that makes it better.",
+        "The search of 'finish'; then the best image is noised half-way by all particles and denoised again, and replaced "
+        "where that makes it better.",
         "Use it when you want one image better still and are ready to wait for another half of the loop.",
         Refine(),
     ),
@@ -165,8 +165,8 @@ PRESETS: dict[str, Preset] = {
         Allocation(),
     ),
     "screen": Preset(
-        "12 seeds in 4 steps of DPM-Solver++ each, and the best two in full from the same noise; the best of all "
-        "images first.",
+        "Twelve seeds in four steps of DPM-Solver++ each, and the best two in full from the same noise; the best of "
+        "all images first.",
         "Use it when seeds matter more than steps, on models that DPM-Solver++ can sample.",
         Screen(),
     ),
