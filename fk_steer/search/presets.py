@@ -146,8 +146,8 @@ PRESETS: dict[str, Preset] = {
         Finish(),
     ),
     "refine": Preset(
-        "The search of 'finish'; then the best image is noised half-way by all particles and denoised again, and replaced "
-        "where that makes it better.",
+        "The search of 'finish'; then the best image is noised half-way by all particles and denoised again, and "
+        "replaced where that makes it better.",
         "Use it when you want one image better still and are ready to wait for another half of the loop.",
         Refine(),
     ),
