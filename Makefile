@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What `make demo` runs, for example `make demo MODEL=shapes PRESET=best-of-n PARTICLES=8 LMBDA=20`.
 MODEL ?= shapes-xl
-PRESET ?= adaptive
+PRESET ?= finish
 PARTICLES ?= 4
 LMBDA ?=
 

@@ -13,13 +13,14 @@ from diffusers import DiffusionPipeline
 
 from fk_steer import FKSteering, load_reward, steer
 from fk_steer.bundled import BUNDLED, bundled_options, resolve
+from fk_steer.search import DEFAULT_PRESET
 from fk_steer.shapes import shared_components
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="shapes", help="hub id or folder of any text-to-image pipeline")
 parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--preset", default="adaptive", help="see `fk-steer presets`")
+parser.add_argument("--preset", default=DEFAULT_PRESET, help="see `fk-steer presets`")
 parser.add_argument("--prompt", default="a photo of a red star and a blue circle")
 parser.add_argument("--guidance", type=float, default=3.0)
 parser.add_argument("--steps", type=int, default=25)

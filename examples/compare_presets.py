@@ -16,7 +16,7 @@ from fk_steer.loading import load_pipeline, set_scheduler
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="shapes", help="hub id or folder of a pipeline, or a bundled model")
 parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--preset", nargs="+", default=["best-of-n", "adaptive", "fk", "evolution"])
+parser.add_argument("--preset", nargs="+", default=["best-of-n", "adaptive", "finish", "evolution"])
 parser.add_argument("--prompt", nargs="+", default=["a photo of three hearts", "a photo of a blue star and a red moon"])
 parser.add_argument("--particles", type=int, default=4)
 parser.add_argument("--steps", type=int, default=25)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from .report.trace import Trace
     from .rewards import FrameReward, Reward, RewardError, as_pil, load_reward
-    from .search import PRESETS, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
+    from .search import PRESETS, Finish, FKSteering, Look, Noise, Plan, Preview, Search, Start, Stop, Strategy, preset
     from .smc import Resampling, Schedule
 
 
@@ -28,6 +28,7 @@ __all__ = [
     "FrameReward",
     "PRESETS",
     "Execution",
+    "Finish",
     "FKFluxPipeline",
     "FKStableDiffusion3Pipeline",
     "FKStableDiffusionPipeline",
@@ -66,7 +67,8 @@ _PLACES = {
     "report.trace": ("Trace",),
     "rewards": ("FrameReward", "Reward", "RewardError", "as_pil", "load_reward"),
     "search": (
-        "PRESETS", "FKSteering", "Look", "Noise", "Plan", "Preview", "Search", "Start", "Stop", "Strategy", "preset",
+        "PRESETS", "Finish", "FKSteering", "Look", "Noise", "Plan", "Preview", "Search", "Start", "Stop", "Strategy",
+        "preset",
     ),
     "smc": ("Resampling", "Schedule"),
 }  # fmt: skip

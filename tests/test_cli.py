@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from typer.testing import CliRunner
 
-from fk_steer import FKSteering, Trace, load_reward
+from fk_steer import Finish, FKSteering, Trace, load_reward
 from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.pipelines import FKStableDiffusionPipeline
@@ -75,7 +75,7 @@ def test_generate(models, tmp_path):
     output = pipe(
         PROMPTS[0],
         reward=reward,
-        steering=FKSteering(num_particles=3, lmbda=50.0),
+        steering=Finish(num_particles=3, lmbda=50.0),
         num_inference_steps=6,
         guidance_scale=7.5,
         generator=torch.Generator().manual_seed(3),

@@ -12,7 +12,7 @@ import typer
 from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, Steps, one_line_errors
 from fk_steer.evaluation.world import differences, measure_all, setup_of, summarize, write_table
 from fk_steer.loading import quiet_libraries
-from fk_steer.search import DEFAULT_PRESET, FKSteering, Noise, Preview
+from fk_steer.search import FKSteering, Noise, Preview, Strategy, preset
 from fk_steer.smc import Constant, Difference, Max, Resampling, Rising, Schedule, TargetESS
 
 
@@ -29,14 +29,14 @@ class Step:
 
     name: str
     change: str
-    settings: FKSteering
+    settings: Strategy
     before: str | None
 
 
 def changes() -> list[Step]:
-    """`fk-paper` turned into the default preset, change by change; then single changes to the default preset, and
-    `hybrid` beside it."""
-    late = FKSteering.preset(DEFAULT_PRESET).schedule.at
+    """`fk-paper` turned into `adaptive`, change by change; then single changes to it, and `hybrid` and `finish` beside
+    it."""
+    late = FKSteering.preset("adaptive").schedule.at
     found = [Step("fk-paper", "the published settings", FKSteering.preset("fk-paper"), None)]
 
     def change(before: Step, name: str, words: str, **fields: Any) -> None:
@@ -56,9 +56,9 @@ def changes() -> list[Step]:
         resampling=Resampling(ess_threshold=0.5),
     )
     change(found[-1], "late", "six events from 40% of the loop on", schedule=Schedule(at=late))
-    change(found[-1], DEFAULT_PRESET, "lambda solved for the ESS", tempering=TargetESS(), resampling=Resampling())
+    change(found[-1], "adaptive", "lambda solved for the ESS", tempering=TargetESS(), resampling=Resampling())
     ours = found[-1]
-    assert ours.settings == FKSteering.preset(DEFAULT_PRESET)
+    assert ours.settings == FKSteering.preset("adaptive")
 
     change(ours, "max", "max potential", potential=Max())
     change(ours, "constant", "the reward's lambda, constant", tempering=Constant())
@@ -70,6 +70,7 @@ def changes() -> list[Step]:
     )  # fmt: skip
     change(ours, "cascade", "preview decoder up to 70% of the loop", preview=Preview("shapes", until=0.7))
     found.append(Step("hybrid", "the preset `hybrid` instead", FKSteering.preset("hybrid"), ours.name))
+    found.append(Step("finish", "all follow the best from 72% of the loop on", preset("finish"), ours.name))
     return found
 
 

@@ -28,7 +28,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for images, scores and drawbench.json.")],
     model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one.")] = "shapes",
     reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
-    preset: Annotated[str, typer.Option(help="Of the steered run.")] = "adaptive",
+    preset: Annotated[str, typer.Option(help="Of the steered run.")] = "finish",
     particles: Annotated[int, typer.Option(min=1)] = 4,
     samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts, evenly over categories. [default: all]")] = None,

@@ -15,6 +15,7 @@ from fk_steer.evaluation.geneval.accuracy import detector_settings, evaluate_fol
 from fk_steer.evaluation.geneval.evaluator import lines
 from fk_steer.files import write_json
 from fk_steer.loading import quiet_libraries
+from fk_steer.search import DEFAULT_PRESET
 from fk_steer.shapes import BUNDLED
 
 
@@ -42,7 +43,7 @@ def main(
             model, "shapes" if world else "geneval", reward=None, limit=limit, samples_per_prompt=samples, steps=steps
         )
         runs = {"none": stock}
-        for name in preset or ["adaptive"]:
+        for name in preset or [DEFAULT_PRESET]:
             runs[f"{reward}, {name}"] = replace(stock, reward=reward, preset=name, particles=particles)
         folders = {name: out / name.replace(", ", "-") for name in runs}
         for name, settings in runs.items():

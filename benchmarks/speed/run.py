@@ -193,7 +193,7 @@ def main(
     model: Model = "shapes",
     full_size: FullSize = None,
     random_weights: RandomWeights = False,
-    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "adaptive",
+    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "finish",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
     repeats: Repeats = 5,
     steps: Steps = None,

@@ -44,7 +44,7 @@ def generate(
     reward_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "adaptive",
+    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "finish",
     particles: Annotated[int | None, typer.Option(help="Particles per prompt. [default: the preset's]")] = None,
     budget: Annotated[
         int | None,

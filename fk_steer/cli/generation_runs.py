@@ -43,7 +43,7 @@ def run(
     reward_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Steering settings; see `fk-steer presets`.")] = "adaptive",
+    preset: Annotated[str, typer.Option(help="Steering settings; see `fk-steer presets`.")] = "finish",
     particles: Annotated[int | None, typer.Option(help="Particles per sample. [default: the preset's]")] = None,
     budget: Annotated[
         int | None,

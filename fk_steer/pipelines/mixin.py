@@ -122,7 +122,7 @@ Steering arguments (the others are the stock pipeline's, below):
     reward: a `Reward`, a function (images (B, 3, H, W) in [0, 1], prompts) -> (B,) or (images) -> (B,), the name of a
         reward, loaded anew each time, or a mapping of any of these to weights. Of videos (B, F, 3, H, W) where the
         pipeline gives these: `FrameReward`. None runs the stock pipeline.
-    steering: an `FKSteering`, another `Strategy` or the name of a preset; defaults to 'adaptive'.
+    steering: an `FKSteering`, another `Strategy` or the name of a preset; defaults to 'finish'.
     execution: an `Execution`: how much to do at a time, which changes no result.
     reward_prompt: what the reward reads in place of `prompt`, one text or one per prompt.
     particle_parallel: True shares the particles between the processes of `torch.distributed`'s default group, a process

@@ -38,7 +38,8 @@ _EVERY_TWENTIETH = Schedule(at=tuple(step / 20 for step in range(1, 20)))
 PRESETS: dict[str, Preset] = {
     "adaptive": Preset(
         "SSP resampling at six events from 40% of the loop on, with the lambda that keeps the effective sample size "
-        "(ESS) a third of the way from one particle to all (2 of 4); none has to be given.",
+        "(ESS) a third of the way from one particle to all (2 of 4); none has to be given. Its weighted images are "
+        "samples of the tilted distribution.",
         "Use it when you want samples of the tilted distribution or weighted images, several different images of "
         "a prompt, or when your reward is easy to fool.",
         FKSteering(),
@@ -140,8 +141,8 @@ PRESETS: dict[str, Preset] = {
         Lookahead(),
     ),
     "finish": Preset(
-        "The steering of 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every step, one "
-        "of them with noise recombined from the others' by their rewards.",
+        "The default: the steering of 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every "
+        "step, one of them with noise recombined from the others' by their rewards. No lambda has to be given.",
         "Use it when you want one image as good as the compute allows; its particles end much alike.",
         Finish(),
     ),
@@ -172,7 +173,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-DEFAULT_PRESET = "adaptive"
+DEFAULT_PRESET = "finish"
 
 
 def preset(name: str, **overrides: Any) -> Strategy:

@@ -10,8 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.compute import offline
-from benchmarks.compute.offline import FULL, Stored, best_of, improvement, prune, screen, stop
+from benchmarks.offline import rules as offline_rules
+from benchmarks.offline import stored as offline_stored
+from benchmarks.offline import tables
+from benchmarks.offline.rules import best_of, improvement, prune, screen, stop
+from benchmarks.offline.run import app
+from benchmarks.offline.stored import FULL, Stored
 from fk_steer.bundled import bundled_options
 from fk_steer.diffusion import steer
 from fk_steer.loading import load_guide, load_pipeline
@@ -57,7 +61,7 @@ def in_order(tensor: Stored) -> torch.Tensor:
     return torch.arange(S).expand(P, 1, S)
 
 
-def taken(chosen: offline.Chosen) -> list[tuple[int, int, float]]:
+def taken(chosen: offline_rules.Chosen) -> list[tuple[int, int, float]]:
     """(loop, seed, rows) of each prompt of pools given once."""
     return list(zip(chosen.loop[:, 0].tolist(), chosen.seed[:, 0].tolist(), chosen.rows[:, 0].tolist()))
 
@@ -136,7 +140,7 @@ def test_improvement_goes_where_it_is_expected():
 
 def test_improvement_spends_its_budget():
     tensor = by_chance(7, 6)
-    chosen = improvement(tensor, offline.pools_of(tensor, 5, seed=0), number=3, first=1)
+    chosen = improvement(tensor, offline_rules.pools_of(tensor, 5, seed=0), number=3, first=1)
     assert chosen.rows.sum(0).tolist() == [7 * 3 * 8.0] * 5
     assert chosen.rows.min() >= 8.0 and len(chosen.rows.unique()) > 2
 
@@ -146,15 +150,15 @@ def test_all_orders_are_all_subsets(number):
     """Best-of-n over all orders of a pool is its mean over all subsets; sampled orders come close."""
     tensor = by_chance(3, 4)
     everyone = torch.tensor(list(itertools.permutations(range(4)))).expand(3, -1, -1)
-    wanted = {name: [] for name in offline.MEASURES}
+    wanted = {name: [] for name in offline_stored.MEASURES}
     for p in range(3):
         rewards = tensor.rewards[FULL, p].tolist()
         best = [max(subset, key=rewards.__getitem__) for subset in itertools.combinations(range(4), number)]
-        for name in offline.MEASURES:
+        for name in offline_stored.MEASURES:
             wanted[name].append(sum(tensor.finals[name][FULL, p, seed].item() for seed in best) / len(best))
-    found = offline.outcome(tensor, best_of(tensor, everyone, number))
-    sampled = offline.outcome(tensor, best_of(tensor, offline.pools_of(tensor, 4000, seed=1), number))
-    for name in offline.MEASURES:
+    found = tables.outcome(tensor, best_of(tensor, everyone, number))
+    sampled = tables.outcome(tensor, best_of(tensor, offline_rules.pools_of(tensor, 4000, seed=1), number))
+    for name in offline_stored.MEASURES:
         assert found[name].tolist() == pytest.approx(wanted[name])
         assert sampled[name].tolist() == pytest.approx(wanted[name], abs=0.05)
     assert found["rows"].tolist() == [8.0 * number] * 3
@@ -162,17 +166,17 @@ def test_all_orders_are_all_subsets(number):
 
 def test_orders_are_drawn_by_their_seed():
     tensor = by_chance(3, 5)
-    pools = offline.pools_of(tensor, 10, seed=3)
+    pools = offline_rules.pools_of(tensor, 10, seed=3)
     assert torch.equal(pools.sort(dim=2).values, torch.arange(5).expand(3, 10, 5))
-    assert torch.equal(pools, offline.pools_of(tensor, 10, seed=3))
-    assert not torch.equal(pools, offline.pools_of(tensor, 10, seed=4))
+    assert torch.equal(pools, offline_rules.pools_of(tensor, 10, seed=3))
+    assert not torch.equal(pools, offline_rules.pools_of(tensor, 10, seed=4))
 
 
 def test_table_of_rules():
     """Means over prompts, and differences to best-of-n, paired by prompt."""
     tensor = stored(full=[[0.2, 0.6]] * 3 + [[0.4, 0.8]] * 3, few=[[0.9, 0.1]] * 3 + [[0.2, 0.1]] * 3)
     rules = {"two": partial(best_of, number=2), "few": partial(best_of, number=2, loop=FEW)}
-    rows = offline.compare(tensor, rules, in_order(tensor))
+    rows = tables.compare(tensor, rules, in_order(tensor))
     assert rows["two"]["reward"] == pytest.approx((0.7, 0.1 / 5**0.5))
     assert rows["two"]["oracle"][0] == pytest.approx(2.1) and rows["two"]["overall"] == (100.0, None)
     assert rows["two"]["reward - best-of-2"] == (0.0, 0.0)
@@ -185,7 +189,7 @@ def test_table_of_rules():
 def test_what_predicts_the_full_image():
     full = [[0.1, 0.2, 0.3, 0.4, 0.5]]
     backwards, one_off = [[0.5, 0.4, 0.3, 0.2, 0.1]], [[0.1, 0.2, 0.3, 0.5, 0.4]]
-    rows = offline.predictors(stored(full, one_off, [backwards, [[0.0] * 5], one_off, full]))
+    rows = tables.predictors(stored(full, one_off, [backwards, [[0.0] * 5], one_off, full]))
     assert {name: row["rows"][0] for name, row in rows.items()} == {
         "x0 after step 1 of 4": 2.0,
         "x0 after step 2 of 4": 4.0,
@@ -213,7 +217,7 @@ def test_costs_are_those_of_the_searches(steps):
 def test_rules_need_their_seeds():
     tensor = by_chance(6, 16, 25)
     tensor = Stored(tensor.tags, tensor.predictions, tensor.finals, steps=[25, 6], rows=[50, 12])
-    many = offline.rules_of(tensor)
+    many = offline_rules.rules_of(tensor)
     assert {
         "best-of-16",
         "best-of-16 in 6 steps",
@@ -221,14 +225,14 @@ def test_rules_need_their_seeds():
         "screen 8 in 6 steps, keep 2",
         "expected improvement, 4 on average",
     } <= many.keys()
-    pools = offline.pools_of(tensor, 2, seed=0)
-    budget = offline.REFERENCE * 50
+    pools = offline_rules.pools_of(tensor, 2, seed=0)
+    budget = offline_rules.REFERENCE * 50
     for name, rule in many.items():
         chosen = rule(tensor, pools)
         assert chosen.seed.shape == chosen.loop.shape == chosen.rows.shape == (6, 2)
         if name.startswith(("prune", "screen", "expected")):
             assert 0.85 * budget <= chosen.rows.mean() <= budget, name
-    assert not any(name.startswith(("prune", "expected")) for name in offline.rules_of(by_chance(6, 4)))
+    assert not any(name.startswith(("prune", "expected")) for name in offline_rules.rules_of(by_chance(6, 4)))
 
 
 # From beginning to end.
@@ -240,7 +244,7 @@ STEPS, SEEDS, FEW_STEPS = 6, 4, 3
 def folder(tmp_path_factory):
     """A store of a prompt for each task."""
     out = tmp_path_factory.mktemp("offline")
-    result = CliRunner().invoke(offline.app, ["store", *options(out)])
+    result = CliRunner().invoke(app, ["store", *options(out)])
     assert result.exit_code == 0, result.output
     return out
 
@@ -253,10 +257,10 @@ def options(out, **others) -> list[str]:
 
 
 def test_the_store(folder):
-    tensor = offline.read_stored(folder / "tuning")
+    tensor = offline_stored.read_stored(folder / "tuning")
     assert tensor.tags == list(TASKS)
     assert tensor.predictions.shape == (6, SEEDS, STEPS)
-    assert list(tensor.finals) == list(offline.MEASURES)
+    assert list(tensor.finals) == list(offline_stored.MEASURES)
     assert {values.shape for values in tensor.finals.values()} == {(2, 6, SEEDS)}
     assert tensor.steps == [STEPS, FEW_STEPS] and tensor.rows == [2 * STEPS, 2 * FEW_STEPS]
     # The last x0 prediction is the image, but for the little noise that this scheduler leaves.
@@ -290,9 +294,9 @@ def test_the_store(folder):
 )
 def test_what_is_simulated_is_what_is_run(folder, strategy: Strategy, rule):
     """The same images at the same cost as the search itself, from the same noise."""
-    tensor = offline.read_stored(folder / "tuning")
+    tensor = offline_stored.read_stored(folder / "tuning")
     chosen = rule(tensor, in_order(tensor))
-    simulated = offline.outcome(tensor, chosen)
+    simulated = tables.outcome(tensor, chosen)
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)
     images = steer(
@@ -313,7 +317,7 @@ def test_what_is_simulated_is_what_is_run(folder, strategy: Strategy, rule):
 
 
 def test_tables(folder):
-    result = CliRunner().invoke(offline.app, ["simulate", "--out", str(folder), "--subsets", "7"])
+    result = CliRunner().invoke(app, ["simulate", "--out", str(folder), "--subsets", "7"])
     assert result.exit_code == 0, result.output
     rules = json.loads((folder / "tuning-rules.json").read_text())
     assert rules["best-of-4"]["rows"][0] == 4 * 2 * STEPS
@@ -333,16 +337,16 @@ def test_nothing_is_made_twice(folder, monkeypatch):
     def fails(*args, **kwargs):
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr(offline, "load_pipeline", fails)
-    assert CliRunner().invoke(offline.app, ["store", *options(folder)]).exit_code == 0
+    monkeypatch.setattr(offline_stored, "load_pipeline", fails)
+    assert CliRunner().invoke(app, ["store", *options(folder)]).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in paths} == before
-    refused = CliRunner().invoke(offline.app, ["store", *options(folder, seeds=5)])
+    refused = CliRunner().invoke(app, ["store", *options(folder, seeds=5)])
     assert refused.exit_code == 1 and "seeds: 4 -> 5" in refused.output
 
 
 def test_what_is_not_there_is_said(folder, tmp_path):
     def said(out) -> str:
-        result = CliRunner().invoke(offline.app, ["simulate", "--out", str(out)])
+        result = CliRunner().invoke(app, ["simulate", "--out", str(out)])
         assert result.exit_code == 1
         return " ".join(result.output.split())
 
@@ -366,4 +370,4 @@ def test_loops_begin_with_the_same_noise(monkeypatch):
     monkeypatch.setattr(pipe, "prepare_latents", lambda *args, **kwargs: own(*args, **kwargs) * next(calls))
     guide = guide_of_shapes()
     with pytest.raises(ValueError, match="A loop of 1 steps begins with other noise than that of 2"):
-        offline.looked_at(pipe, guide, guide, ["a photo of a star"], [0], 2, 2, [1], GUIDANCE_SCALE)
+        offline_stored.looked_at(pipe, guide, guide, ["a photo of a star"], [0], 2, 2, [1], GUIDANCE_SCALE)

@@ -19,7 +19,7 @@ from generation_runs import SETTINGS, contents, kill_often
 from PIL import Image
 from typer.testing import CliRunner
 
-from fk_steer import FKSteering, steer
+from fk_steer import Finish, steer
 from fk_steer.cli import app
 from fk_steer.diffusion.generators import particle_generators
 from fk_steer.evaluation.generation import sampling as generation_sampling
@@ -30,6 +30,7 @@ from fk_steer.evaluation.generation.workers import run_processes
 from fk_steer.evaluation.geneval.evaluator import samples
 from fk_steer.loading import load_guide, load_pipeline
 from fk_steer.report.trace import Trace
+from fk_steer.search import DEFAULT_PRESET
 from fk_steer.shapes import GUIDANCE_SCALE
 from fk_steer.shapes.captions import evaluation_prompts
 from fk_steer.testing import save_clip, sd_scheduler, sdxl
@@ -94,7 +95,7 @@ def test_a_sample_is_the_best_of_one_steered_call(whole):
         number = np.random.SeedSequence([0, 80, repeat]).generate_state(1, np.uint64)[0] >> 1
         generators.append(torch.Generator().manual_seed(int(number)))
     prompt = evaluation_prompts()[80]["prompt"]
-    output = steer(pipe, guide, FKSteering(num_particles=2))(
+    output = steer(pipe, guide, Finish(num_particles=2))(
         [prompt, prompt],
         generator=particle_generators(generators, None, [prompt] * 2, 1, 2)[0],
         num_inference_steps=3,
@@ -108,11 +109,11 @@ def test_a_sample_is_the_best_of_one_steered_call(whole):
         assert record.rewards == output.rewards[number].tolist()
         assert record.rewards == pytest.approx(record.scores["clip-score"])
         assert record.reward == max(record.rewards)
-        assert (record.sample, record.seed, record.prompt, record.preset) == (number, 0, prompt, "adaptive")
+        assert (record.sample, record.seed, record.prompt, record.preset) == (number, 0, prompt, DEFAULT_PRESET)
         assert record.nfe == output.trace.nfe / 2
         assert record.reward_calls == output.trace.reward_calls / 2
         trace = Trace.load(whole / "00080" / "traces" / f"{number:05d}.json")
-        assert trace == dataclasses.replace(output.trace.of(number), seconds={})
+        assert trace.to_dict() == dataclasses.replace(output.trace.of(number), seconds={}).to_dict()
     assert records[0].rewards != records[1].rewards
 
 

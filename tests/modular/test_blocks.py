@@ -16,6 +16,7 @@ from diffusers.modular_pipelines import ComponentSpec, StableDiffusionXLAutoBloc
 
 from fk_steer import Execution, FKSteering, steer
 from fk_steer.modular import FKSteeringStep, RewardModel, with_steering
+from fk_steer.search import DEFAULT_PRESET
 from fk_steer.testing import CALLS, PROMPTS, redness
 from fk_steer.testing.tiny import modular_of
 
@@ -144,7 +145,7 @@ class TestFolders:
     def test_say_what_they_take_and_give(self, name):
         found = blocks(name)
         inputs = {entry.name: entry for entry in found.inputs if entry.name}
-        assert inputs["steering"].default == "adaptive"
+        assert inputs["steering"].default == DEFAULT_PRESET
         assert {"prompt", "num_particles", "lmbda", "reward_prompt", "execution", "on_event"} <= set(inputs)
         assert {"images", "rewards", "log_weights", "trace"} <= {entry.name for entry in found.outputs}
         reward = next(spec for spec in found.expected_components if spec.name == "reward")

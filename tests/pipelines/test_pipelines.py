@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 
 from fk_steer import Execution, FKSteering, SteeredOutput, load_reward
 from fk_steer.pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
+from fk_steer.search import DEFAULT_PRESET
 from fk_steer.testing import PROMPTS, SIZE, redness, row_generators, save_clip, sd, sd_scheduler, sdxl
 
 
@@ -48,7 +49,7 @@ def test_preset_names_and_the_default():
 
     default, named = (
         pipe(PROMPTS[0], reward=Reward(), generator=row_generators(0), **steering, **CALL)
-        for steering in ({}, {"steering": "adaptive"})
+        for steering in ({}, {"steering": DEFAULT_PRESET})
     )
     assert torch.equal(default.particles, named.particles)
     assert pipe(PROMPTS[0], reward=Reward(), steering="psp", **CALL).particles.shape[:2] == (1, 2)

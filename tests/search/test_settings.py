@@ -67,8 +67,9 @@ def through_json(settings: Strategy) -> Strategy:
     return Strategy.from_dict(json.loads(json.dumps(settings.to_dict(), allow_nan=False)))
 
 
-def test_defaults_are_the_default_preset():
-    assert FKSteering() == FKSteering.preset(DEFAULT_PRESET) == preset(DEFAULT_PRESET)
+def test_defaults_of_the_classes_are_presets():
+    assert FKSteering() == FKSteering.preset("adaptive") == preset("adaptive")
+    assert Finish() == Finish.preset(DEFAULT_PRESET) == preset(DEFAULT_PRESET)
 
 
 def test_published_settings():
