@@ -141,8 +141,8 @@ PRESETS: dict[str, Preset] = {
         Lookahead(),
     ),
     "finish": Preset(
-        "The default: the steering of 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at every "
-        "step, one of them with noise recombined from the others' by their rewards. No lambda has to be given.",
+        "The default: the steering of 'adaptive' up to 70% of the loop; then all follow the best x0 prediction at "
+        "every step, one of them with noise recombined from the others' by their rewards. No lambda has to be given.",
         "Use it when you want one image as good as the compute allows; its particles end much alike.",
         Finish(),
     ),
