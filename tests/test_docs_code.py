@@ -101,6 +101,18 @@ def test_names_exist(page):
     assert [fault for block in blocks(page, "python", "py") for fault in faults(block, names, known)] == []
 
 
+@pytest.mark.parametrize("page", DOCS)
+def test_no_lambda_is_given_where_it_is_a_limit_alone(page):
+    """With the tempering of 'adaptive' and 'finish', which find their own, a low one all but turns steering off."""
+    for block in blocks(page, "python", "py"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call):
+                given = {keyword.arg for keyword in node.keywords}
+                named = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+                finds_its_own = ast.unparse(node.func) in ("FKSteering", "Finish") or named in ("adaptive", "finish")
+                assert not (finds_its_own and "lmbda" in given and "tempering" not in given), ast.unparse(node)
+
+
 @pytest.mark.parametrize(
     "block",
     ["print(pipe)", "from fk_steer import steer, nothing", "from fk_steer import FKSteering\nFKSteering(lamda=1.0)",

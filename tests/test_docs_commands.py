@@ -18,7 +18,7 @@ import pytest
 import typer
 from pages import DOCS, PAGES, REPOSITORY, commands
 
-from fk_steer.search import PRESETS
+from fk_steer.search import DEFAULT_PRESET, PRESETS
 
 
 OTHERS = {"pip", "vllm", "cd", "git"}
@@ -144,6 +144,13 @@ def test_several_processes_are_asked_for_in_a_way_that_makes_them(page):
             assert {"--multi_gpu", "--config_file"} & set(words), words
 
 
+@pytest.mark.parametrize("page", DOCS)
+def test_no_lambda_is_given_where_it_is_a_limit_alone(page):
+    for words in commands(page):
+        preset = words[words.index("--preset") + 1] if "--preset" in words else DEFAULT_PRESET
+        assert "--lmbda" not in words or preset not in ("adaptive", "finish"), words
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_nothing_is_installed_that_is_not_there(page):
     for words in commands(page):
@@ -154,7 +161,7 @@ def test_nothing_is_installed_that_is_not_there(page):
 CHEAP = {
     "generate": ["--steps", "4"],
     "run": ["--limit", "6", "--steps", "2", "--samples-per-prompt", "1"],
-    "compare": ["--limit", "6", "--steps", "2"],
+    "compare": ["--limit", "6", "--steps", "2", "--samples", "1"],
     "presets": [],
 }
 """Fewer prompts and steps than a page asks for."""
