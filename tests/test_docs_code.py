@@ -256,7 +256,7 @@ def launched(words: list[str], folder: Path) -> str:
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
