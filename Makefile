@@ -13,7 +13,7 @@ OTHER := $(filter-out shapes-xl,$(MODEL)) $(filter-out adaptive,$(PRESET)) \
 	$(patsubst %,%-particles,$(filter-out 4,$(PARTICLES))) $(patsubst %,lambda-%,$(LMBDA))
 OUT := out/demo$(subst $(SPACE),,$(addprefix -,$(subst /,-,$(OTHER))))
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fk-steer needs Python 3.11 or newer, but \
@@ -47,6 +47,14 @@ test: lint
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The site of docs/, in out/site. Its pages ask no other host for anything.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) out

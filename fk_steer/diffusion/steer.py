@@ -179,7 +179,8 @@ class SteeredPipeline:
             on_event: called after every scoring event with a `ScoringEvent`: the step, the rewards, the ancestors and,
                 on request, the decoded x0 predictions. It may stop the run.
             keep_predictions: keep small pictures of the x0 predictions in the trace, for reports.
-            *args, **kwargs: those of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
+            *args: arguments of the pipeline's own `__call__`.
+            **kwargs: arguments of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
                 independent populations per prompt. `generator` may be one generator, one per prompt, one per
                 population or one per particle; every particle gets its own noise from it, whatever else is in the
                 batch. With `denoising_end` the last x0 predictions are scored, not the noisy latents.

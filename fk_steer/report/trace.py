@@ -187,7 +187,8 @@ class Trace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is standard."""
+        """The trace as plain values. Infinities and NaN become the strings 'inf', '-inf' and 'nan', so that the JSON is
+        standard."""
         return strict(dataclasses.asdict(self))
 
     @classmethod
@@ -207,9 +208,11 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """
+        """Read a trace that `save` has written.
+
         Raises:
-            OSError, UnreadableFile: naming the file.
+            OSError: if the file cannot be opened.
+            UnreadableFile: if it holds no trace; the message names it.
         """
         return read_record(Path(path), cls.from_dict)
 

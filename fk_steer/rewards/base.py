@@ -249,7 +249,6 @@ class PILReward(Reward):
         self.default_lmbda = default_lmbda
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
         check_one_prompt_per_image(images, prompts)
         values = _one_per_image(self, self._call(to_pil(images), list(prompts)), prompts)
         return values.to(device_of(images, values.device), torch.float32)

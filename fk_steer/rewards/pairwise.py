@@ -96,7 +96,6 @@ class PairwiseReward(Reward):
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`."""
         assert not isinstance(encodings, Tensor)
         games = [
             (i, j, p) for p, group in enumerate(members) for i, j in pairings(group.unique().tolist(), self.opponents)

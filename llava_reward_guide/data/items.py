@@ -79,12 +79,12 @@ class Items:
         return (self[index] for index in range(len(self)))
 
     def prompts(self, index: int) -> tuple[str, ...]:
-        """Of each image of an item."""
+        """The prompts of an item, one of each image."""
         prompt = self[index]["prompt"]
         return tuple(prompt) if isinstance(prompt, (list, tuple)) else (prompt,) * len(self.sides)
 
     def images(self, index: int) -> tuple[Image.Image, ...]:
-        """Of an item, as RGB.
+        """The images of an item, as RGB.
 
         Raises:
             ImageError: if one is missing or cannot be read.
@@ -98,7 +98,7 @@ class Items:
         return open_image(value, self.folder)
 
     def paths(self) -> list[str]:
-        """Of all images that are named by one."""
+        """The paths of all images that are named by one."""
         return [str(item[side]) for item in self for side in self.sides if isinstance(item[side], (str, Path))]
 
     def describe(self, index: int) -> dict[str, Any]:

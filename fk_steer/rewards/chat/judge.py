@@ -122,7 +122,7 @@ class ChatJudge(Reward):
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`.
+        """The scores of all particles, those that could not be had replaced by the mean of the others.
 
         Raises:
             MissingScoreError: if there is no score for any image of a prompt.
