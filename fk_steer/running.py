@@ -95,7 +95,7 @@ def costs(
         together: images of a call.
     """
     K = strategy.num_particles
-    doubled = ", each of two rows for guidance" if guided else ""
+    doubled = ", 2 rows each" if guided else ""
     if strategy.calls is not None:
         passes: int | None = strategy.calls
         return [

@@ -331,7 +331,7 @@ def test_a_table_that_does_not_fit_is_folded(terminal):
             FKSteering(4),
             {"guided": True},
             [
-                "an image: 4 particles x 20 steps = 80 denoiser passes, each of two rows for guidance",
+                "an image: 4 particles x 20 steps = 80 denoiser passes, 2 rows each",
                 "          4 x (6 events + 1) = 28 decoded and scored",
                 "memory:   8 denoiser rows at a time",
                 "in all:   5 images, 400 denoiser passes",
