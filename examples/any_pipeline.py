@@ -13,19 +13,20 @@ from diffusers import DiffusionPipeline
 
 from fk_steer import FKSteering, load_reward, steer
 from fk_steer.bundled import BUNDLED, bundled_options, resolve
+from fk_steer.options import Help
 from fk_steer.search import DEFAULT_PRESET
 from fk_steer.shapes import shared_components
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="shapes", help="hub id or folder of any text-to-image pipeline")
-parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--preset", default=DEFAULT_PRESET, help="see `fk-steer presets`")
-parser.add_argument("--prompt", default="a photo of a red star and a blue circle")
-parser.add_argument("--guidance", type=float, default=3.0)
-parser.add_argument("--steps", type=int, default=25)
-parser.add_argument("--tour", action="store_true", help="pipelines of other families, tiny ones with random weights")
-parser.add_argument("--out", type=Path, default=Path("out/examples/any_pipeline"))
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", default="shapes", help="Steer this text-to-image pipeline, a hub id or folder.")
+parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")
+parser.add_argument("--preset", default=DEFAULT_PRESET, help="Steer by these settings; `fk-steer presets` lists them.")
+parser.add_argument("--prompt", default="a photo of a red star and a blue circle", help="Say what to generate.")
+parser.add_argument("--guidance", type=float, default=3.0, help="Use this scale of classifier-free guidance.")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
+parser.add_argument("--tour", action="store_true", help="Steer tiny pipelines of other families, with random weights.")
+parser.add_argument("--out", type=Path, default=Path("out/examples/any_pipeline"), help="Write images to this folder.")
 options = parser.parse_args()
 
 

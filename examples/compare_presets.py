@@ -11,15 +11,19 @@ import torch
 from fk_steer import load_reward, preset, steer
 from fk_steer.bundled import bundled_options
 from fk_steer.loading import load_pipeline, set_scheduler
+from fk_steer.options import Help
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="shapes", help="hub id or folder of a pipeline, or a bundled model")
-parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--preset", nargs="+", default=["best-of-n", "adaptive", "finish", "evolution"])
-parser.add_argument("--prompt", nargs="+", default=["a photo of three hearts", "a photo of a blue star and a red moon"])
-parser.add_argument("--particles", type=int, default=4)
-parser.add_argument("--steps", type=int, default=25)
+PRESETS = ["best-of-n", "adaptive", "finish", "evolution"]
+PROMPTS = ["a photo of three hearts", "a photo of a blue star and a red moon"]
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", default="shapes", help="Draw with this pipeline, a hub id, folder or bundled one.")
+parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")
+parser.add_argument("--preset", nargs="+", default=PRESETS, help="Compare these presets.")
+parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="Say what to generate.")
+parser.add_argument("--particles", type=int, default=4, help="Denoise this many candidates of each image (particles).")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
 options = parser.parse_args()
 
 device = "cuda" if torch.cuda.is_available() else "cpu"

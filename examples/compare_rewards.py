@@ -8,18 +8,26 @@ import argparse
 from pathlib import Path
 
 from fk_steer.evaluation.comparison.run import run
+from fk_steer.options import Help
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", nargs="+", default=["shapes"], help="'sd21', 'sdxl', or bundled models")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", nargs="+", default=["shapes"], help="Draw with these: sd21, sdxl, or bundled models.")
 parser.add_argument(
-    "--reward", nargs="+", default=["none", "clip-score", "llava-reward"], help="'none' is the stock pipeline"
+    "--reward",
+    nargs="+",
+    default=["none", "clip-score", "llava-reward"],
+    help="Compare these rewards as guides; none is the stock pipeline.",
 )
-parser.add_argument("--prompts", nargs="+", default=["shapes"], help="'geneval', 'drawbench', 'shapes' or a file")
-parser.add_argument("--limit", type=int, default=6, help="prompts of each list")
-parser.add_argument("--samples", type=int, default=1, help="images per prompt")
-parser.add_argument("--steps", type=int, default=25)
-parser.add_argument("--out", type=Path, default=Path("out/examples/compare_rewards"))
+parser.add_argument(
+    "--prompts", nargs="+", default=["shapes"], help="Take these lists: geneval, drawbench, shapes or files."
+)
+parser.add_argument("--limit", type=int, default=6, help="Take this many prompts of each list.")
+parser.add_argument("--samples", type=int, default=1, help="Make this many images of each prompt.")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
+parser.add_argument(
+    "--out", type=Path, default=Path("out/examples/compare_rewards"), help="Write the study to this folder."
+)
 options = parser.parse_args()
 
 config = {

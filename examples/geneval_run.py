@@ -11,17 +11,18 @@ from fk_steer.bundled import BUNDLED
 from fk_steer.evaluation.generation import GenerationSettings, generate
 from fk_steer.evaluation.geneval.accuracy import detector_settings, evaluate_folders
 from fk_steer.evaluation.geneval.evaluator import lines
+from fk_steer.options import Help
 from fk_steer.search import DEFAULT_PRESET
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="shapes", help="hub id or folder of a pipeline, or a bundled model")
-parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--preset", default=DEFAULT_PRESET, help="see `fk-steer presets`")
-parser.add_argument("--limit", type=int, default=12, help="prompts, evenly over the tasks")
-parser.add_argument("--samples", type=int, default=1, help="images per prompt")
-parser.add_argument("--steps", type=int, default=25)
-parser.add_argument("--out", type=Path, default=Path("out/examples/geneval"))
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", default="shapes", help="Draw with this pipeline, a hub id, folder or bundled one.")
+parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")
+parser.add_argument("--preset", default=DEFAULT_PRESET, help="Steer by these settings; `fk-steer presets` lists them.")
+parser.add_argument("--limit", type=int, default=12, help="Take this many prompts, spread evenly over the tasks.")
+parser.add_argument("--samples", type=int, default=1, help="Make this many images of each prompt.")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
+parser.add_argument("--out", type=Path, default=Path("out/examples/geneval"), help="Write everything to this folder.")
 options = parser.parse_args()
 
 bundled = options.model in BUNDLED

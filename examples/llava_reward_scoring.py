@@ -9,16 +9,22 @@ import argparse
 from pathlib import Path
 
 from fk_steer.bundled import BUNDLED_LLAVA_REWARD
+from fk_steer.options import Help
 from fk_steer.shapes import load_pipeline
 from llava_reward_guide import LlavaReward
 from llava_reward_guide.images import load_image
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--checkpoint", help="folder or 'owner/repository/folder' of a published one [default: bundled]")
-parser.add_argument("--images", type=Path, nargs="+", help="[default: two of the bundled model's]")
-parser.add_argument("--prompt", default="a photo of a red star and a blue circle")
-parser.add_argument("--steps", type=int, default=25)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument(
+    "--checkpoint",
+    help="Load this folder, or OWNER/REPO/PATH of the hub; left out, the bundled one.",
+)
+parser.add_argument(
+    "--images", type=Path, nargs="+", help="Score these files; left out, two that the bundled model draws."
+)
+parser.add_argument("--prompt", default="a photo of a red star and a blue circle", help="Say what the images are of.")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
 options = parser.parse_args()
 
 # A checkpoint is a head, an adapter and settings; several of them share a backbone, which is loaded once.

@@ -12,15 +12,18 @@ import torch
 from fk_steer import Execution, FKSteering
 from fk_steer.bundled import bundled_options
 from fk_steer.loading import load_guide, load_pipeline, set_scheduler
+from fk_steer.options import Help
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="shapes-xl", help="hub id or folder of an SDXL, or a bundled model")
-parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--prompt", nargs="+", default=["a photo of three hearts", "a photo of a blue star and a red moon"])
-parser.add_argument("--particles", type=int, default=4)
-parser.add_argument("--steps", type=int, default=25)
-parser.add_argument("--out", type=Path, default=Path("out/examples/steer_sdxl"))
+PROMPTS = ["a photo of three hearts", "a photo of a blue star and a red moon"]
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", default="shapes-xl", help="Draw with this SDXL, a hub id, folder or bundled one.")
+parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")
+parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="Say what to generate.")
+parser.add_argument("--particles", type=int, default=4, help="Denoise this many candidates of each image (particles).")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
+parser.add_argument("--out", type=Path, default=Path("out/examples/steer_sdxl"), help="Write images to this folder.")
 options = parser.parse_args()
 
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,19 +13,22 @@ from diffusers import DiffusionPipeline
 from fk_steer import Execution, FKSteering, FrameReward, load_reward, steer
 from fk_steer.bundled import bundled_options
 from fk_steer.files import webp
+from fk_steer.options import Help
 from fk_steer.testing import tiny
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", help="hub id or folder of a pipeline of videos; a tiny Wan if left out")
-parser.add_argument("--reward", default="clip-score", help="see `fk-steer rewards`")
-parser.add_argument("--prompt", default="a photo of a red star")
-parser.add_argument("--particles", type=int, default=4)
-parser.add_argument("--height", type=int, default=32)
-parser.add_argument("--width", type=int, default=32)
-parser.add_argument("--frames", type=int, default=17)
-parser.add_argument("--steps", type=int, default=6)
-parser.add_argument("--out", type=Path, default=Path("out/examples/steer_video"))
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", help="Steer this pipeline of videos, a hub id or folder; left out, a tiny Wan.")
+parser.add_argument("--reward", default="clip-score", help="Steer by this reward; `fk-steer rewards` lists them.")
+parser.add_argument("--prompt", default="a photo of a red star", help="Say what to generate.")
+parser.add_argument("--particles", type=int, default=4, help="Denoise this many candidates of each image (particles).")
+parser.add_argument("--height", type=int, default=32, help="Make videos of this height in pixels.")
+parser.add_argument("--width", type=int, default=32, help="Make videos of this width in pixels.")
+parser.add_argument("--frames", type=int, default=17, help="Make videos of this many frames.")
+parser.add_argument("--steps", type=int, default=6, help="Take this many denoising steps.")
+parser.add_argument(
+    "--out", type=Path, default=Path("out/examples/steer_video"), help="Write everything to this folder."
+)
 options = parser.parse_args()
 
 pipe = tiny.wan() if options.model is None else DiffusionPipeline.from_pretrained(options.model, dtype=torch.bfloat16)

@@ -11,6 +11,7 @@ from PIL import ImageStat
 from fk_steer import Reward, as_pil, load_reward, steer
 from fk_steer.bundled import bundled_options
 from fk_steer.loading import load_pipeline
+from fk_steer.options import Help
 from fk_steer.rewards import Cascade, Clipped, WeightedSum, ZScoreSum
 
 
@@ -37,10 +38,10 @@ class Redness(Reward):
         return images[:, 0].mean((1, 2)) - self.against * images[:, 1:].mean((1, 2, 3))
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="shapes", help="hub id or folder of a pipeline, or a bundled model")
-parser.add_argument("--prompt", default="a photo of a star")
-parser.add_argument("--steps", type=int, default=25)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", default="shapes", help="Draw with this pipeline, a hub id, folder or bundled one.")
+parser.add_argument("--prompt", default="a photo of a star", help="Say what to generate.")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
 options = parser.parse_args()
 
 pipe = load_pipeline(options.model, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -11,6 +11,7 @@ import torch
 from fk_steer import Noise, Plan, Search, Strategy, load_reward, steer
 from fk_steer.bundled import bundled_options
 from fk_steer.loading import load_pipeline
+from fk_steer.options import Help
 
 
 # Ten lines: every few steps the worst particle gives its place to the best.
@@ -54,10 +55,10 @@ class _SecondThoughts(Search):
         return Plan(look.everyone, resume=self.early if worse else None, by="renoise")
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="shapes", help="hub id or folder of a pipeline, or a bundled model")
-parser.add_argument("--prompt", default="a photo of a red star and a blue circle")
-parser.add_argument("--steps", type=int, default=25)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+parser.add_argument("--model", default="shapes", help="Draw with this pipeline, a hub id, folder or bundled one.")
+parser.add_argument("--prompt", default="a photo of a red star and a blue circle", help="Say what to generate.")
+parser.add_argument("--steps", type=int, default=25, help="Take this many denoising steps.")
 options = parser.parse_args()
 
 pipe = load_pipeline(options.model, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .combinations import by_reward, joined
+
 
 WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 
@@ -47,3 +49,19 @@ def resolve_reward(reward: str, path: str) -> str:
 def bundled_options(model: str, reward: str | None) -> dict[str, Any]:
     """The options with which a reward fits a pipeline: its bundled weights, if both are bundled."""
     return {"path": model} if model in BUNDLED and model in BUNDLED_REWARDS.get(reward or "", {}) else {}
+
+
+def fitted_options(model: str, reward: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a reward, or of several combined, with those of `bundled_options` where they are not given.
+
+    Args:
+        reward: a name, or names combined, see `combinations.combination`; None for no reward.
+        options: of the reward; of a combination by the names of its rewards.
+
+    Raises:
+        ValueError: for a text that is none of these, or options of a reward that is not in it.
+    """
+    if reward is None:
+        return dict(options)
+    given = by_reward(reward, options)
+    return joined(reward, {name: {**bundled_options(model, name), **own} for name, own in given.items()})

@@ -5,7 +5,8 @@ A folder is the record of a run:
     settings.json               what the images were made with
     000/00.png, 01.png, ...     of the first prompt, the images of all particles, best first
     000/00.webp, 01.webp, ...   of a pipeline of videos, in their place animations that keep every pixel
-    000/trace.json              its `Trace`; written last, its presence says that the prompt is done
+    000/trace.json              its `Trace`, with small pictures of the x0 predictions; written last, its presence says
+                                that the prompt is done
     000/lineage.png             its lineage plot
     000/unsteered-*             the same without steering, from the same noise, if asked for
     contact_sheet.png, report.html
@@ -22,8 +23,10 @@ from typing import Any
 
 import torch
 
-from .bundled import BUNDLED, bundled_options
-from .console import console
+from .bundled import BUNDLED, fitted_options
+from .combinations import by_reward
+from .console import console, duration
+from .defaults import DEFAULT_PRESET, DEFAULT_REWARD
 from .diffusion import Execution, steer
 from .diffusion.budgets import choose
 from .diffusion.components import makes_videos
@@ -48,7 +51,8 @@ from .rewards import FrameReward
 from .rewards.base import as_reward
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
-from .search import DEFAULT_PRESET, Strategy
+from .running import Watched, costs_with, say_loading, show_costs
+from .search import Strategy
 from .search import preset as settings_of
 from .search.presets import asked
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
@@ -95,12 +99,13 @@ class Generation:
         prompts: Sequence[str],
         model: str,
         *,
-        reward: str = "clip-score",
+        reward: str = DEFAULT_REWARD,
         reward_options: Mapping[str, Any] | None = None,
         preset: str = DEFAULT_PRESET,
         particles: int | None = None,
         budget: int | None = None,
         lmbda: float | None = None,
+        changes: Mapping[str, Any] | None = None,
         scheduler: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -116,16 +121,26 @@ class Generation:
 
         Args:
             budget: denoiser calls per image, which choose the particles, and the steps and sampler that are left open.
+            changes: further settings in place of the preset's, dotted for parts of them: {'schedule.at': (0.4, 0.6)}.
 
         Raises:
-            ValueError: for an unknown preset, a value out of range, particles beside a budget, or a password among the
-                options of the reward.
+            ValueError: for an unknown preset, a value out of range, particles beside a budget, a setting given in two
+                ways, or a password among the options of the reward.
         """
         bundled = model in BUNDLED
         options = dict(reward_options or {})
-        check_recordable(options)
-        options = {**bundled_options(model, reward), **options}
-        chosen = asked(preset, particles=particles, budget=budget, lmbda=lmbda)
+        for own in by_reward(reward, options).values():
+            check_recordable(own)
+        options = fitted_options(model, reward, options)
+        elsewhere = {"steps": steps, "sampler": scheduler}
+        chosen = asked(
+            preset,
+            particles=particles,
+            budget=budget,
+            lmbda=lmbda,
+            changes=changes,
+            elsewhere=[name for name, value in elsewhere.items() if value is not None],
+        )
         usual = NUM_INFERENCE_STEPS if bundled else 50
         return cls(
             model=model,
@@ -222,7 +237,7 @@ def _has(folder: Path, settings: Generation) -> bool:
         return False
     for prefix in _prefixes(settings):
         try:
-            images = len(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0])
+            images = len(Trace.load(folder / f"{prefix}trace.json").rewards[0])
         except FileNotFoundError:
             return False
         if not all(picture_path(folder, f"{prefix}{rank:02d}").exists() for rank in range(images)):
@@ -288,8 +303,8 @@ def _check_file(path: Path) -> None:
 
 def _check_trace(path: Path, prompt: str) -> None:
     trace = Trace.load(path)
-    if not trace.events or not trace.events[-1].rewards[0]:
-        raise UnreadableFile(path, "a trace without a last event")
+    if not trace.rewards or not trace.rewards[0]:
+        raise UnreadableFile(path, "the trace of a run without an end")
     if trace.prompts != [prompt]:
         raise Misplaced(path, "the trace of another prompt")
 
@@ -304,17 +319,17 @@ def _generate(
     particle_parallel: bool,
     writes: bool,
 ) -> None:
-    find_model(settings.model)
+    place = find_model(settings.model)
     target = default_device(device)
     steering = Strategy.from_dict(settings.steering)
+    say_loading(place, settings.reward, settings.reward_options)
     reward = load_guide(settings.reward, target, **settings.reward_options)
     pipe = load_pipeline(settings.model, kind, settings.dtype, target)
-    pipe.set_progress_bar_config(leave=False, disable=not writes)
     if makes_videos(pipe) and not as_reward(reward).takes_videos:
         reward = FrameReward(reward)
     unsteered_scheduler = pipe.scheduler
     if note := set_scheduler(pipe, settings.scheduler, steering, settings.steps):
-        console.print(f"{note} Choose another with --scheduler.", highlight=False)
+        console.print(f"{note} Choose another with --scheduler.", highlight=False, soft_wrap=True)
     elif settings.scheduler:
         unsteered_scheduler, steering = pipe.scheduler, steering.replace(sampler=settings.scheduler)
     call: dict[str, Any] = {
@@ -329,7 +344,7 @@ def _generate(
     call = {name: value for name, value in call.items() if value is not None}
     choice = choose(pipe, steering, call)
     if choice.chosen:
-        console.print(f"{told(choice.chosen)}.", highlight=False)
+        console.print(f"{told(choice.chosen)}.", highlight=False, soft_wrap=True)
     runs = {"": (steering, pipe.scheduler)}
     if settings.compare:
         alike = {name: getattr(choice.strategy, name) for name in ("num_particles", "seed", "steps", "sampler")}
@@ -337,36 +352,58 @@ def _generate(
         runs = {"unsteered-": (unsteered, unsteered_scheduler), **runs}
     if writes:
         record_settings(out, asdict(settings))
+    show_costs(costs_with(pipe, choice.strategy, choice.arguments, len(missing), batch_size))
 
     def write_new(path: Path, content: bytes) -> None:
         # What an earlier run finished stays as it is.
         if not path.exists():
             write_atomically(path, content)
 
-    for index in missing:
-        prompt, folder = settings.prompts[index], out / f"{index:03d}"
-        console.print(f"[bold]{index:03d}[/bold] {prompt}", highlight=False)
-        for prefix, (run_settings, pipe.scheduler) in runs.items():
-            generator = torch.Generator().manual_seed(settings.seed)
-            steered = steer(pipe, reward, run_settings, Execution.in_batches(batch_size))
-            output = steered(prompt, generator=generator, particle_parallel=particle_parallel, **call)
-            if not writes:
-                continue
-            for rank, image in enumerate(output.particles[0]):
-                if isinstance(image, list):
-                    write_new(folder / f"{prefix}{rank:02d}{VIDEO}", webp(image, FPS))
-                else:
-                    write_new(folder / f"{prefix}{rank:02d}.png", png(image))
-            if not prefix:
-                write_new(folder / "lineage.png", figure_png(output.trace.plot()))
-            best = " ".join(f"{value:.3f}" for value in output.rewards[0].tolist())
-            console.print(f"    {prefix.rstrip('-') or 'steered':9} rewards {best}", highlight=False)
-            # Written last: its presence says that the prompt is done.
-            if not (folder / f"{prefix}trace.json").exists():
-                output.trace.save(folder / f"{prefix}trace.json")
-        ess = " ".join(f"{event.ess[0]:.1f}" for event in output.trace.events)
-        console.print(
-            f"    ESS {ess}, distinct roots {output.trace.events[-1].distinct_roots[0]}, NFE {output.trace.nfe}, "
-            f"{output.trace.seconds['total']:.1f} s",
-            highlight=False,
-        )
+    with Watched(len(missing), len(runs), writes) as watched, watched.steps_of(pipe):
+        for index in missing:
+            prompt, folder = settings.prompts[index], out / f"{index:03d}"
+            best = {}
+            for prefix, (run_settings, pipe.scheduler) in runs.items():
+                generator = torch.Generator().manual_seed(settings.seed)
+                steered = steer(pipe, reward, run_settings, Execution.in_batches(batch_size))
+                output = steered(
+                    prompt,
+                    generator=generator,
+                    particle_parallel=particle_parallel,
+                    keep_predictions=not prefix,
+                    on_event=None if prefix else watched.see,
+                    **call,
+                )
+                if not writes:
+                    continue
+                for rank, image in enumerate(output.particles[0]):
+                    if isinstance(image, list):
+                        write_new(folder / f"{prefix}{rank:02d}{VIDEO}", webp(image, FPS))
+                    else:
+                        write_new(folder / f"{prefix}{rank:02d}.png", png(image))
+                if not prefix:
+                    write_new(folder / "lineage.png", figure_png(output.trace.plot()))
+                best[prefix] = output.rewards[0].max().item()
+                # Written last: its presence says that the prompt is done.
+                if not (folder / f"{prefix}trace.json").exists():
+                    output.trace.save(folder / f"{prefix}trace.json")
+            watched.done(f"{index:03d} {prompt}: {_summary(best, output.trace)}" if writes else "")
+
+
+def _summary(best: Mapping[str, float], trace: Trace) -> str:
+    """What became of a prompt, in a line.
+
+    Args:
+        best: prefix of a run -> its best reward.
+        trace: of the steered run.
+    """
+    unsteered = f" ({best['unsteered-']:.3f} without steering)" if "unsteered-" in best else ""
+    first = len(trace.events[0].rewards[0])
+    left = trace.events[-1].distinct_roots[0]
+    parts = [
+        f"best reward {best['']:.3f}{unsteered}",
+        f"{left} of {first} first particles live on" if first > 1 else "",
+        f"{trace.nfe} denoiser rows",
+        duration(trace.seconds["total"]),
+    ]
+    return ", ".join(part for part in parts if part)

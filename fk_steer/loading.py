@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ import torch
 from llava_reward_guide.hub import locate
 
 from .bundled import BUNDLED, BUNDLED_PREVIEWS, resolve
+from .combinations import Mean, by_reward, combination
 from .shapes import shared_components
 from .smc import is_named, suggestion, unknown
 
@@ -135,7 +137,57 @@ def load_preview(name: str, pipe: Any) -> AutoencoderTiny:
 
 
 def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardFunction:
-    """`load_reward`, on a device where the reward takes one."""
+    """`load_reward`, on a device where the reward takes one, and for names combined too.
+
+    Args:
+        name: of a reward, or of several combined, see `combinations.combination`. 'a+b' is the `Ensemble` of two,
+            '2*a+b' a `ZScoreSum` whose weights add up to one, and 'a>b' lets b choose among all final images.
+        **options: of the reward; of a combination by the names of its rewards.
+
+    Raises:
+        ValueError: see `load_reward`, and for a name of another form.
+    """
+    from .rewards import Ensemble, Finalists, ZScoreSum
+
+    found = combination(name)
+    if found.single:
+        return _load_single(name.strip(), device, options)
+    of_each = by_reward(name, options)
+    # Before any weights are loaded.
+    check_names(name)
+    loaded = {part: _load_single(part, device, of_each[part]) for part in found.names}
+
+    def mean(of: Mean) -> RewardFunction:
+        rewards = [loaded[part] for part in of.names]
+        if len(rewards) == 1:
+            return rewards[0]
+        if set(of.weights.values()) == {1.0}:
+            return Ensemble(rewards)
+        total = sum(map(abs, of.weights.values()))
+        return ZScoreSum({loaded[part]: weight / total for part, weight in of.weights.items()})
+
+    if found.chooser is None:
+        return mean(found.guide)
+    return Finalists(mean(found.guide), mean(found.chooser), keep=ALL)
+
+
+ALL = 1_000_000
+"""Finalists: all images."""
+
+
+def check_names(reward: str) -> None:
+    """Make sure that there are the rewards in a name.
+
+    Raises:
+        ValueError: for an unknown one, listing those known, or a name of another form.
+    """
+    from .rewards.registry import reward_factory
+
+    for name in combination(reward).names:
+        reward_factory(name)
+
+
+def _load_single(name: str, device: torch.device | str, options: Mapping[str, Any]) -> RewardFunction:
     from .rewards import load_reward
     from .rewards.registry import available_rewards
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .attention import ATTENTION
-from .terminal import errors_as_lines, print_version, usable_device
+from .terminal import errors_as_lines, flowing, print_version, usable_device
 
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ app = typer.Typer(
 def main(
     show: Annotated[
         bool,
-        typer.Option("--version", callback=print_version("llava-reward"), is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=print_version("llava-reward"), is_eager=True, help="Print the version and end."
+        ),
     ] = False,
 ) -> None:
     """LLaVA-Reward: how good an image is for a prompt."""
@@ -49,24 +51,55 @@ class DType(str, Enum):
 
 
 Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="Folder of a checkpoint, or owner/repository/folder on the hub.")
+    str,
+    typer.Option("--checkpoint", "-c", help="Load this checkpoint: a folder, or OWNER/REPO/PATH of the hub."),
 ]
-BackboneOption = Annotated[str | None, typer.Option(help="Folder or hub id. [default: the checkpoint's]")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(help="Load the multimodal LLM from this folder or hub id.", show_default="the checkpoint's"),
+]
 ObjectiveOption = Annotated[
-    Objective | None, typer.Option(help="What it was trained for. [default: what the checkpoint says]")
+    Objective | None,
+    typer.Option(help="Read the head as trained by this loss.", show_default="what the checkpoint says"),
 ]
 NumCrops = Annotated[
-    int | None, typer.Option(min=1, help="Most crops of an image on Phi-3.5-vision; fewer cost less. [default: 16]")
+    int | None,
+    typer.Option(
+        min=1, help="Cut an image into at most this many crops on Phi-3.5-vision; fewer cost less.", show_default="16"
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in a pass.")]
-DeviceOption = Annotated[str | None, typer.Option(callback=usable_device, help="[default: cuda if there is one]")]
-DTypeOption = Annotated[DType | None, typer.Option(help="[default: bfloat16 on CUDA devices, else float32]")]
-Attention = Annotated[str, typer.Option(help=f"One of {', '.join(ATTENTION)}.")]
-Quantize = Annotated[str | None, typer.Option(help="'8bit' or '4bit'.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Put this many images into a pass of the model.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        callback=usable_device,
+        help="Run on this device: cpu, cuda, cuda:1 or mps.",
+        show_default="cuda if there is one, else cpu",
+    ),
+]
+DTypeOption = Annotated[
+    DType | None,
+    typer.Option(help="Compute in this precision.", show_default="bfloat16 on CUDA devices, else float32"),
+]
+Attention = Annotated[str, typer.Option("--attention", help=f"Compute attention by one of {', '.join(ATTENTION)}.")]
+Quantize = Annotated[
+    str | None, typer.Option(help="Keep the backbone's weights in 8bit or 4bit.", show_default="not quantized")
+]
 AsCoded = Annotated[
-    bool | None, typer.Option(help="Treat padding as the released code does. [default: where a checkpoint needs it]")
+    bool | None,
+    typer.Option(
+        help="Treat padding as the released code does.",
+        show_default="where a checkpoint needs it",
+        rich_help_panel="Other layouts",
+    ),
 ]
-FullFinetune = Annotated[bool, typer.Option(help="The backbone itself was trained; expect no lora/.")]
+FullFinetune = Annotated[
+    bool,
+    typer.Option(
+        help="Expect a checkpoint whose backbone itself was trained, without a folder lora/.",
+        rich_help_panel="Other layouts",
+    ),
+]
 
 
 def one_line_errors() -> AbstractContextManager[None]:
@@ -92,10 +125,15 @@ def _load(checkpoint: str, objective: Objective | None, dtype: DType | None, **o
 
 @app.command()
 def score(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Score these image files.")],
     checkpoint: Checkpoint,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each.")],
-    out: Annotated[Path | None, typer.Option(help="Write JSON here instead of a table to the terminal.")] = None,
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", "-p", help="Say what the images are of: once for all of them, or once for each."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write JSON to this file.", show_default="a table on the terminal")
+    ] = None,
     backbone: BackboneOption = None,
     objective: ObjectiveOption = None,
     num_crops: NumCrops = None,
@@ -107,7 +145,7 @@ def score(
     as_coded: AsCoded = None,
     full_finetune: FullFinetune = False,
 ) -> None:
-    """Rewards of images. Those that cannot be read are reported, and the others scored."""
+    """Score images for a prompt. Those that cannot be read are reported, and the others scored."""
     from .scoring import failed, pair_files, score_files
 
     with one_line_errors():
@@ -128,11 +166,13 @@ def score(
 
 @app.command()
 def compare(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
-    other: Annotated[Path, typer.Argument(help="The other one.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Compare this image file with the other.")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Compare the first image file with this one.")],
     checkpoint: Checkpoint,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Of both.")],
-    other_prompt: Annotated[str | None, typer.Option(help="Of the other image, if it differs.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Say what the images are of.")],
+    other_prompt: Annotated[
+        str | None, typer.Option(help="Say what the other image is of.", show_default="the same")
+    ] = None,
     backbone: BackboneOption = None,
     objective: ObjectiveOption = None,
     num_crops: NumCrops = None,
@@ -143,7 +183,7 @@ def compare(
     as_coded: AsCoded = None,
     full_finetune: FullFinetune = False,
 ) -> None:
-    """Probability that an image is preferred to another, as JSON."""
+    """Print the probability that an image is preferred to another, as JSON."""
     from .images import load_image
     from .preference import preference_probability
 
@@ -161,17 +201,26 @@ def compare(
 
 @app.command()
 def evaluate_json(
-    data: Annotated[Path, typer.Argument(help="JSON of pairs or of labelled images, as published.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Read pairs or labelled images from this JSON file, as published.")
+    ],
     checkpoint: Checkpoint,
-    out: Annotated[Path | None, typer.Option(help="Write items with their scores, and the summary, here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write items with their scores, and the summary, to this file.", show_default="none"),
+    ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for a reliability diagram and the distribution of rewards per prompt.")
+        Path | None,
+        typer.Option(
+            help="Draw a reliability diagram and the distribution of rewards per prompt into this folder.",
+            show_default="none",
+        ),
     ] = None,
     image_folder: Annotated[
         Path | None,
         typer.Option(
-            help="That holds the images, under their paths or the ends of these. [default: the folder of the file, "
-            "which paths are relative to]"
+            help="Look for the images in this folder, under their paths or the ends of these.",
+            show_default="the folder of the file, which paths are relative to",
         ),
     ] = None,
     backbone: BackboneOption = None,
@@ -185,7 +234,7 @@ def evaluate_json(
     as_coded: AsCoded = None,
     full_finetune: FullFinetune = False,
 ) -> None:
-    """Accuracy on a file of pairs ({prompt, chosen_path, reject_path}) or labelled images ({prompt, path, label})."""
+    """Measure accuracy on pairs ({prompt, chosen_path, reject_path}) or labelled images ({prompt, path, label})."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -218,15 +267,18 @@ def evaluate_json(
 
 @app.command()
 def crops(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Two image files or more.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Rank these image files, two or more.")],
     checkpoint: Checkpoint,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="One for all images, or one for each.")],
-    num_crops: Annotated[list[int], typer.Option(help="Numbers to compare.")] = [16, 9, 4, 1],  # noqa: B006
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", "-p", help="Say what the images are of: once for all of them, or once for each."),
+    ],
+    num_crops: Annotated[list[int], typer.Option(help="Compare these numbers of crops.")] = [16, 9, 4, 1],  # noqa: B006
     backbone: BackboneOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
 ) -> None:
-    """What fewer crops cost, and how their ranking of images agrees with that of the most; as JSON."""
+    """Measure what fewer crops cost, and how their ranking of images agrees with that of the most; as JSON."""
     from .cost import crops_agreement
     from .images import load_image
     from .scoring import pair_files
@@ -241,16 +293,22 @@ def crops(
 
 @app.command()
 def bench(
-    backbone: Annotated[str, typer.Option(help="'phi3_v', 'qwen2_5_vl' or 'llava_next'.")] = "phi3_v",
-    size: Annotated[str, typer.Option(help="'full', or 'tiny' for a model of toy size.")] = "full",
-    num_crops: Annotated[list[int], typer.Option(help="Most crops of an image.")] = [16, 9, 4, 1],  # noqa: B006
-    batch_size: Annotated[list[int], typer.Option(help="Images in a pass.")] = [1, 4],  # noqa: B006
-    side: Annotated[int, typer.Option(help="Of the square images, in pixels.")] = 1024,
-    device: Annotated[str, typer.Option(callback=usable_device)] = "cpu",
-    dtype: Annotated[DType, typer.Option()] = DType.float32,
+    backbone: Annotated[
+        str, typer.Option(help="Build this kind of multimodal LLM: phi3_v, qwen2_5_vl or llava_next.")
+    ] = "phi3_v",
+    size: Annotated[str, typer.Option(help="Build it at full size, or tiny for a toy.")] = "full",
+    num_crops: Annotated[
+        list[int], typer.Option(help="Cut an image into at most this many crops; may be repeated.")
+    ] = [16, 9, 4, 1],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help="Put this many images into a pass; may be repeated.")] = [1, 4],  # noqa: B006
+    side: Annotated[int, typer.Option(help="Score square images of this side in pixels.")] = 1024,
+    device: Annotated[
+        str, typer.Option(callback=usable_device, help="Run on this device: cpu, cuda, cuda:1 or mps.")
+    ] = "cpu",
+    dtype: Annotated[DType, typer.Option(help="Compute in this precision.")] = DType.float32,
     attn_implementation: Attention = "sdpa",
 ) -> None:
-    """TFLOP per image and images per second of a model with random weights, which needs no download; as JSON."""
+    """Measure TFLOP per image and images per second with random weights, which needs no download; as JSON."""
     import torch
 
     from .cost import measure, weight_bytes
@@ -265,6 +323,9 @@ def bench(
     if device.startswith("cuda"):
         result["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     typer.echo(json.dumps(result, indent=2))
+
+
+flowing(app)
 
 
 def _write(path: Path, content: Any) -> None:

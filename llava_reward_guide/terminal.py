@@ -55,6 +55,25 @@ def print_version(program: str) -> Callable[[bool], None]:
     return show
 
 
+def flowing(app: typer.Typer) -> typer.Typer:
+    """Let each paragraph of the commands' texts flow: `--help` breaks lines where a terminal ends, not the source."""
+    for command in app.registered_commands:
+        command.help = _paragraphs(command.help or getattr(command.callback, "__doc__", None))
+    if app.registered_callback is not None:
+        callback = app.registered_callback
+        callback.help = _paragraphs(callback.help or getattr(callback.callback, "__doc__", None))
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            flowing(group.typer_instance)
+    return app
+
+
+def _paragraphs(text: object) -> str | None:
+    if not isinstance(text, str):
+        return None
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
 def usable_device(device: str | None) -> str | None:
     """A device as it is given, if PyTorch can use it here; for options.
 

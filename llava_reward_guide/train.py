@@ -10,14 +10,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from .cli import one_line_errors
+from .terminal import flowing
 from .training.config import TrainingConfig, load_config, shipped_configs
 
 
 def main(**options: Any) -> None:
-    """Train a LLaVA-Reward. A run that stopped goes on from its last checkpoint when started again.
-
-    On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...
-    """
+    """Train a LLaVA-Reward. A run that stopped goes on from its last checkpoint when started again."""
     with one_line_errors():
         config = load_config(options.pop("config"), {name: v for name, v in options.items() if v not in (None, [])})
         if not config.train_data:
@@ -36,26 +34,38 @@ def main(**options: Any) -> None:
 def _parameters() -> list[inspect.Parameter]:
     """The flags, from the fields of `TrainingConfig`."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    known = f"YAML file, or a shipped recipe: {', '.join(shipped_configs())}."
-    config = Annotated[str | None, typer.Option("--config", "-c", help=known)]
+    known = "Read settings from this YAML file, or from one of the recipes above; options go before it."
+    config = Annotated[str | None, typer.Option("--config", "-c", help=known, show_default="none")]
     parameters = [inspect.Parameter("config", kind, default=None, annotation=config)]
     types = get_type_hints(TrainingConfig)
     for item in dataclasses.fields(TrainingConfig):
-        text = item.metadata["help"]
-        if item.default not in (None, "") and "[default" not in text:
-            text += f" [default: {item.default}]"
         # A flag that may be repeated stands for a list.
         several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
-        annotation = Annotated[(several or types[item.name]) | None, typer.Option(help=text)]  # type: ignore[valid-type]
+        # The default itself is None: only what is given goes before a file.
+        shown = item.metadata["without"] or _shown(item.default)
+        option = typer.Option(help=item.metadata["help"], show_default=shown)
+        annotation = Annotated[(several or types[item.name]) | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
     return parameters
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 main.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 main.__annotations__ = {item.name: item.annotation for item in _parameters()}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-app.command()(main)
+# In a table the long names would leave the texts no room.
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode=None)
+_MORE = (
+    "On several GPUs or machines: accelerate launch -m llava_reward_guide.train ...\n\n"
+    f"Recipes that come with the package: {', '.join(shipped_configs())}."
+)
+app.command(help=f"{main.__doc__}\n\n{_MORE}")(main)
+flowing(app)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, Steps, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_REWARD,
+    BatchSize,
+    Guidance,
+    Guide,
+    Model,
+    PerTask,
+    Processes,
+    ResultsFolder,
+    Seeds,
+    Steps,
+    one_line_errors,
+)
 from fk_steer.evaluation.world import differences, measure_all, setup_of, summarize, write_table
 from fk_steer.loading import quiet_libraries
 from fk_steer.search import FKSteering, Noise, Preview, Strategy, preset
@@ -79,9 +90,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, records and tables.")],
+    out: ResultsFolder,
     model: Model = "shapes",
-    reward: Guide = "clip-score",
+    reward: Guide = DEFAULT_REWARD,
     seeds: Seeds = 3,
     per_task: PerTask = 40,
     steps: Steps = None,
@@ -89,7 +100,7 @@ def main(
     batch_size: BatchSize = 8,
     processes: Processes = 1,
 ) -> None:
-    """From the published settings to ours, one change at a time, each compared with the settings before it."""
+    """Go from the published settings to ours, one change at a time, each compared with the settings before it."""
 
     quiet_libraries()
     with one_line_errors():

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fk_steer.cli.options import Device, one_line_errors
+from fk_steer.cli.options import Device, Limit, Samples, Steps, Workers, one_line_errors
 from fk_steer.evaluation.comparison.run import run
 from fk_steer.loading import quiet_libraries
 from fk_steer.shapes import BUNDLED
@@ -18,19 +18,28 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, scores, tables and report.")],
-    model: Annotated[list[str] | None, typer.Option(help="'sd21', 'sdxl', or bundled. [default: bundled ones]")] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Guides. [default: none, clip-score, image-reward, llava-reward]")
+    out: Annotated[Path, typer.Option(help="Write images, scores, tables and report to this folder.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Draw with these pipelines: sd21, sdxl, or bundled ones.", show_default="the bundled ones"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each list. [default: all]")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
-    report_prompts: Annotated[int, typer.Option(min=0, help="Prompts shown with images in the report.")] = 24,
-    processes: Annotated[int, typer.Option(min=1, help="Workers: one thread each, or a GPU in turn.")] = 1,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare these rewards as guides; none is the stock pipeline.",
+            show_default="none, clip-score, image-reward, llava-reward",
+        ),
+    ] = None,
+    limit: Limit = None,
+    samples: Samples = 4,
+    steps: Steps = None,
+    report_prompts: Annotated[
+        int, typer.Option(min=0, help="Show the images of this many prompts in the report.")
+    ] = 24,
+    processes: Workers = 1,
     device: Device = None,
 ) -> None:
-    """What each guide is worth, by accuracy and by the other guides; `fk-steer compare` takes every detail."""
+    """Tell what each guide is worth, by accuracy and by the other guides; `fk-steer compare` takes every detail."""
     quiet_libraries()
     with one_line_errors():
         models = model or list(BUNDLED)

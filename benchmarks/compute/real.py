@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fk_steer.bundled import bundled_options
-from fk_steer.cli.options import BatchSize, Device, Guidance, Seeds, one_line_errors
+from fk_steer.cli.options import AnyModel, BatchSize, Device, Guidance, Guide, Seeds, one_line_errors
 from fk_steer.console import console, progress_bar
 from fk_steer.diffusion import steer
 from fk_steer.evaluation.prompts import evenly, prompt_list
@@ -100,22 +100,43 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, records and the table. Running again does the rest.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or the name of a bundled one.")],
-    reward: Annotated[str, typer.Option(help="Guide.")] = "image-reward",
-    judge: Annotated[list[str] | None, typer.Option(help="Held-out reward. [default: hps, clip-score]")] = None,
-    preset: Annotated[
-        list[str] | None, typer.Option(help="[default: best-of-n, fk-paper, adaptive, finish, refine]")
+    out: Annotated[
+        Path,
+        typer.Option(help="Write images, records and the table to this folder. Run again it makes what is missing."),
+    ],
+    model: AnyModel,
+    reward: Guide = "image-reward",
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Score the images by these rewards, which do not guide.", show_default="hps, clip-score"),
     ] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="[default: 10, 15, 25, 50, 100]")] = None,
-    sampler: Annotated[list[str] | None, typer.Option(help="[default: dpmsolver++ and ddim]")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Denoiser rows per image, guidance's counted.")] = 400,
-    prompts: Annotated[str, typer.Option(help="'geneval', 'drawbench', 'shapes' or a file.")] = "geneval",
-    limit: Annotated[int, typer.Option(min=1, help="Prompts, evenly over the tasks.")] = 120,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Steer by these settings; `fk-steer presets` lists them.",
+            show_default="best-of-n, fk-paper, adaptive, finish, refine",
+        ),
+    ] = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(help="Spend the rows on loops of so many steps each.", show_default="10, 15, 25, 50, 100"),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="Sample with these schedulers.", show_default="dpmsolver++ and ddim")
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Spend this many denoiser rows on an image, guidance's counted.")
+    ] = 400,
+    prompts: Annotated[
+        str, typer.Option(help="Take this list of prompts: geneval, drawbench, shapes or a file.")
+    ] = "geneval",
+    limit: Annotated[int, typer.Option(min=1, help="Take this many prompts, spread evenly over the tasks.")] = 120,
     seeds: Seeds = 1,
     guidance: Guidance = None,
     batch_size: BatchSize = 4,
-    dtype: Annotated[str, typer.Option(help="'float32', 'float16', 'bfloat16' or 'auto'.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Compute the pipeline in float32, float16, bfloat16, or auto: float16 on CUDA devices.")
+    ] = "auto",
     device: Device = None,
 ) -> None:
     """Spend the same denoiser rows on few steps or many, by several presets, and let held-out rewards judge."""

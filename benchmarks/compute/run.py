@@ -5,13 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from matplotlib.figure import Figure
 
-from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_MODEL,
+    DEFAULT_REWARD,
+    BatchSize,
+    Guidance,
+    Guide,
+    Half,
+    Model,
+    PerTask,
+    Processes,
+    ResultsFolder,
+    Seeds,
+    one_line_errors,
+    taking,
+)
 from fk_steer.evaluation.world import Record, Row, differences, measure_all, setup_of, summarize, write_table
 from fk_steer.files import write_atomically, write_json
 from fk_steer.loading import quiet_libraries
@@ -117,81 +132,110 @@ def plot(rows: Mapping[str, Row]) -> Figure:
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-Out = Annotated[Path, typer.Option(help="Folder for images, records and tables.")]
-Half = Annotated[
-    bool, typer.Option("--half", help="Denoiser and decoder in bfloat16, compiled: a third of the time on CPUs.")
-]
+
+
+@dataclass
+class Shared:
+    """What `tune` and `held_out` both take."""
+
+    out: ResultsFolder
+    model: Model = DEFAULT_MODEL
+    reward: Guide = DEFAULT_REWARD
+    guidance: Guidance = None
+    batch_size: BatchSize = 10
+    processes: Processes = 1
+    half: Half = False
+
+    def records(
+        self, runs: Sequence[str], split: str, folder: str, seeds: int, per_task: int
+    ) -> dict[str, list[Record]]:
+        """The records of some runs, generated where they are missing."""
+        whole = setup_of(self.model, self.reward, per_task, None, self.guidance, split, self.half)
+        # A run has its own.
+        setup = {**whole, "steps": None}
+        named = {run: strategy_of(run) for run in runs}
+        return measure_all(named, setup, self.out / folder, seeds, self.batch_size, self.processes)
 
 
 @app.command()
+@taking(Shared)
 def tune(
-    out: Out,
-    method: Annotated[list[str] | None, typer.Option(help="Preset. [default: all compared]")] = None,
-    budget: Annotated[list[int] | None, typer.Option(help="Denoiser rows. [default: 50 to 800]")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="[default: 5, 7, 10, 14, 25]")] = None,
-    sampler: Annotated[list[str] | None, typer.Option(help="[default: ddim, dpmsolver++]")] = None,
-    model: Model = "shapes",
-    reward: Guide = "clip-score",
+    shared: Shared,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Tune these presets.", show_default=", ".join(METHODS))
+    ] = None,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Spend this many denoiser rows on an image; may be repeated.",
+            show_default=", ".join(map(str, BUDGETS)),
+        ),
+    ] = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(help="Try loops of so many steps; may be repeated.", show_default=", ".join(map(str, STEPS))),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="Try these schedulers.", show_default=", ".join(SAMPLERS))
+    ] = None,
     seeds: Seeds = 1,
     per_task: PerTask = 20,
-    guidance: Guidance = None,
-    batch_size: BatchSize = 10,
-    processes: Processes = 1,
-    half: Half = False,
 ) -> None:
     """Find the steps and sampler of each preset at each budget, on prompts for tuning."""
     quiet_libraries()
     with one_line_errors():
-        setup = {**setup_of(model, reward, per_task, None, guidance, "tuning", half), "steps": None}
         grid = itertools.product(method or METHODS, budget or BUDGETS, steps or STEPS, sampler or SAMPLERS)
         runs = [run for run in (f"{name}@{rows}/{count}/{kind}" for name, rows, count, kind in grid) if fits(run)]
-        named = {run: strategy_of(run) for run in runs}
-        records = measure_all(named, setup, out / "tuning", seeds, batch_size, processes)
+        records = shared.records(runs, "tuning", "tuning", seeds, per_task)
         rows = {run: summarize(some) for run, some in records.items()}
         chosen = best_of(rows)
-        write_table(out / "tuning-table", rows)
-        write_json(out / "chosen.json", chosen)
+        write_table(shared.out / "tuning-table", rows)
+        write_json(shared.out / "chosen.json", chosen)
         counts = {name: sum(run.startswith(f"{name}@") for run in runs) for name in chosen}
         typer.echo(f"Settings tried: {', '.join(f'{name} {count}' for name, count in counts.items())}.")
 
 
 @app.command()
+@taking(Shared)
 def held_out(
-    out: Out,
-    chosen: Annotated[Path | None, typer.Option(help="From `tune`. [default: OUT/chosen.json]")] = None,
+    shared: Shared,
+    chosen: Annotated[
+        Path | None,
+        typer.Option(help="Compare the runs that `tune` has chosen in this file.", show_default="OUT/chosen.json"),
+    ] = None,
     run: Annotated[
-        list[str] | None, typer.Option(help="PRESET@ROWS or PRESET@ROWS/STEPS/SAMPLER, in place of those chosen.")
+        list[str] | None,
+        typer.Option(
+            help="Compare these runs in place of those chosen: PRESET@ROWS or PRESET@ROWS/STEPS/SAMPLER.",
+            show_default="those chosen",
+        ),
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="Runs beside those chosen, which are compared with all.")
+        list[str] | None,
+        typer.Option(help="Compare these runs too, and each of them with all others.", show_default="none"),
     ] = None,
-    budget: Annotated[list[int] | None, typer.Option(help="Denoiser rows, of those chosen. [default: all]")] = None,
-    model: Model = "shapes",
-    reward: Guide = "clip-score",
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(help="Compare the runs chosen for this many denoiser rows.", show_default="all"),
+    ] = None,
     seeds: Seeds = 3,
     per_task: PerTask = 40,
-    guidance: Guidance = None,
-    batch_size: BatchSize = 10,
-    processes: Processes = 1,
-    half: Half = False,
 ) -> None:
     """Compare the presets, each as chosen, on held-out prompts, from the same initial noise."""
     quiet_libraries()
     with one_line_errors():
-        setup = {**setup_of(model, reward, per_task, None, guidance, "held-out", half), "steps": None}
         runs = list(run or ())
         if not runs:
-            found: Chosen = json.loads((chosen or out / "chosen.json").read_text())
+            found: Chosen = json.loads((chosen or shared.out / "chosen.json").read_text())
             wanted = None if budget is None else {str(rows) for rows in budget}
             runs = [one for of in found.values() for rows, one in of.items() if wanted is None or rows in wanted]
             runs += [one for one in REFERENCES if one not in runs]
         runs = [*(also or ()), *runs]
-        named = {one: strategy_of(one) for one in runs}
-        records = measure_all(named, setup, out / "held-out", seeds, batch_size, processes)
+        records = shared.records(runs, "held-out", "held-out", seeds, per_task)
         rows = {one: summarize(some) for one, some in records.items()}
-        write_table(out / "held-out-table", rows)
-        write_table(out / "differences", against(records, also or runs[:1]))
-        write_atomically(out / "compute.png", figure_png(plot(rows)))
+        write_table(shared.out / "held-out-table", rows)
+        write_table(shared.out / "differences", against(records, also or runs[:1]))
+        write_atomically(shared.out / "compute.png", figure_png(plot(rows)))
 
 
 if __name__ == "__main__":

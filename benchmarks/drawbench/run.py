@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from fk_steer.cli.options import Device, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_MODEL,
+    DEFAULT_PRESET,
+    DEFAULT_REWARD,
+    AnyModel,
+    Device,
+    Guide,
+    Limit,
+    Preset,
+    Samples,
+    Steps,
+    Workers,
+    one_line_errors,
+)
 from fk_steer.console import show_on_its_side
 from fk_steer.evaluation.folders import read_items
 from fk_steer.evaluation.generation import GenerationSettings, generate
@@ -25,22 +38,25 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, scores and drawbench.json.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one.")] = "shapes",
-    reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
-    preset: Annotated[str, typer.Option(help="Of the steered run.")] = "finish",
-    particles: Annotated[int, typer.Option(min=1)] = 4,
-    samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts, evenly over categories. [default: all]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
+    out: Annotated[Path, typer.Option(help="Write images, scores and drawbench.json to this folder.")],
+    model: AnyModel = DEFAULT_MODEL,
+    reward: Guide = DEFAULT_REWARD,
+    preset: Preset = DEFAULT_PRESET,
+    particles: Annotated[int, typer.Option(min=1, help="Denoise this many candidates of each image (particles).")] = 4,
+    samples: Samples = 4,
+    limit: Limit = None,
+    steps: Steps = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="As for `fk-steer eval panel`. [default: its; bundled models the world's]")
+        list[str] | None,
+        typer.Option(
+            help="Score by these rewards, as `fk-steer eval panel` does.", show_default="its, or the bundled world's"
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time by a metric.")] = 8,
-    processes: Annotated[int, typer.Option(min=1, help="Workers: one thread each, or a GPU in turn.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Let a metric score this many images at a time.")] = 8,
+    processes: Workers = 1,
     device: Device = None,
 ) -> None:
-    """Metric means of the stock pipeline and of a steered one; bundled models get the bundled world's prompts."""
+    """Score the stock pipeline and a steered one by other rewards; bundled models get the bundled world's prompts."""
     quiet_libraries()
     with one_line_errors():
         world = model in BUNDLED

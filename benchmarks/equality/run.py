@@ -145,13 +145,19 @@ def record_all() -> dict[str, Any]:
 
 
 @app.command()
-def save(file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
+def save(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Write what presets do to this JSON file.")],
+) -> None:
     """Save what presets do now."""
     write_json(file, record_all())
 
 
 @app.command()
-def compare(file: Annotated[Path, typer.Argument(help="JSON file written by `save`.")]) -> None:
+def compare(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Compare with this JSON file, which `save` has written.")
+    ],
+) -> None:
     """Compare what presets do now with what was saved."""
     before, now = json.loads(file.read_text()), json.loads(json.dumps(record_all()))
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -8,14 +8,25 @@ from typing import Annotated
 
 import typer
 
-from fk_steer.cli.options import Device, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_MODEL,
+    DEFAULT_PRESET,
+    DEFAULT_REWARD,
+    AnyModel,
+    Device,
+    Guide,
+    Limit,
+    Samples,
+    Steps,
+    Workers,
+    one_line_errors,
+)
 from fk_steer.console import console
 from fk_steer.evaluation.generation import GenerationSettings, generate
 from fk_steer.evaluation.geneval.accuracy import detector_settings, evaluate_folders
 from fk_steer.evaluation.geneval.evaluator import lines
 from fk_steer.files import write_json
 from fk_steer.loading import quiet_libraries
-from fk_steer.search import DEFAULT_PRESET
 from fk_steer.shapes import BUNDLED
 
 
@@ -24,18 +35,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, verdicts and geneval.json.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one.")] = "shapes",
-    reward: Annotated[str, typer.Option(help="Guide.")] = "clip-score",
-    preset: Annotated[list[str] | None, typer.Option(help="Of the steered runs. [default: adaptive]")] = None,
-    particles: Annotated[int, typer.Option(min=1)] = 4,
-    samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts, evenly over the tasks. [default: all]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Workers: one thread each, or a GPU in turn.")] = 1,
+    out: Annotated[Path, typer.Option(help="Write images, verdicts and geneval.json to this folder.")],
+    model: AnyModel = DEFAULT_MODEL,
+    reward: Guide = DEFAULT_REWARD,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Steer by these settings, a run each; `fk-steer presets` lists them.", show_default=DEFAULT_PRESET
+        ),
+    ] = None,
+    particles: Annotated[int, typer.Option(min=1, help="Denoise this many candidates of each image (particles).")] = 4,
+    samples: Samples = 4,
+    limit: Limit = None,
+    steps: Steps = None,
+    processes: Workers = 1,
     device: Device = None,
 ) -> None:
-    """Accuracy by task of the stock pipeline and of steered ones; bundled models get the bundled world's prompts."""
+    """Measure accuracy by task without steering and with it; bundled models get the bundled world's prompts."""
     quiet_libraries()
     with one_line_errors():
         world = model in BUNDLED

@@ -57,11 +57,20 @@ def agreement(reward: LlavaReward, file: Path, num_crops: list[int]) -> dict[int
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder made by `fk_steer.shapes.preferences`.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Of LLaVA-Reward, trained on the most crops.")],
-    backbone: Annotated[Path, typer.Option(help="Folder of the multimodal LLM.")],
-    num_crops: Annotated[list[int], typer.Option(help="Numbers to compare.")] = [4, 1],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Read pairs from this folder, which `fk_steer.shapes.preferences` has made."
+        ),
+    ],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Load this LLaVA-Reward, trained on the most crops.")
+    ],
+    backbone: Annotated[Path, typer.Option(help="Load the multimodal LLM from this folder.")],
+    num_crops: Annotated[list[int], typer.Option(help="Compare these numbers of crops.")] = [4, 1],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(help="Write agreement and accuracy to this JSON file.", show_default="none")
+    ] = None,
 ) -> None:
     """Print agreement and accuracy by number of crops, on held-out pairs with clean labels."""
     quiet_libraries()

@@ -33,8 +33,13 @@ REWARDS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder made by `fk_steer.shapes.preferences`.")],
-    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Read pairs from this folder, which `fk_steer.shapes.preferences` has made."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write accuracies to this JSON file.", show_default="none")] = None,
 ) -> None:
     """Print accuracies on held-out pairs with clean labels."""
     quiet_libraries()

@@ -106,15 +106,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    preferences: Annotated[Path, typer.Option(help="Folder made by fk_steer.shapes.preferences.")],
-    out: Annotated[Path, typer.Option(help="Folder for runs and tables.")],
+    preferences: Annotated[
+        Path, typer.Option(help="Read pairs from this folder, which fk_steer.shapes.preferences has made.")
+    ],
+    out: Annotated[Path, typer.Option(help="Write runs and tables to this folder.")],
     backbone: Annotated[
-        Path | None, typer.Option(help="Multimodal LLM to train on. [default: the bundled one]")
+        Path | None, typer.Option(help="Train on this multimodal LLM.", show_default="the bundled one")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
-    processes: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Train each variant this often, from other seeds.")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="Train this many at a time, on one thread each.")] = 1,
 ) -> None:
-    """LLaVA-Reward without its parts, one at a time, on the bundled world's preferences, beside the world's CLIPs."""
+    """Train LLaVA-Reward without its parts, one at a time, on the bundled world's preferences."""
     with one_line_errors():
         backbone = backbone or BUNDLED_LLAVA_REWARD / "backbone"
         jobs = [

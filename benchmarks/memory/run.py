@@ -98,7 +98,10 @@ def table(counts: dict[str, dict[str, int]]) -> str:
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Path of a JSON and a Markdown file, without suffix.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write a JSON and a Markdown file of this name, without suffix.", show_default="none"),
+    ] = None,
 ) -> None:
     """Count the weights of the published architectures."""
     quiet_libraries()

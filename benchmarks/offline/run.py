@@ -16,7 +16,7 @@ import typer
 from benchmarks.offline.rules import pools_of, rules_of
 from benchmarks.offline.stored import generate, read_stored
 from benchmarks.offline.tables import compare, predictors
-from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, one_line_errors
+from fk_steer.cli.options import DEFAULT_REWARD, BatchSize, Guidance, Guide, Half, Model, PerTask, one_line_errors
 from fk_steer.evaluation.world import SPLITS, setup_of, write_table
 from fk_steer.files import check_settings, record_settings
 from fk_steer.loading import quiet_libraries
@@ -28,8 +28,8 @@ class Split(str, Enum):
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-Out = Annotated[Path, typer.Option(help="Folder for rewards and tables.")]
-Prompts = Annotated[Split, typer.Option(help="Which prompts.")]
+Out = Annotated[Path, typer.Option(help="Write rewards and tables to this folder.")]
+Prompts = Annotated[Split, typer.Option(help="Take these prompts of the bundled world.")]
 
 
 @app.command()
@@ -37,18 +37,19 @@ def store(
     out: Out,
     split: Prompts = Split.tuning,
     model: Model = "shapes",
-    reward: Guide = "clip-score",
+    reward: Guide = DEFAULT_REWARD,
     per_task: PerTask = 20,
-    seeds: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Of the full loop, by DDIM.")] = 25,
+    seeds: Annotated[int, typer.Option(min=2, help="Run this many seeds of each prompt.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Take this many steps of DDIM in the full loop.")] = 25,
     few_steps: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of whole solves by DPM-Solver++. [default: 4, 6, 8 and 10]")
+        list[int] | None,
+        typer.Option(
+            min=1, help="Solve the whole loop in this many steps of DPM-Solver++ too.", show_default="4, 6, 8 and 10"
+        ),
     ] = None,
     guidance: Guidance = None,
     batch_size: BatchSize = 6,
-    half: Annotated[
-        bool, typer.Option("--half", help="Denoiser and decoder in bfloat16, compiled: a third of the time on CPUs.")
-    ] = False,
+    half: Half = False,
 ) -> None:
     """Run every seed of every prompt once, and keep the rewards along the way."""
     quiet_libraries()
@@ -69,10 +70,10 @@ def store(
 def simulate(
     out: Out,
     split: Prompts = Split.tuning,
-    subsets: Annotated[int, typer.Option(min=1, help="Random orders of each prompt's seeds.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of these.")] = 0,
+    subsets: Annotated[int, typer.Option(min=1, help="Draw this many random orders of each prompt's seeds.")] = 200,
+    seed: Annotated[int, typer.Option(help="Draw these orders from this seed.")] = 0,
 ) -> None:
-    """What search rules would have chosen, and what says early how good an image will be."""
+    """Tell what search rules would have chosen, and what says early how good an image will be."""
     with one_line_errors():
         stored = read_stored(out / split.value)
         write_table(out / f"{split.value}-predictors", predictors(stored), scores=["rank_correlation"])

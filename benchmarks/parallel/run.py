@@ -12,7 +12,17 @@ import torch
 import typer
 from accelerate import PartialState
 
-from fk_steer.cli.options import Device, FullSize, Model, RandomWeights, Repeats, Size, Steps, one_line_errors
+from fk_steer.cli.options import (
+    Device,
+    FullSize,
+    Model,
+    RandomWeights,
+    Repeats,
+    Size,
+    SizedPreset,
+    Steps,
+    one_line_errors,
+)
 from fk_steer.console import console
 from fk_steer.diffusion import steer
 from fk_steer.evaluation.costs import machine, peak_bytes_on
@@ -93,18 +103,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file for seconds, the speed-up and peak memory.")],
+    out: Annotated[Path, typer.Option(help="Write seconds, the speed-up and peak memory to this JSON file.")],
     model: Model = "shapes",
     full_size: FullSize = None,
     random_weights: RandomWeights = False,
-    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "adaptive:8",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts per repeat, one call each.")] = 4,
+    preset: SizedPreset = "adaptive:8",
+    prompts: Annotated[int, typer.Option(min=1, help="Generate this many prompts in a repeat, in a call each.")] = 4,
     repeats: Repeats = 5,
     steps: Steps = None,
     size: Size = None,
     device: Device = None,
 ) -> None:
-    """Seconds and peak memory of a particle-parallel call and of the same call by one process, in turn. Start with
+    """Measure a particle-parallel call and the same call by one process, in turn: seconds and peak memory. Start with
     `torchrun --nproc-per-node N --no-python`."""
     with one_line_errors():
         quiet_libraries()

@@ -37,15 +37,19 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    checkout: Annotated[Path, typer.Argument(help="A checkout of Diffusers, with its tests.")],
-    only: Annotated[str, typer.Option(help="A pattern of the tests to run, by path and class.")] = "",
-    jobs: Annotated[int, typer.Option(help="Tests at a time.")] = 2,
-    out: Annotated[Path, typer.Option(help="Where results go and are kept.")] = Path("out/pipelines"),
-    again: Annotated[bool, typer.Option(help="Run tests whose results are kept, too.")] = False,
+    checkout: Annotated[Path, typer.Argument(metavar="CHECKOUT", help="Take the tests of this checkout of Diffusers.")],
+    only: Annotated[
+        str, typer.Option(help="Run the tests that match this pattern, by path and class.", show_default="all")
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="Run this many tests at a time.")] = 2,
+    out: Annotated[Path, typer.Option(help="Keep results in this folder.")] = Path("out/pipelines"),
+    again: Annotated[bool, typer.Option(help="Run tests too whose results are kept.")] = False,
     any_code: Annotated[
-        bool, typer.Option(help="Take kept results of other code, too, for a look at the table.")
+        bool, typer.Option(help="Take kept results of other code too, for a look at the table.")
     ] = False,
-    docs: Annotated[Path | None, typer.Option(help="A Markdown file to print the table to.")] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Print the table to this Markdown file.", show_default="none")
+    ] = None,
 ) -> None:
     """Check steering on Diffusers' test components and print what was found."""
     found = tests_of(checkout)

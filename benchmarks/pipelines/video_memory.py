@@ -23,6 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from fk_steer import Execution, FKSteering, FrameReward, steer
 from fk_steer.evaluation.live import LiveBytes
+from fk_steer.options import Help
 from fk_steer.smc import Schedule
 from fk_steer.testing import redness
 from fk_steer.testing.tiny import wan
@@ -79,10 +80,10 @@ def growth_of_process(particles: int, output_type: str, side: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=48, help="of the videos, in pixels")
-    parser.add_argument("--process", action="store_true", help="measure processes of their own too")
-    parser.add_argument("--out", type=Path, help="a JSON file")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("--side", type=int, default=48, help="Make videos of this side in pixels.")
+    parser.add_argument("--process", action="store_true", help="Measure processes of their own too.")
+    parser.add_argument("--out", type=Path, help="Write the table to this JSON file.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

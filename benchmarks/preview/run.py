@@ -15,7 +15,16 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fk_steer.bundled import bundled_options
-from fk_steer.cli.options import Device, Guidance, Guide, Steps, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_MODEL,
+    DEFAULT_REWARD,
+    AnyModel,
+    Device,
+    Guidance,
+    Guide,
+    Steps,
+    one_line_errors,
+)
 from fk_steer.console import console
 from fk_steer.diffusion.decode import LatentDecoder
 from fk_steer.diffusion.interception import intercept_step
@@ -105,17 +114,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file for the table.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one.")] = "shapes",
+    out: Annotated[Path, typer.Option(help="Write the table to this JSON file.")],
+    model: AnyModel = DEFAULT_MODEL,
     decoder: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of an AutoencoderTiny, for example madebyollin/taesd. [default: bundled]"),
+        typer.Option(
+            help="Decode with this AutoencoderTiny, a hub id or folder such as madebyollin/taesd.",
+            show_default="the bundled one",
+        ),
     ] = None,
-    reward: Guide = "clip-score",
+    reward: Guide = DEFAULT_REWARD,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="[default: 24 of the bundled world's held-out prompts]")
+        list[str] | None,
+        typer.Option(
+            help="Draw these prompts; may be repeated.", show_default="24 of the bundled world's held-out prompts"
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(min=2, help="Per prompt.")] = 8,
+    images: Annotated[int, typer.Option(min=2, help="Make this many images of each prompt.")] = 8,
     steps: Steps = None,
     guidance: Guidance = None,
     device: Device = None,

@@ -254,18 +254,25 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the table.")],
+    out: Annotated[Path, typer.Option(help="Write the table to this folder.")],
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME:VARIANT as in the table. [default: all; on a CPU the small ones]"),
+        typer.Option(
+            help="Measure these rewards, NAME or NAME:VARIANT as in the table.",
+            show_default="all; on a CPU the small ones",
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="[default: 16; on a CPU 4]")] = None,
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 512,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Score this many images at a time.", show_default="16; on a CPU 4")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Score images of this height and width in pixels.")] = 512,
     repeats: Repeats = 3,
-    dtype: Annotated[str | None, typer.Option(help="[default: float16; on a CPU float32]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Compute in this precision.", show_default="float16; on a CPU float32")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Images per second of rewards at full size with random weights, a batch against one by one, and peak memory."""
+    """Measure images per second and peak memory of rewards at full size with random weights."""
 
     with one_line_errors():
         target = default_device(device)

@@ -68,13 +68,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file for samples per second and ratios.")],
-    processes: Annotated[int, typer.Option(min=2, help="To compare with one; each needs a core.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each, in turn.")] = 3,
-    limit: Annotated[int, typer.Option(min=8, help="Prompts of each measurement.")] = 48,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 10,
+    out: Annotated[Path, typer.Option(help="Write samples per second and ratios to this JSON file.")],
+    processes: Annotated[int, typer.Option(min=2, help="Compare this many processes with one; each needs a core.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Measure each this often, in turn.")] = 3,
+    limit: Annotated[int, typer.Option(min=8, help="Generate this many prompts in each measurement.")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="Take this many denoising steps.")] = 10,
 ) -> None:
-    """How much faster several processes make a run than one, a thread each, on a CPU."""
+    """Measure how much faster several processes make a run than one, a thread each, on a CPU."""
     with one_line_errors():
         quiet_libraries()
         settings = GenerationSettings("shapes", "shapes", limit=limit, steps=steps, samples_per_prompt=1, batch_size=2)

@@ -259,16 +259,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the stored rewards and the tables.")],
-    split: Annotated[Split, typer.Option(help="Prompts to choose a selector on, or to confirm it.")] = Split.tuning,
+    out: Annotated[Path, typer.Option(help="Write rewards and tables to this folder.")],
+    split: Annotated[
+        Split, typer.Option(help="Take prompts for choosing a selector, or those that confirm it.")
+    ] = Split.tuning,
     model: Model = "shapes",
     per_task: PerTask = 20,
-    seeds: Annotated[int, typer.Option(min=2, help="Images of each prompt's pool.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Of DPM-Solver++.")] = 10,
-    number: Annotated[list[int] | None, typer.Option(help="Images that are chosen from. [default: 4 and 8]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per call.")] = 10,
+    seeds: Annotated[int, typer.Option(min=2, help="Make this many images of each prompt to choose from.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Take this many steps of DPM-Solver++.")] = 10,
+    number: Annotated[
+        list[int] | None, typer.Option(help="Choose the best of this many images.", show_default="4 and 8")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Put this many prompts into one call of the pipeline.")] = 10,
 ) -> None:
-    """Best-of-n by every selector, beside the guide's own choice and the oracle's."""
+    """Choose the best of n by every selector, beside the guide's own choice and the oracle's."""
     with one_line_errors():
         lines = tuning_prompts(per_task) if split is Split.tuning else evaluation_prompts(per_task)
         folder = out / split.value

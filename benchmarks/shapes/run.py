@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from fk_steer.cli.options import BatchSize, Guidance, Guide, Model, PerTask, Processes, Seeds, Steps, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_REWARD,
+    BatchSize,
+    Guidance,
+    Guide,
+    Lmbda,
+    Model,
+    PerTask,
+    Processes,
+    ResultsFolder,
+    Seeds,
+    Steps,
+    one_line_errors,
+)
 from fk_steer.evaluation.world import (
     differences,
     folder_of,
@@ -27,18 +40,21 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for images, records and tables.")],
+    out: ResultsFolder,
     preset: Annotated[
         list[str],
         typer.Option(
-            help="PRESET, PRESET:PARTICLES, or PRESET@BUDGET for as many particles as cost that many trajectories. "
-            "Several make a row each, compared with the first."
+            help="Steer by these settings: PRESET, PRESET:PARTICLES, or PRESET@LOOPS for as many particles as cost "
+            "that many whole loops. Several make a row each, compared with the first."
         ),
     ],
     model: Model = "shapes",
-    reward: Guide = "clip-score",
-    particles: Annotated[int | None, typer.Option(help="Particles, where not given with the preset.")] = None,
-    lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
+    reward: Guide = DEFAULT_REWARD,
+    particles: Annotated[
+        int | None,
+        typer.Option(help="Take this many particles where a preset comes without.", show_default="the preset's"),
+    ] = None,
+    lmbda: Lmbda = None,
     seeds: Seeds = 3,
     per_task: PerTask = 40,
     steps: Steps = None,
@@ -46,10 +62,11 @@ def main(
     batch_size: BatchSize = 8,
     processes: Processes = 1,
     against: Annotated[
-        Path | None, typer.Option(help="Folder of the same presets with another guide, to compare with.")
+        Path | None,
+        typer.Option(help="Compare with this folder, of the same presets with another guide.", show_default="none"),
     ] = None,
 ) -> None:
-    """GenEval's six tasks on the bundled world's held-out prompts, judged by exact detection."""
+    """Run GenEval's six tasks on the bundled world's held-out prompts, judged by exact detection."""
 
     quiet_libraries()
     with one_line_errors():

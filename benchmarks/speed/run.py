@@ -22,7 +22,18 @@ import torch
 import typer
 from torch import Tensor
 
-from fk_steer.cli.options import Device, FullSize, Model, RandomWeights, Repeats, Size, Steps, one_line_errors
+from fk_steer.cli.options import (
+    DEFAULT_PRESET,
+    Device,
+    FullSize,
+    Model,
+    RandomWeights,
+    Repeats,
+    Size,
+    SizedPreset,
+    Steps,
+    one_line_errors,
+)
 from fk_steer.console import console
 from fk_steer.diffusion import Execution, steer
 from fk_steer.diffusion.interception import intercept
@@ -189,26 +200,25 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file for seconds, ratios and peak memory.")],
+    out: Annotated[Path, typer.Option(help="Write seconds, ratios and peak memory to this JSON file.")],
     model: Model = "shapes",
     full_size: FullSize = None,
     random_weights: RandomWeights = False,
-    preset: Annotated[str, typer.Option(help="PRESET, PRESET:PARTICLES or PRESET@BUDGET.")] = "finish",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts per steered call.")] = 8,
+    preset: SizedPreset = DEFAULT_PRESET,
+    prompts: Annotated[int, typer.Option(min=1, help="Put this many prompts into a steered call.")] = 8,
     repeats: Repeats = 5,
     steps: Steps = None,
     previews: Annotated[
         bool, typer.Option("--previews", help="Decode x0 predictions with the bundled preview decoder.")
     ] = False,
     decode_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Latents per call of the decoder. [default: all]")
+        int | None, typer.Option(min=1, help="Decode this many latents at a time.", show_default="all")
     ] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, with up to 64 particles.")] = True,
     size: Size = None,
     device: Device = None,
 ) -> None:
-    """Seconds of a steered call over those of its models' bare work, and of a plain loop over the steered call's; peak
-    memory by number of particles."""
+    """Time a steered call against its models' bare work and a plain loop, and measure peak memory by particles."""
     with one_line_errors():
         quiet_libraries()
 

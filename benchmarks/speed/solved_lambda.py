@@ -102,12 +102,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON file.")],
+    out: Annotated[Path, typer.Option(help="Write seconds and shares to this JSON file.")],
     model: Model = "shapes",
-    particles: Annotated[int, typer.Option(min=2, help="Particles per prompt.")] = 4,
+    particles: Annotated[int, typer.Option(min=2, help="Steer this many particles per prompt.")] = 4,
     repeats: Repeats = 9,
 ) -> None:
-    """Looks at the weights and share of a steered call that solving for lambda takes, and what bisection would."""
+    """Count the looks at weights, and the time of a steered call, that solving for lambda takes, beside bisection."""
     with one_line_errors():
         quiet_libraries()
         pipe, guide, call = bundled_or_full_size(model, None, "cpu", None, None)

@@ -7,77 +7,190 @@ from typing import Annotated, Any
 
 import typer
 
+from ..combinations import combination
 from ..console import console, stoppable
-from ..options import reward_options
-from .options import Device, Repair, one_line_errors
+from ..options import options_of, reward_options
+from .options import (
+    DEFAULT_PRESET,
+    GUIDANCE_DEFAULT,
+    MAKE,
+    REWARD_FORMS,
+    RUN,
+    SAMPLE,
+    STEER,
+    STEPS_DEFAULT,
+    Device,
+    Repair,
+    Set,
+    one_line_errors,
+    start,
+)
 
 
 def compare(
     study: Annotated[
-        Path | None, typer.Argument(help="YAML file that describes the study; options go before it.")
+        Path | None,
+        typer.Argument(
+            metavar="STUDY",
+            help="Read the study from this YAML file; options go before what it says.",
+            show_default="the options say all",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for everything. [default: that of STUDY, without .yaml]")
+        Path | None,
+        typer.Option(
+            help="Write images, scores, tables and report to this folder.",
+            show_default="STUDY without .yaml",
+            rich_help_panel=MAKE,
+        ),
     ] = None,
     rewards: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME,...", help="Guides; 'none' is no steering. See `fk-steer rewards`."),
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Compare these rewards as guides; none is the stock pipeline. {REWARD_FORMS}",
+            show_default="those of STUDY",
+            rich_help_panel=MAKE,
+        ),
     ] = None,
     reward_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME:]KEY=VALUE", help="Option of a guide, or its preset, particles or lmbda."),
+        typer.Option(
+            metavar="[NAME:]KEY=VALUE",
+            help="Set an option of a guide, or its own preset, particles, budget or lmbda; without NAME of all guides.",
+            show_default="the rewards' own",
+            rich_help_panel=MAKE,
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME,...", help="'sd21', 'sdxl', 'shapes', 'shapes-xl', hub ids or folders."),
+        typer.Option(
+            metavar="NAME,...",
+            help="Draw with these pipelines: sd21, sdxl, shapes, shapes-xl, hub ids or folders.",
+            show_default="those of STUDY",
+            rich_help_panel=MAKE,
+        ),
     ] = None,
     prompts: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,...", help="'geneval', 'drawbench', 'shapes', or files.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Take these lists of prompts: geneval, drawbench, shapes, or files.",
+            show_default="those of STUDY",
+            rich_help_panel=MAKE,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Take this many prompts of each list, spread evenly over its tasks.",
+            show_default="all",
+            rich_help_panel=MAKE,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make this many images of each prompt.", show_default="4", rich_help_panel=MAKE),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:VARIANT][=PATH],...", help="As for `fk-steer eval panel`. [default: its and the guides]"
+            metavar="NAME[:VARIANT][=PATH]",
+            help="Score all images by these rewards, as `fk-steer eval panel` does.",
+            show_default="its panel and the guides",
+            rich_help_panel=MAKE,
         ),
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Guide that differences are to. [default: none]")] = None,
-    preset: Annotated[str | None, typer.Option(help="Of all guides. [default: adaptive]")] = None,
-    particles: Annotated[int | None, typer.Option(min=1, help="Of all guides. [default: 4]")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Images per prompt. [default: 4]")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each list. [default: all]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="[default: 7.5; bundled models 3]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per steered call. [default: 4]")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Show how much every guide gains over this one, prompt by prompt.",
+            show_default="none, the stock pipeline",
+            rich_help_panel=MAKE,
+        ),
+    ] = None,
+    report_prompts: Annotated[
+        int,
+        typer.Option(min=0, help="Show the images of this many prompts of each list.", rich_help_panel=MAKE),
+    ] = 24,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Let all guides steer by these settings; `fk-steer presets` lists them.",
+            show_default=DEFAULT_PRESET,
+            rich_help_panel=STEER,
+        ),
+    ] = None,
+    particles: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Let all guides choose among this many candidates of each image (particles).",
+            show_default="4",
+            rich_help_panel=STEER,
+        ),
+    ] = None,
+    changes: Set = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Put this many images into one steered call of the pipeline.",
+            show_default="4",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     max_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Denoiser rows, latents and images scored at a time. [default: all]"),
+        typer.Option(
+            min=1,
+            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
+            "image.",
+            show_default="all",
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    metric_batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time by a metric.")] = 8,
-    report_prompts: Annotated[
-        int, typer.Option(min=0, help="Prompts of each list shown with images in the report.")
-    ] = 24,
-    processes: Annotated[int, typer.Option(min=1, help="Workers that generate, one thread or GPU each.")] = 1,
+    metric_batch_size: Annotated[
+        int, typer.Option(min=1, help="Let a metric score this many images at a time.", rich_help_panel=RUN)
+    ] = 8,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Generate with this many workers, on one thread or one GPU each.", rich_help_panel=RUN
+        ),
+    ] = 1,
     repair: Repair = False,
     check: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Generate nothing: compare the results with those in FOLDER, of the same study, in all that is "
-            "reproducible.",
+            help="Generate nothing: list where the results differ from those in FOLDER, of the same study, in what "
+            "is reproducible.",
+            show_default="none",
+            rich_help_panel=RUN,
         ),
     ] = None,
     device: Device = None,
 ) -> None:
-    """Compare rewards as guides: GenEval accuracy by task and metric means for each guide, model and list of prompts.
+    """Compare rewards as guides: how right and how liked are the images that each of them makes of the same prompts?
 
-    Writes a report (report.html), tables (LaTeX, CSV) and results.json. Stopped at any point and run again it does
-    what is missing; a finished study is only printed. What fails is reported and the rest goes on; the exit status is
-    then 1. With --check it is 1 if the two folders differ, and the differences are listed.
+    Writes a report (report.html), tables (LaTeX, CSV) and results.json: GenEval's accuracy by task, and means of
+    metrics. Stopped at any point and run again it does what is missing; a finished study is only printed. What fails is
+    reported and the rest goes on; the exit status is then 1. With --check it is 1 if the two folders differ.
     """
     with stoppable(), one_line_errors():
-        from ..loading import quiet_libraries
-
-        quiet_libraries()
+        start()
         config = _config(study)
         named = config.pop("out", None)
         if named is not None and not isinstance(named, str):
@@ -96,13 +209,16 @@ def compare(
         names = _names(rewards)
         if reward_option and not names:
             raise ValueError("Expected --reward-option with --rewards; a study's file holds the options of its own.")
-        overrides["rewards"] = {name: reward_options(reward_option or [], name, names) for name in names}
+        overrides["rewards"] = {name: guide_options(reward_option or [], name, names) for name in names}
         if metric:
             overrides["metrics"] = metric
         config |= {name: value for name, value in overrides.items() if value}
+        from ..search.assignments import read_assignments
+
         generation = {
             "preset": preset,
             "particles": particles,
+            "changes": read_assignments(changes) if changes else None,
             "samples_per_prompt": samples,
             "limit": limit,
             "steps": steps,
@@ -138,6 +254,22 @@ def _config(file: Path | None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"Expected {file} to hold a mapping with models, rewards and prompts, but it does not.")
     return config
+
+
+OWN = ("preset", "particles", "budget", "lmbda")
+"""Settings of a guide among the options."""
+
+
+def guide_options(pairs: list[str], name: str, names: list[str]) -> dict[str, Any]:
+    """Options of a guide, and its settings, as a study has them."""
+    if name == "none" or combination(name).single:
+        everyone = [*names, *(part for one in names if one != "none" for part in combination(one).names)]
+        return reward_options(pairs, name, everyone)
+    # Those of a combination are by reward, its settings its own.
+    settings = [pair for pair in pairs if pair.partition("=")[0].rpartition(":")[2] in OWN]
+    own = [pair for pair in pairs if pair not in settings]
+    among = [one for one in names if one != "none"]
+    return {**reward_options(settings, name, names), **options_of(own, name, among)}
 
 
 def _names(texts: list[str] | None) -> list[str]:

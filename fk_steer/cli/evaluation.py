@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..console import console
-from .options import Device, one_line_errors
+from .options import Device, one_line_errors, start
 
 
 app = typer.Typer(no_args_is_help=True)
@@ -23,46 +23,59 @@ class DetectorKind(str, Enum):
 # Typer makes a lone command the whole app unless there is a callback.
 @app.callback()
 def evaluation() -> None:
-    """Evaluation of generated images."""
+    """Judge folders of images: by GenEval's rules, or by a panel of metrics."""
 
 
 @app.command()
 def geneval(
     folder: Annotated[
-        Path, typer.Argument(help="Images in GenEval's layout: 00000/metadata.jsonl, 00000/samples/00000.png, ...")
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Judge the images in this folder, in GenEval's layout: 00000/metadata.jsonl, 00000/samples/00000.png, "
+            "and so on.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results and summary. [default: 'evaluation' in FOLDER]")
+        Path | None,
+        typer.Option(help="Write results and summary to this folder.", show_default="'evaluation' in FOLDER"),
     ] = None,
     detector: Annotated[
-        DetectorKind, typer.Option(help="'shapes' is the exact one, for images of the bundled world.")
+        DetectorKind,
+        typer.Option(help="Find objects with this detector; shapes is the exact one, for images of the bundled world."),
     ] = DetectorKind.mask2former,
     detector_path: Annotated[
         str | None,
         typer.Option(
-            help="Hub id or folder of a Mask2Former. [default: facebook/mask2former-swin-small-coco-instance]"
+            help="Load the Mask2Former from this hub id or folder.",
+            show_default="its small one for COCO",
         ),
     ] = None,
     clip_path: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of the CLIP that tells colours. [default: OpenAI's ViT-L/14]"),
+        typer.Option(
+            help="Load the CLIP that tells colours from this hub id or folder.", show_default="OpenAI's ViT-L/14"
+        ),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="A detection must be more confident than this.")] = 0.3,
-    counting_threshold: Annotated[float, typer.Option(help="The same for counting.")] = 0.9,
-    max_objects: Annotated[int, typer.Option(min=1, help="Detections per class.")] = 16,
+    threshold: Annotated[float, typer.Option(help="Count a detection if its confidence is above this.")] = 0.3,
+    counting_threshold: Annotated[
+        float, typer.Option(help="Count a detection if its confidence is above this, in prompts about numbers.")
+    ] = 0.9,
+    max_objects: Annotated[int, typer.Option(min=1, help="Keep at most this many detections of a class.")] = 16,
     max_overlap: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Drop detections that overlap a better one this much; 1 keeps all.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Drop a detection that overlaps a better one by more than this share; 1 keeps all."
+        ),
     ] = 1.0,
     device: Device = None,
 ) -> None:
-    """GenEval by its official rules: is what the prompt says in the image, in number, colour and place?
+    """Judge images by GenEval's official rules: are things there in the number, colour and place the prompt says?
 
     Run again it judges what is new and prints the summary.
     """
     with one_line_errors():
-        from ..loading import quiet_libraries
-
-        quiet_libraries()
+        start()
         from ..evaluation.geneval.accuracy import detector_settings, evaluate_folders
         from ..evaluation.geneval.evaluator import lines
 
@@ -84,45 +97,54 @@ def panel(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="Images in GenEval's layout (00000/metadata.jsonl, 00000/samples/00000.png, ...), or a CSV or JSONL "
-            "file with the fields path and prompt."
+            metavar="FOLDER",
+            help="Score the images in this folder, in GenEval's layout (00000/metadata.jsonl, 00000/samples/00000.png, "
+            "...), or those in a CSV or JSONL file with the fields path and prompt.",
         ),
     ],
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:VARIANT][=PATH],...",
-            help="Rewards, and 'diversity'. [default: those of the LLaVA-Reward paper and diversity; with --detector "
-            "shapes the bundled world's]",
+            metavar="NAME[:VARIANT][=PATH]",
+            help="Score by these rewards, and by 'diversity', how unlike a prompt's images are.",
+            show_default="those of the LLaVA-Reward paper and diversity; with --detector shapes the bundled world's",
         ),
     ] = None,
     metric_option: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME:]KEY=VALUE",
-            help="Option of a metric, for example clip-score:variant=hessel; without NAME of all of them.",
+            help="Set an option of a metric, for example hps:variant=v2; without NAME of all of them.",
+            show_default="the metrics' own",
         ),
     ] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="YAML file of metrics, label: {metric: NAME, KEY: VALUE, ...}.")
+        Path | None,
+        typer.Option(
+            help="Read the metrics from this YAML file, label: {metric: NAME, KEY: VALUE, ...}, in place of --metric.",
+            show_default="none",
+        ),
     ] = None,
     detector: Annotated[
         DetectorKind | None,
-        typer.Option(help="Add GenEval's accuracy by this detector. With 'shapes' metrics are the bundled world's."),
+        typer.Option(
+            help="Add GenEval's accuracy by this detector. With shapes the metrics are the bundled world's.",
+            show_default="none",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the scores. [default: 'panel' in FOLDER]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the scores to this folder.", show_default="'panel' in FOLDER")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Score this many images at a time.")] = 8,
     device: Device = None,
 ) -> None:
-    """Mean scores of images by a panel of metrics, each loaded once and one at a time.
+    """Score images by a panel of metrics, and print their means with standard errors.
 
-    Run again it scores what is missing and prints the means. A metric that fails is reported and the others go on; the
-    exit status is then 1.
+    Each metric is loaded once, one at a time. Run again it scores what is missing and prints the means. A metric that
+    fails is reported and the others go on; the exit status is then 1.
     """
     with one_line_errors():
-        from ..loading import quiet_libraries
-
-        quiet_libraries()
+        start()
         from ..evaluation.panel.panel import run
 
         if not run(folder, metric, metric_option, metrics, detector and detector.value, out, batch_size, device):

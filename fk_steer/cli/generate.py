@@ -13,9 +13,32 @@ from typing import Annotated
 import typer
 
 from ..bundled import bundled_options
+from ..combinations import names_in
 from ..console import console, stoppable
-from ..options import reward_options
-from .options import Device, Repair, one_line_errors
+from ..options import options_of
+from .options import (
+    DEFAULT_MODEL,
+    DEFAULT_PRESET,
+    DEFAULT_REWARD,
+    GUIDANCE_DEFAULT,
+    MAKE,
+    REWARD_FORMS,
+    RUN,
+    SAMPLE,
+    STEER,
+    STEPS_DEFAULT,
+    Budget,
+    Device,
+    Lmbda,
+    Particles,
+    Preset,
+    Repair,
+    RewardOption,
+    Set,
+    one_line_errors,
+    start,
+    warn_of_lmbda,
+)
 
 
 class PipelineKind(str, Enum):
@@ -32,91 +55,162 @@ class DType(str, Enum):
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to generate.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT...",
+            help="Say what to generate, each prompt in quotes.",
+            show_default="those of --prompts-file",
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read prompts from this file, after those given: one a line, or JSON lines (.jsonl) or a table (.csv, "
+            ".tsv) with a 'prompt' each.",
+            show_default="none",
+            rich_help_panel=MAKE,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'. [default: 'shapes']"
+            help="Draw with this pipeline: a hub id, a folder, or a bundled one, shapes or shapes-xl.",
+            show_default=DEFAULT_MODEL,
+            rich_help_panel=MAKE,
         ),
     ] = None,
-    pipeline: Annotated[PipelineKind, typer.Option(help="Class of the pipeline.")] = PipelineKind.auto,
-    reward: Annotated[str, typer.Option(help="Reward to steer by; see `fk-steer rewards`.")] = "clip-score",
-    reward_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
+    pipeline: Annotated[
+        PipelineKind,
+        typer.Option(
+            help="Insist on a class of pipeline; auto goes by what the model says of itself.", rich_help_panel=MAKE
+        ),
+    ] = PipelineKind.auto,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="Say what to keep out of the images.", show_default="nothing", rich_help_panel=MAKE),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from; see `fk-steer presets`.")] = "finish",
-    particles: Annotated[int | None, typer.Option(help="Particles per prompt. [default: the preset's]")] = None,
-    budget: Annotated[
+    height: Annotated[
+        int | None,
+        typer.Option(help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE),
+    ] = None,
+    frames: Annotated[
         int | None,
         typer.Option(
             min=1,
-            metavar="CALLS",
-            help="Denoiser calls per image, guidance not counted, in place of --particles: chooses particles, and the "
-            "steps and sampler that are left open.",
+            help="Make videos of this many frames, with a pipeline of videos.",
+            show_default="the model's",
+            rich_help_panel=MAKE,
         ),
     ] = None,
-    lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            help="Generate as many images without steering, from the same noise, to set beside the steered ones.",
+            rich_help_panel=MAKE,
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write images, traces and report to this folder.",
+            show_default="one in 'out' for each prompt and settings",
+            rich_help_panel=MAKE,
+        ),
+    ] = None,
+    reward: Annotated[
+        str,
+        typer.Option(
+            help=f"Steer by this reward; `fk-steer rewards` lists them. {REWARD_FORMS}",
+            rich_help_panel=STEER,
+        ),
+    ] = DEFAULT_REWARD,
+    reward_option: RewardOption = None,
+    preset: Preset = DEFAULT_PRESET,
+    particles: Particles = None,
+    budget: Budget = None,
+    lmbda: Lmbda = None,
+    changes: Set = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="Sampler, for example ddim, dpmsolver++ or EulerAncestralDiscreteScheduler. [default: the model's; "
-            "DDIM if the settings make copies of particles and the model's adds no noise; with --budget DPM-Solver++]"
+            help="Sample with this scheduler: ddim, dpmsolver++, euler, or a class of Diffusers such as "
+            "EulerAncestralDiscreteScheduler.",
+            show_default="the model's, or DDIM where copies of particles need noise and it adds none; with --budget "
+            "DPM-Solver++",
+            rich_help_panel=SAMPLE,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]"),
+        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
+        float | None,
+        typer.Option(
+            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
+        ),
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out of the images.")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels. [default: the model's]")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Of a pipeline of videos. [default: the model's]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise and the resampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Draw all noise and all resampling from this seed.", rich_help_panel=SAMPLE)
+    ] = 0,
+    dtype: Annotated[
+        DType,
+        typer.Option(
+            help="Compute the pipeline in this precision; auto is float16 on CUDA devices, else float32.",
+            rich_help_panel=RUN,
+        ),
+    ] = DType.auto,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Denoiser rows, latents decoded and images scored at a time. [default: all]"),
+        typer.Option(
+            min=1,
+            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
+            "image.",
+            show_default="all",
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    compare: Annotated[
-        bool, typer.Option(help="Generate as many images without steering, from the same noise, to set beside.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the results. [default: one in 'out' for each prompt and settings]"),
-    ] = None,
-    dtype: Annotated[DType, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = DType.auto,
     device: Device = None,
     particle_parallel: Annotated[
         bool,
         typer.Option(
             "--particle-parallel",
             help="Share the particles of each prompt between the processes that torchrun or accelerate has started.",
+            rich_help_panel=RUN,
         ),
     ] = False,
     repair: Repair = False,
 ) -> None:
-    """Generate images or videos steered by a reward, best first, with a trace of every scoring event, a contact sheet
-    and a report.
+    """Generate images or videos that a reward likes: several candidates per prompt are steered, the best comes first.
 
-    Run again with the same settings it does what is missing, with another --batch-size if memory was short; a folder
-    made with other settings is left alone.
+    Beside the images there are a trace of every scoring event, a contact sheet and a report. Run again with the same
+    settings it makes what is missing, with another --batch-size if memory was short; a folder made with other settings
+    is left alone.
     """
     with stoppable(), one_line_errors():
-        from ..loading import quiet_libraries
-
-        quiet_libraries()
-        options = reward_options(reward_option or [], reward, [reward])
+        options = options_of(reward_option or [], reward)
         if model is None:
-            model = "shapes"
-            fits = bundled_options(model, reward) and "path" not in options
-            own = f" and its '{reward}'" if fits else ""
-            console.print(f"No --model is given: using the bundled '{model}'{own}.", highlight=False)
+            model = DEFAULT_MODEL
+            names = names_in(reward)
+            given = {name: options if len(names) == 1 else options.get(name, {}) for name in names}
+            fits = [f"'{name}'" for name in names if bundled_options(model, name) and "path" not in given[name]]
+            own = f" and its {' and '.join(fits)}" if fits else ""
+            console.print(f"No --model is given: using the bundled '{model}'{own}.", highlight=False, soft_wrap=True)
+        start()
+        from ..evaluation.prompts import prompts_in_file
         from ..generate import Generation, generate_into
+        from ..search.assignments import read_assignments
 
+        texts = [*(prompts or []), *(prompts_in_file(prompts_file) if prompts_file else [])]
+        if not texts:
+            raise ValueError("Expected a prompt, in quotes, or a file of prompts by --prompts-file.")
         settings = Generation.of(
-            prompts,
+            texts,
             model,
             reward=reward,
             reward_options=options,
@@ -124,6 +218,7 @@ def generate(
             particles=particles,
             budget=budget,
             lmbda=lmbda,
+            changes=read_assignments(changes or []),
             scheduler=scheduler,
             steps=steps,
             guidance=guidance,
@@ -135,9 +230,10 @@ def generate(
             compare=compare,
             dtype=dtype.value,
         )
+        warn_of_lmbda(preset, lmbda)
         if out is None:
             content = json.dumps(asdict(settings), sort_keys=True, default=str)
-            name = re.sub(r"[^a-z0-9]+", "-", prompts[0].lower())[:40].strip("-")
+            name = re.sub(r"[^a-z0-9]+", "-", texts[0].lower())[:40].strip("-")
             out = Path("out") / f"{name or 'prompt'}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         generate_into(
             out,
@@ -148,4 +244,4 @@ def generate(
             particle_parallel=particle_parallel,
             repair=repair,
         )
-        console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False)
+        console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)

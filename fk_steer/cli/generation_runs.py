@@ -13,11 +13,32 @@ from typing import Annotated, Any
 import typer
 
 from ..console import console, progress_bar, stoppable
-from ..options import reward_options
-from .options import Device, Repair, one_line_errors
+from ..options import options_of
+from .options import (
+    DEFAULT_PRESET,
+    DEFAULT_REWARD,
+    GUIDANCE_DEFAULT,
+    MAKE,
+    REWARD_FORMS,
+    RUN,
+    SAMPLE,
+    STEER,
+    STEPS_DEFAULT,
+    Budget,
+    Device,
+    Lmbda,
+    Particles,
+    Preset,
+    Repair,
+    RewardOption,
+    Set,
+    one_line_errors,
+    start,
+    warn_of_lmbda,
+)
 
 
-app = typer.Typer(help="Images for lists of prompts.", no_args_is_help=True)
+app = typer.Typer(help="Make images for whole lists of prompts: GenEval, DrawBench, your own.", no_args_is_help=True)
 
 
 class Engine(str, Enum):
@@ -26,88 +47,161 @@ class Engine(str, Enum):
 
 
 def run(
-    prompts: Annotated[
-        str, typer.Option(help="'shapes', 'geneval', 'drawbench', or a file: JSON lines with a 'prompt', or text.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for images and records.")],
+    out: Annotated[Path, typer.Option(help="Write images and records to this folder.", rich_help_panel=MAKE)],
     model: Annotated[
-        str, typer.Option(help="Hub id or folder of a pipeline, or a bundled one: 'shapes', 'shapes-xl'.")
+        str,
+        typer.Option(
+            help="Draw with this pipeline: a hub id, a folder, or a bundled one, shapes or shapes-xl.",
+            rich_help_panel=MAKE,
+        ),
     ],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Take this list: shapes, geneval, drawbench, or a file with one prompt a line, or JSON lines (.jsonl) "
+            "or a table (.csv, .tsv) with a 'prompt' each.",
+            show_default="the file of --prompts-file",
+            rich_help_panel=MAKE,
+        ),
+    ] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option(help="Where the list of GenEval or DrawBench is. [default: fetched once]")
+        Path | None,
+        typer.Option(
+            help="Read the prompts from this file: a list of your own, or beside --prompts geneval or drawbench a copy "
+            "of that list.",
+            show_default="the published lists are fetched once",
+            rich_help_panel=MAKE,
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Prompts, evenly over tasks or categories. [default: all]")
-    ] = None,
-    reward: Annotated[str, typer.Option(help="Guide; 'none' for images of the stock pipeline.")] = "clip-score",
-    reward_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the reward, for example path=FOLDER.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Steering settings; see `fk-steer presets`.")] = "finish",
-    particles: Annotated[int | None, typer.Option(help="Particles per sample. [default: the preset's]")] = None,
-    budget: Annotated[
         int | None,
         typer.Option(
             min=1,
-            metavar="CALLS",
-            help="Denoiser calls per sample, guidance not counted, in place of --particles: chooses particles, and the "
-            "steps and sampler that are left open.",
+            help="Take this many prompts, spread evenly over the tasks or categories.",
+            show_default="all",
+            rich_help_panel=MAKE,
         ),
     ] = None,
-    lmbda: Annotated[float | None, typer.Option(help="Strength of the tilt. [default: the reward's]")] = None,
-    samples_per_prompt: Annotated[int, typer.Option(min=1, help="Steered calls, each giving its best image.")] = 4,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeats of all samples with other noise.")] = 1,
+    samples_per_prompt: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Make this many images of each prompt, each the best of a steered call of its own.",
+            rich_help_panel=MAKE,
+        ),
+    ] = 4,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat all samples this often, with other noise.", rich_help_panel=MAKE)
+    ] = 1,
+    height: Annotated[
+        int | None,
+        typer.Option(
+            min=8, help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=8, help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE
+        ),
+    ] = None,
+    reward: Annotated[
+        str,
+        typer.Option(
+            help=f"Steer by this reward; none makes images of the stock pipeline. {REWARD_FORMS}",
+            rich_help_panel=STEER,
+        ),
+    ] = DEFAULT_REWARD,
+    reward_option: RewardOption = None,
+    preset: Preset = DEFAULT_PRESET,
+    particles: Particles = None,
+    budget: Budget = None,
+    lmbda: Lmbda = None,
+    changes: Set = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Denoising steps. [default: 50; bundled models 25; the preset's or budget's]"),
+        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale. [default: 7.5; bundled models 3]")
+        float | None,
+        typer.Option(
+            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="Sampler. [default: the model's; DDIM if noise is needed and it has none; with --budget DPM-Solver++]"
+            help="Sample with this scheduler: ddim, dpmsolver++, euler, or a class of Diffusers.",
+            show_default="the model's, or DDIM where noise is needed and it adds none; with --budget DPM-Solver++",
+            rich_help_panel=SAMPLE,
         ),
     ] = None,
-    height: Annotated[int | None, typer.Option(min=8, help="In pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(min=8, help="In pixels. [default: the model's]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples (prompts x samples of each) per call.")] = 4,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Put this many samples (prompts x samples of each) into one call of the pipeline.",
+            rich_help_panel=RUN,
+        ),
+    ] = 4,
     max_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Denoiser rows, latents decoded and images scored at a time. [default: all]"),
+        typer.Option(
+            min=1,
+            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
+            "image.",
+            show_default="all",
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the pipeline; auto is float16 on CUDA devices.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Compute the pipeline in float32, float16 or bfloat16; auto is float16 on CUDA devices.",
+            rich_help_panel=RUN,
+        ),
+    ] = "auto",
     device: Device = None,
-    processes: Annotated[int, typer.Option(min=1, help="Workers: one thread each, or a GPU in turn.")] = 1,
-    engine: Annotated[Engine, typer.Option(help="Where workers run.")] = Engine.local,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="Start this many workers, on one thread or one GPU each.", rich_help_panel=RUN),
+    ] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="Run the workers on this machine or on a Ray cluster.", rich_help_panel=RUN)
+    ] = Engine.local,
     repair: Repair = False,
 ) -> None:
-    """Steered images for any list of prompts, in GenEval's layout with a record beside each image.
+    """Make steered images for any list of prompts, in GenEval's layout, with a record beside each image.
 
     Run again it makes what is missing. Under `accelerate launch`, or started several times, the processes share the
     work.
     """
     with stoppable(), one_line_errors():
-        from ..loading import quiet_libraries
-
-        quiet_libraries()
+        if prompts is None:
+            if prompts_file is None:
+                raise ValueError("Expected a list of prompts by --prompts, or a file of them by --prompts-file.")
+            prompts, prompts_file = str(prompts_file), None
+        steered = reward != "none"
+        options = options_of(reward_option or [], reward) if steered else {}
+        speaks = os.environ.get("RANK", "0") == "0"
+        start(speaks)
         from ..evaluation.generation import GenerationSettings, generate, read_records
         from ..evaluation.statistics import mean_by, plus_minus
         from ..report.trace import Trace, told
+        from ..search.assignments import read_assignments
 
-        steered = reward != "none"
         settings = GenerationSettings(
             model=model,
             prompts=prompts,
             prompts_file=prompts_file,
             limit=limit,
             reward=reward if steered else None,
-            reward_options=reward_options(reward_option or [], reward, [reward]),
+            reward_options=options,
             preset=preset,
             particles=particles,
             budget=budget,
             lmbda=lmbda,
+            changes=read_assignments(changes or []),
             samples_per_prompt=samples_per_prompt,
             seeds=tuple(range(seeds)),
             steps=steps,
@@ -119,9 +213,15 @@ def run(
             max_rows=max_rows,
             dtype=dtype,
         )
-        speaks = os.environ.get("RANK", "0") == "0"
+        if steered:
+            warn_of_lmbda(preset, lmbda)
+        best = Best(out)
         with progress_bar(speaks) as bar:
             task = bar.add_task("samples", total=None)
+
+            def progress(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total, note=best.so_far() if steered and speaks else "")
+
             generate(
                 settings,
                 out,
@@ -129,7 +229,8 @@ def run(
                 engine=engine.value,
                 device=device,
                 repair=repair,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=progress,
+                before=show_plan if speaks else lambda plan: None,
             )
         if speaks:
             records = read_records(out)
@@ -144,6 +245,52 @@ def run(
             console.print(text, highlight=False, soft_wrap=True)
 
 
+class Best:
+    """The best and the mean reward of a run, by the records that are there.
+
+    Args:
+        out: the run's folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._rewards = out, dict[Path, float]()
+
+    def so_far(self) -> str:
+        """Both in a few words; nothing before the first."""
+        from ..evaluation.generation import SampleRecord
+        from ..records import read_record
+
+        for path in self._out.glob("*/records/*.json"):
+            if path not in self._rewards and (reward := read_record(path, SampleRecord.from_dict).reward) is not None:
+                self._rewards[path] = reward
+        if not self._rewards:
+            return ""
+        found = self._rewards.values()
+        return f"reward: mean {sum(found) / len(found):.3f}, best {max(found):.3f}"
+
+
+def show_plan(plan: Any) -> None:
+    """What a run loads and costs, before it begins."""
+    from ..loading import find_model
+    from ..running import costs, say_loading, show_costs
+
+    settings, steering = plan.settings, plan.settings.steering()
+    say_loading(find_model(settings.model), settings.reward, settings.reward_options)
+    if steering is not None:
+        steps = settings.steps or steering.steps or 50
+        guided = settings.guidance > 1
+        together = min(settings.batch_size, plan.num_samples)
+        show_costs(costs(steering, steps, guided, plan.num_samples, settings.max_rows, together=together))
+
+
+ListFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the published list from this copy of it.", show_default="fetched once", rich_help_panel=MAKE
+    ),
+]
+
+
 def _of(prompts: str, doc: str) -> Callable[..., None]:
     """`run` with its list of prompts chosen."""
 
@@ -152,15 +299,20 @@ def _of(prompts: str, doc: str) -> Callable[..., None]:
         run(prompts=prompts, **options)
 
     whole = inspect.signature(run, eval_str=True)
-    rest = [parameter for name, parameter in whole.parameters.items() if name != "prompts"]
+    rest = [
+        parameter.replace(annotation=ListFile) if name == "prompts_file" else parameter
+        for name, parameter in whole.parameters.items()
+        if name != "prompts"
+    ]
     command.__signature__ = whole.replace(parameters=rest)  # type: ignore[attr-defined]
     command.__name__, command.__doc__ = prompts, f"{doc}\n\n    Otherwise as `fk-steer bench run`.\n"
     return command
 
 
 geneval = _of(
-    "geneval", "Steered images for GenEval's prompts, as its evaluator and `fk-steer eval geneval` take them."
+    "geneval",
+    "Make steered images for GenEval's prompts, as its evaluator and `fk-steer eval geneval` take them.",
 )
-drawbench = _of("drawbench", "Steered images for DrawBench's prompts, in GenEval's layout.")
+drawbench = _of("drawbench", "Make steered images for DrawBench's prompts, in GenEval's layout.")
 for command in (run, geneval, drawbench):
     app.command()(command)

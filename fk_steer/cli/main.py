@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from llava_reward_guide.terminal import print_version
+from llava_reward_guide.terminal import flowing, print_version
 
 from .compare import compare
 from .evaluation import app as evaluation
@@ -18,25 +19,46 @@ from .rewards import app as rewards
 from .rewards import score
 
 
+class InOrder(TyperGroup):
+    """Commands in the order of `ORDER`; Typer lists those that have commands of their own last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
+ORDER = ["generate", "score", "compare", "judge", "bench", "eval", "presets", "rewards"]
+
 app = typer.Typer(
-    help="Feynman-Kac steering for Hugging Face Diffusers.",
+    cls=InOrder,
+    help="Feynman-Kac steering for Hugging Face Diffusers: images that a reward likes better, without training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
 @app.callback()
 def main(
     show: Annotated[
-        bool, typer.Option("--version", callback=print_version("fk-steer"), is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=print_version("fk-steer"), is_eager=True, help="Print the version and end."),
     ] = False,
 ) -> None:
-    """Feynman-Kac steering for Hugging Face Diffusers."""
+    """Feynman-Kac steering for Hugging Face Diffusers: images that a reward likes better, without training.
+
+    `fk-steer generate "a photo of three hearts"` is a first try: it needs no download.
+    """
 
 
-app.add_typer(runs, name="bench")
-app.add_typer(evaluation, name="eval")
-app.add_typer(rewards, name="rewards")
-for command in (generate, presets, score, judge, compare):
-    app.command()(command)
+PICTURES, SCORES, BENCHMARKS, LOOK_UP = "Make pictures", "Score and compare", "Benchmarks", "Look up"
+
+app.command(rich_help_panel=PICTURES)(generate)
+for command in (score, compare, judge):
+    app.command(rich_help_panel=SCORES)(command)
+app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)
+app.add_typer(evaluation, name="eval", rich_help_panel=BENCHMARKS)
+app.add_typer(rewards, name="rewards", rich_help_panel=LOOK_UP)
+app.command(rich_help_panel=LOOK_UP)(presets)
+flowing(app)

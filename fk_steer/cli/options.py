@@ -1,38 +1,226 @@
-"""Options that several commands share, and errors as one line."""
+"""Options that several commands share, and errors as one line.
+
+Each says in a full sentence what it does; what happens without it is its default, or `show_default`.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from llava_reward_guide.terminal import errors_as_lines, usable_device
 
+from ..defaults import DEFAULT_MODEL, DEFAULT_PRESET, DEFAULT_REWARD
 
-Device = Annotated[str | None, typer.Option(callback=usable_device, help="[default: cuda if there is one, else cpu]")]
-Model = Annotated[str, typer.Option(help="'shapes' or 'shapes-xl'.")]
-Guide = Annotated[str, typer.Option(help="Guide.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Repeats with other noise.")]
-PerTask = Annotated[int, typer.Option(min=1, help="Held-out prompts per task.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per call.")]
-Processes = Annotated[int, typer.Option(min=1, help="Repeats at a time, one thread each.")]
-FullSize = Annotated[
-    str | None, typer.Option(help="'sd21' or 'sdxl': an architecture of published size instead of a bundled model.")
-]
-RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="What --full-size runs on; costs do not depend on the weights.")
+
+__all__ = ["DEFAULT_MODEL", "DEFAULT_PRESET", "DEFAULT_REWARD"]
+
+MAKE = "What to make"
+STEER = "Steering"
+SAMPLE = "Sampling"
+RUN = "Running"
+"""Groups of options in `--help`."""
+
+STEPS_DEFAULT = "50, bundled models 25, or what the preset or budget chooses"
+GUIDANCE_DEFAULT = "7.5, bundled models 3"
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        callback=usable_device,
+        help="Run on this device: cpu, cuda, cuda:1 or mps.",
+        show_default="cuda if there is one, else cpu",
+        rich_help_panel=RUN,
+    ),
 ]
 Repair = Annotated[
     bool,
-    typer.Option("--repair", help="Set aside what of an earlier run cannot be read, in .unreadable, and remake it."),
+    typer.Option(
+        "--repair",
+        help="Move files of an earlier run that cannot be read into the folder .unreadable, and make them anew.",
+        rich_help_panel=RUN,
+    ),
 ]
-Repeats = Annotated[int, typer.Option(min=1, help="Measurements, after a warm-up.")]
-Size = Annotated[int | None, typer.Option(min=64, help="Height and width in pixels. [default: the model's]")]
+
+# Steering, of `generate` and of runs over lists of prompts.
+REWARD_FORMS = (
+    "'a+b' takes the mean of two rewards, each brought to mean 0 and spread 1 over a prompt's images (z-scores); "
+    "'2*a+b' weighs it; 'a>b' guides by a and lets b choose among the final images."
+)
+RewardOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME:]KEY=VALUE",
+        help="Set an option of the reward, for example path=FOLDER. With several combined, NAME says which one is "
+        "meant.",
+        show_default="the reward's own",
+        rich_help_panel=STEER,
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option(help="Start from these settings; `fk-steer presets` lists them.", rich_help_panel=STEER),
+]
+Particles = Annotated[
+    int | None,
+    typer.Option(
+        help="Denoise this many candidates of each image side by side (particles); the best one is kept.",
+        show_default="the preset's",
+        rich_help_panel=STEER,
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="CALLS",
+        help="Spend at most this many denoiser calls on an image, guidance not counted, in place of --particles. It "
+        "chooses the particles, and the steps and sampler that are left open.",
+        show_default="none",
+        rich_help_panel=STEER,
+    ),
+]
+LMBDA_MEANING = (
+    "Favour an image of reward r by exp(lambda x r). Where lambda is solved for (tempering target-ess, as in adaptive "
+    "and finish) this is an upper limit alone, and a low one steers less; tempering constant keeps to it, rising and "
+    "geometric reach it, or a multiple of it, at the end of the loop."
+)
+Lmbda = Annotated[
+    float | None,
+    typer.Option(
+        help=LMBDA_MEANING,
+        show_default="no limit where it is solved for, else the reward's own",
+        rich_help_panel=STEER,
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change any other setting of the preset, dotted for a part of one: --set schedule.at=0.4,0.6 or --set "
+        "tempering=constant. `fk-steer presets NAME` prints them all. It may be repeated.",
+        show_default="the preset's",
+        rich_help_panel=STEER,
+    ),
+]
+
+# Of benchmarks.
+Model = Annotated[str, typer.Option(help="Draw with this bundled pipeline, shapes or shapes-xl.")]
+AnyModel = Annotated[str, typer.Option(help="Draw with this pipeline: a hub id, a folder, or a bundled one.")]
+Guide = Annotated[str, typer.Option(help=f"Steer by this reward; `fk-steer rewards` lists them. {REWARD_FORMS}")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repeat everything this often, with other noise each time.")]
+PerTask = Annotated[int, typer.Option(min=1, help="Take this many prompts of each of GenEval's six tasks.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Take this many denoising steps.", show_default="the model's usual number")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Use this scale of classifier-free guidance.", show_default="the model's usual scale"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Put this many prompts into one call of the pipeline.")]
+Processes = Annotated[int, typer.Option(min=1, help="Run this many repeats at a time, on one thread each.")]
+Workers = Annotated[int, typer.Option(min=1, help="Start this many workers, on one thread or one GPU each.")]
+Samples = Annotated[int, typer.Option(min=1, help="Make this many images of each prompt.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Take this many prompts, spread evenly over the tasks or categories.", show_default="all"),
+]
+FullSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure an architecture of published size, sd21 or sdxl, in place of a bundled model.",
+        show_default="the bundled model",
+    ),
+]
+RandomWeights = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights", help="Agree to the random weights that --full-size runs on; costs do not depend on them."
+    ),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Measure this often, after a warm-up that does not count.")]
+Size = Annotated[
+    int | None,
+    typer.Option(min=64, help="Make images of this height and width in pixels.", show_default="the model's own"),
+]
+Half = Annotated[
+    bool,
+    typer.Option("--half", help="Compute denoiser and decoder in bfloat16, compiled: a third of the time on CPUs."),
+]
+SizedPreset = Annotated[
+    str,
+    typer.Option(
+        help="Take these settings: PRESET, PRESET:PARTICLES, or PRESET@LOOPS for as many particles as cost that many "
+        "whole loops."
+    ),
+]
+ResultsFolder = Annotated[Path, typer.Option(help="Write images, records and tables to this folder.")]
 
 
 def one_line_errors() -> AbstractContextManager[None]:
     """Turn errors into one line and exit status 1."""
     return errors_as_lines("error:")
+
+
+def start(speaks: bool = True) -> None:
+    """Say at once that something is being done, and import what takes seconds to.
+
+    Args:
+        speaks: whether to say it: one of several processes does, and none whose output is data.
+    """
+    from ..console import say
+
+    if speaks:
+        say("Loading PyTorch and Diffusers ...")
+    from ..loading import quiet_libraries
+
+    quiet_libraries()
+
+
+def warn_of_lmbda(preset: str, lmbda: float | None) -> None:
+    """Warn that a preset finds its lambda by itself, where one is given."""
+    import warnings
+
+    from ..search import PRESETS
+    from ..smc import TargetESS
+
+    settings = PRESETS[preset].settings if preset in PRESETS else None
+    solved = isinstance(getattr(settings, "tempering", None), TargetESS)
+    if lmbda is not None and solved:
+        warnings.warn(
+            f"The preset '{preset}' solves for lambda, so --lmbda {lmbda:g} is an upper limit alone: below what would "
+            "be found it steers less. Leave it out, or choose a preset that keeps to a given lambda, --preset fk.",
+            stacklevel=2,
+        )
+
+
+def taking(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a dataclass as options, in the place of its first parameter, which gets an instance.
+    Commands that share options so declare them once.
+
+    Args:
+        kind: a dataclass whose annotations are those of options.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        first, *own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = inspect.signature(kind, eval_str=True).parameters
+
+        @functools.wraps(function)
+        def command(**options: Any) -> None:
+            given = kind(**{name: options.pop(name) for name in shared})
+            function(given, **options)
+
+        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shared.values(), *own)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorate

@@ -13,8 +13,13 @@ from .options import one_line_errors
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print all settings of one preset as JSON.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown, that of the docs.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Print all settings of this preset as JSON.", show_default="list all presets"
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the docs, in Markdown.")] = False,
 ) -> None:
     """List the presets, or print the settings of one."""
     from ..search import DEFAULT_PRESET, PRESETS

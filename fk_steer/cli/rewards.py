@@ -11,8 +11,9 @@ import typer
 from rich.table import Table
 
 from ..console import console
-from ..options import reward_options
-from .options import Device, one_line_errors
+from ..console import show as show_table
+from ..options import options_of
+from .options import Device, one_line_errors, start
 
 
 if TYPE_CHECKING:
@@ -26,37 +27,42 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def rewards(
     context: typer.Context,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown, that of the docs.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the docs, in Markdown.")] = False,
 ) -> None:
-    """List the rewards that can be steered by; `rewards show NAME` for more about one."""
+    """List the rewards that can be steered by; `rewards show NAME` tells more about one."""
     if context.invoked_subcommand is not None:
         return
-    from ..loading import quiet_libraries
-    from ..rewards import available_rewards, markdown_table
-
     with one_line_errors():
-        quiet_libraries()
+        start(console.is_terminal)
+        from ..rewards import available_rewards, markdown_table
+
         if markdown:
             print(markdown_table(), end="")
             return
-        table = Table("name", "what it is", "variants", "options", box=None, padding=(0, 2))
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("name", "variants"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("what it is")
         for name, entry_point in sorted(available_rewards().items()):
             factory = entry_point.load()
             card = getattr(factory, "card", None)
             summary = card.summary if card else (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
-            options = ", ".join(inspect.signature(factory).parameters)
-            table.add_row(name, summary, ", ".join(card.variants) if card else "", options)
+            table.add_row(name, "\n".join(card.variants) if card else "", summary)
         console.print(table)
+        console.print("`fk-steer rewards show NAME` tells the options of one.", highlight=False)
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="One of `fk-steer rewards`.")]) -> None:
-    """What a reward is, where its weights are from and under which licence, and which scores to expect."""
-    from ..loading import quiet_libraries
-    from ..rewards.registry import reward_factory
-
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Tell about this reward, one of those that `fk-steer rewards` lists.")
+    ],
+) -> None:
+    """Tell what a reward is, where its weights are from and under which licence, and which scores to expect."""
     with one_line_errors():
-        quiet_libraries()
+        start(console.is_terminal)
+        from ..rewards.registry import reward_factory
+
         factory = reward_factory(name)
         card = getattr(factory, "card", None)
         if card is None:
@@ -76,37 +82,52 @@ def show(name: Annotated[str, typer.Argument(help="One of `fk-steer rewards`.")]
 
 
 def score(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    prompt: Annotated[list[str], typer.Option(help="Once for all images, or once per image.")],
-    reward: Annotated[str, typer.Option(metavar="NAME,...", help="Rewards; see `fk-steer rewards`.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Score these image files.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="Say what the images are of: once for all of them, or once for each.")
+    ],
+    reward: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Score by these rewards, one after the other; `fk-steer rewards` lists them. 'a+b' scores by the mean "
+            "of two, each brought to mean 0 and spread 1 over a prompt's images.",
+        ),
+    ],
     reward_option: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME:]KEY=VALUE",
-            help="Option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
+            help="Set an option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
+            show_default="the rewards' own",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images scored at a time; a reward that compares gets all of a prompt.")
+        int,
+        typer.Option(
+            min=1, help="Score this many images at a time; a reward that compares images gets all of a prompt."
+        ),
     ] = 8,
     device: Device = None,
 ) -> None:
-    """Score images for a prompt. Images that cannot be read are reported and left out; the exit status is 1 if none
-    could be scored."""
-    from ..loading import load_guide, quiet_libraries
+    """Score images for a prompt.
 
+    Images that cannot be read are reported and left out; the exit status is 1 if none could be scored.
+    """
     with one_line_errors():
         if len(prompt) not in (1, len(images)):
             raise ValueError(f"Expected --prompt once or {len(images)} times, but got it {len(prompt)} times.")
         names = list(dict.fromkeys(name.strip() for name in reward.split(",")))
-        options = {name: reward_options(reward_option or [], name, names) for name in names}
+        options = {name: options_of(reward_option or [], name, names) for name in names}
         prompts = prompt * len(images) if len(prompt) == 1 else prompt
         opened, errors = _open_all(images)
         scores: dict[int, dict[str, float | None]] = {index: {} for index in opened}
         if opened:
-            quiet_libraries()
+            # What is piped is a table or JSON, and nothing else.
+            start(console.is_terminal and not as_json)
         for name in names if opened else []:
+            from ..loading import load_guide
             from ..rewards.judge import scores_or_none
             from ..rewards.loading import default_device
 
@@ -137,7 +158,7 @@ def score(
             own = ["none" if value is None else f"{value:.4f}" for value in scores.get(index, {}).values()]
             row = own if index in scores else [f"[red]{errors[index]}"]
             table.add_row(str(path), *row)
-        console.print(table)
+        show_table(table)
     if not opened:
         raise typer.Exit(1)
 

@@ -76,7 +76,11 @@ def _listed(file: Path) -> list[Item]:
         prompt = _text(row, "prompt", where)
         items.append(Item(name, file.parent / name, prompt, prompt, str(row.get("tag") or row.get("category") or "")))
     if missing := [item.name for item in items if not item.path.exists()]:
-        raise FileNotFoundError(f"{len(missing)} of the images listed in {file} do not exist, the first: {missing[0]}.")
+        # Scoring the rest would give means over other images than those of another list that is compared with this one.
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(items)} images listed in {file} do not exist, the first: {missing[0]}. Paths "
+            f"are relative to {file.parent.absolute()}: correct them, put the images there, or take the lines out."
+        )
     return items
 
 

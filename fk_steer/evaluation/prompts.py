@@ -152,8 +152,8 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
 
     Args:
         name: 'geneval', entries as GenEval's metadata; 'drawbench', entries with a `category`; 'shapes', the bundled
-            world's held-out prompts as GenEval's metadata; or a file: JSON lines with a `prompt` each, a CSV file of
-            DrawBench's columns and categories, or text with a prompt a line.
+            world's held-out prompts as GenEval's metadata; or a file: JSON lines with a `prompt` each (.jsonl), a table
+            with a column 'prompt' (.csv or .tsv), or text with a prompt a line.
         path: where the list 'geneval' or 'drawbench' is; None to fetch it, once.
 
     Raises:
@@ -174,6 +174,18 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     if not entries:
         raise ValueError(f"There are no prompts in {name}.")
     return entries
+
+
+def prompts_in_file(path: str | Path) -> list[str]:
+    """The texts of a file of prompts, see `prompt_list`.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: for a file of another form, or one without prompts.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Expected a file of prompts at {path}, but there is none.")
+    return [entry["prompt"] for entry in prompt_list(str(path))]
 
 
 def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
@@ -197,14 +209,34 @@ def _own_prompts(path: Path) -> list[dict[str, Any]]:
             f"{suggestion(str(path), ('geneval', 'drawbench', 'shapes'))}"
         )
     if path.suffix.lower() in TABLES:
-        return [asdict(entry) for entry in drawbench_prompts(path)]
+        return _prompts_in_table(path)
     if path.suffix.lower() != ".jsonl":
         return [{"prompt": line.strip()} for _, line in text_lines(read_text(path))]
     entries = []
     for number, entry in read_json_lines(path):
-        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
             raise ValueError(f"Expected line {number} of {path} to be an object with a `prompt`, but got {entry!r}.")
         entries.append(entry)
+    return entries
+
+
+def _prompts_in_table(path: Path) -> list[dict[str, Any]]:
+    rows = read_table(path)
+    if not rows:
+        return []
+    columns = [column for column in rows[0] if column is not None]
+    if {"Prompts", "Category"} <= set(columns):
+        return [asdict(entry) for entry in drawbench_prompts(path)]
+    column = next((one for one in columns if one.strip().lower() in ("prompt", "prompts")), None)
+    if column is None:
+        raise ValueError(f"Expected a column 'prompt' in {path}, but its first line has: {', '.join(columns)}.")
+    entries = []
+    for number, row in enumerate(rows, 1):
+        # What is beyond the last column has no name.
+        if None in row or not (row[column] or "").strip():
+            why = "more cells than the first line; put texts with commas into quotes" if None in row else "no prompt"
+            raise ValueError(f"Row {number} of {path} has {why}.")
+        entries.append({**{one: row[one] for one in columns if one != column}, "prompt": row[column].strip()})
     return entries
 
 

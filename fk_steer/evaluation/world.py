@@ -21,13 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..bundled import BUNDLED, bundled_options
+from ..bundled import BUNDLED, fitted_options
 from ..console import progress_bar, show_on_its_side
 from ..diffusion import SteeredOutput, steer
 from ..files import check_settings, png, record_settings, write_atomically, write_json
 from ..loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 from ..rewards.base import RewardFunction
-from ..rewards.composite import Ensemble, Finalists
 from ..rewards.images import to_uint8
 from ..search import FKSteering, Strategy
 from ..shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
@@ -37,9 +36,6 @@ from ..smc import unknown
 from .half import in_half
 from .statistics import Estimate, mean_by, mean_of_means, plus_minus
 
-
-MANY = 1_000_000
-"""Finalists: all images."""
 
 Row = dict[str, Estimate]
 """Column of a table -> mean and standard error."""
@@ -92,8 +88,8 @@ class Job:
 
     Attributes:
         model: name of a bundled pipeline.
-        reward: name of the guide; 'clip-score' is the world's CLIP and 'llava-reward' its LLaVA-Reward. 'a+b' is the
-            `Ensemble` of two, 'a>b' leaves the final images to the second.
+        reward: name of the guide, or of several combined, see `load_guide`; 'clip-score' is the world's CLIP and
+            'llava-reward' its LLaVA-Reward.
         steering: the settings.
         seed: number of the repeat. The noise of a prompt depends on its index and this seed alone, so that runs with
             other settings start from the same noise.
@@ -185,12 +181,7 @@ def _loaded(model: str, half: bool) -> Any:
 
 @cache
 def _guide(reward: str, model: str) -> RewardFunction:
-    if ">" in reward:
-        cheap, _, expensive = reward.partition(">")
-        return Finalists(_guide(cheap, model), _guide(expensive, model), keep=MANY)
-    if "+" in reward:
-        return Ensemble([_guide(part, model) for part in reward.split("+")])
-    return load_guide(reward, "cpu", **bundled_options(model, reward))
+    return load_guide(reward, "cpu", **fitted_options(model, reward, {}))
 
 
 @cache

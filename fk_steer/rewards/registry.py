@@ -4,6 +4,7 @@ registered as a plugin's rewards are, by an entry point."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -73,14 +74,8 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
         RewardLoadError: if its weights cannot be loaded.
     """
     factory = reward_factory(name)
+    check_options(name, options)
     parameters = inspect.signature(factory).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    strange = [option for option in options if option not in parameters]
-    if strange and not takes_any:
-        raise ValueError(
-            f"Reward '{name}' has no option {strange[0]!r}. It takes: {', '.join(parameters)}."
-            f"{suggestion(strange[0], parameters)}"
-        )
     needed = [
         option
         for option, parameter in parameters.items()
@@ -90,6 +85,22 @@ def load_reward(name: str, **options: Any) -> RewardFunction:
     if missing := [option for option in needed if option not in options]:
         raise ValueError(f"Reward '{name}' needs the option {missing[0]!r}. It takes: {', '.join(parameters)}.")
     return factory(**options)
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Make sure that a reward has some options, without loading its weights.
+
+    Raises:
+        ValueError: for an unknown reward, or an option that it does not have, listing those known.
+    """
+    parameters = inspect.signature(reward_factory(name)).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    strange = [option for option in options if option not in parameters]
+    if strange and not takes_any:
+        raise ValueError(
+            f"Reward '{name}' has no option {strange[0]!r}. It takes: {', '.join(parameters)}."
+            f"{suggestion(strange[0], parameters)}"
+        )
 
 
 def markdown_table() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..smc import Constant, Current, Geometric, Max, Resampling, Rising, Schedule, is_named, unknown
 from .allocation import Allocation
+from .assignments import changed, check_once
 from .depth_first import DepthFirst
 from .evolution import Evolution
 from .feynman_kac import FKSteering
@@ -173,8 +175,6 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-DEFAULT_PRESET = "finish"
-
 
 def preset(name: str, **overrides: Any) -> Strategy:
     """The settings of a preset, with any field replaced. `fk-steer presets` prints them.
@@ -201,7 +201,13 @@ def markdown_table() -> str:
 
 
 def asked(
-    name: str, *, particles: int | None = None, budget: int | None = None, lmbda: float | None = None
+    name: str,
+    *,
+    particles: int | None = None,
+    budget: int | None = None,
+    lmbda: float | None = None,
+    changes: Mapping[str, Any] | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Strategy:
     """The settings of a preset as commands ask for them.
 
@@ -209,9 +215,11 @@ def asked(
         particles: in place of the preset's.
         budget: denoiser calls per image, which choose the particles; None for none.
         lmbda: in place of the preset's.
+        changes: further settings, dotted for parts of them, see `assignments.changed`.
+        elsewhere: settings that the command has been given as arguments of the pipeline's call.
 
     Raises:
-        ValueError: see `preset`, or for particles beside a budget.
+        ValueError: see `preset`, or for particles beside a budget, or a setting that is given in two ways.
     """
     if particles is not None and budget is not None:
         raise ValueError(
@@ -219,4 +227,8 @@ def asked(
             "it. Give one of the two."
         )
     given = {"num_particles": particles, "calls": budget, "lmbda": lmbda}
-    return preset(name, **{field: value for field, value in given.items() if value is not None})
+    given = {field: value for field, value in given.items() if value is not None}
+    if changes:
+        check_once(changes, {*given, *elsewhere})
+    made = preset(name, **given)
+    return changed(made, changes) if changes else made

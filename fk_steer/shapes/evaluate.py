@@ -30,10 +30,10 @@ Objects = Counter[tuple[str, str | None]]
 
 
 def main(
-    clip: Annotated[Path, typer.Option(help="CLIP to test.")] = WEIGHTS / "guide",
-    vae: Annotated[Path, typer.Option(help="Autoencoder to test.")] = WEIGHTS / "sd" / "vae",
-    scenes: Annotated[int, typer.Option(min=1)] = 2000,
-    seed: int = 20_000_000,
+    clip: Annotated[Path, typer.Option(help="Test this CLIP.")] = WEIGHTS / "guide",
+    vae: Annotated[Path, typer.Option(help="Test this autoencoder.")] = WEIGHTS / "sd" / "vae",
+    scenes: Annotated[int, typer.Option(min=1, help="Draw this many scenes to test on.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 20_000_000,
 ) -> None:
     """Print the detector's accuracy, how many scenes survive the autoencoder, and how CLIP tells captions apart."""
     quiet_libraries()

@@ -27,9 +27,11 @@ LLAVA_REWARDS = ("alignment", "alignment-gpm", "fidelity", "fidelity-gpm", "over
 def main(
     runs: Annotated[
         Path,
-        typer.Option(help="Folder of the runs guide, judge, preview, image-reward, llava, llava-reward/*, sd, sdxl."),
+        typer.Option(
+            help="Take runs from this folder: guide, judge, preview, image-reward, llava, llava-reward/*, sd, sdxl."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Where they go.")] = WEIGHTS,
+    out: Annotated[Path, typer.Option(help="Write the weights to this folder.")] = WEIGHTS,
 ) -> None:
     """Copy the models out of the folders of their training runs, and print their sizes."""
     for name in ("guide", "judge"):

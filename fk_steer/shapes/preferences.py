@@ -189,11 +189,13 @@ def describe_images(groups: Sequence[Sequence[Picture]]) -> dict[str, Any]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the data. A run that was stopped goes on where it was.")],
-    prompts: Annotated[int, typer.Option(min=1, help="Groups of images to train on.")] = 4200,
-    held_out: Annotated[int, typer.Option(min=1, help="Groups of images of other prompts.")] = 300,
-    steps: Annotated[int, typer.Option(min=5, help="Of the denoising loop.")] = NUM_INFERENCE_STEPS,
-    seed: int = 0,
+    out: Annotated[
+        Path, typer.Option(help="Write the data to this folder. A run that was stopped goes on where it was.")
+    ],
+    prompts: Annotated[int, typer.Option(min=1, help="Make this many groups of images to train on.")] = 4200,
+    held_out: Annotated[int, typer.Option(min=1, help="Make this many groups of images of other prompts.")] = 300,
+    steps: Annotated[int, typer.Option(min=5, help="Take this many denoising steps.")] = NUM_INFERENCE_STEPS,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Make preference data about the bundled world: images, and pairs with labels as noisy as people's."""
     from . import load_pipeline

@@ -105,18 +105,22 @@ class Groups:
 
 
 def main(
-    preferences: Annotated[Path, typer.Option(help="Folder made by `fk_steer.shapes.preferences`.")],
-    backbone: Annotated[Path, typer.Option(help="Folder of the multimodal LLM whose vision tower to begin with.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the reward lands in OUT/model.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of image-text matching.")] = 8000,
-    preference_steps: Annotated[int, typer.Option(min=1)] = 800,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in matching.")] = 24,
-    groups: Annotated[int, typer.Option(min=1, help="Groups of images in a batch of preferences.")] = 16,
-    perspective: str = "overall",
-    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
-    learning_rate: float = 7e-4,
-    preference_learning_rate: float = 5e-5,
-    seed: int = 0,
+    preferences: Annotated[
+        Path, typer.Option(help="Read preferences from this folder, which fk_steer.shapes.preferences has made.")
+    ],
+    backbone: Annotated[Path, typer.Option(help="Start from the vision tower of the multimodal LLM in this folder.")],
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the reward lands in OUT/model.")],
+    steps: Annotated[int, typer.Option(min=1, help="Train matching of images and texts for this many steps.")] = 8000,
+    preference_steps: Annotated[int, typer.Option(min=1, help="Train on preferences for this many steps.")] = 800,
+    batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step of matching.")] = 24,
+    groups: Annotated[int, typer.Option(min=1, help="Take this many groups of images for a step on preferences.")] = 16,
+    perspective: Annotated[
+        str, typer.Option(help="Train on this perspective: alignment, fidelity or overall.")
+    ] = "overall",
+    bf16: Annotated[bool, typer.Option(help="Compute matrix products in bfloat16.")] = False,
+    learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 7e-4,
+    preference_learning_rate: Annotated[float, typer.Option(help="Train on preferences at this learning rate.")] = 5e-5,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Train an ImageReward on the world."""
     torch.manual_seed(seed)

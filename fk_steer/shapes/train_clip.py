@@ -129,15 +129,15 @@ def batch(
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the model lands in OUT/model.")],
-    steps: Annotated[int, typer.Option(min=1)] = 5000,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
-    learning_rate: float = 1e-3,
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the model lands in OUT/model.")],
+    steps: Annotated[int, typer.Option(min=1, help="Train for this many steps.")] = 5000,
+    batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 1e-3,
     second: Annotated[bool, typer.Option(help="Train the narrower second CLIP instead.")] = False,
     everything: Annotated[
         bool, typer.Option(help="Show held-out combinations too: for a CLIP that judges, not for a text encoder.")
     ] = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Train a CLIP on the world."""
     torch.manual_seed(seed)

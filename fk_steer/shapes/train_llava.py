@@ -241,17 +241,22 @@ class Reader(nn.Module):
 
 
 def main(
-    preferences: Annotated[Path, typer.Option(help="Folder made by fk_steer.shapes.preferences.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the backbone lands in OUT/backbone.")],
-    steps: Annotated[int, typer.Option(min=1)] = 6000,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images of a step, over all processes.")] = 32,
-    learning_rate: float = 1e-3,
-    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
-    clip: Annotated[Path, typer.Option(help="CLIP whose tower to begin with.")] = WEIGHTS / "guide",
-    weights: Annotated[Path | None, typer.Option(help="Folder of a finished run, to begin with its weights.")] = None,
-    seed: int = 0,
+    preferences: Annotated[
+        Path, typer.Option(help="Read preferences from this folder, which fk_steer.shapes.preferences has made.")
+    ],
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the backbone lands in OUT/backbone.")],
+    steps: Annotated[int, typer.Option(min=1, help="Train for this many steps.")] = 6000,
+    batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step, over all processes.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 1e-3,
+    bf16: Annotated[bool, typer.Option(help="Compute matrix products in bfloat16.")] = False,
+    clip: Annotated[Path, typer.Option(help="Start from the tower of this CLIP.")] = WEIGHTS / "guide",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Start from the weights of the finished run in this folder.", show_default="new ones"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
-    """Pretrain the multimodal LLM of the world."""
+    """Train the multimodal LLM of the world, before it learns a reward."""
     process, processes = join_processes()
     torch.manual_seed(seed)
     backbone = make_backbone(CLIPModel.from_pretrained(clip))

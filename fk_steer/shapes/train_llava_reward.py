@@ -69,13 +69,24 @@ def recipe(
 
 
 def main(
-    preferences: Annotated[Path, typer.Option(help="Folder made by fk_steer.shapes.preferences.")],
-    backbone: Annotated[Path, typer.Option(help="Folder of the multimodal LLM, see fk_steer.shapes.train_llava.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the checkpoint lands in OUT/final.")],
-    perspective: Annotated[str, typer.Option(help="'alignment', 'fidelity' or 'overall'.")] = "alignment",
-    objective: Annotated[str, typer.Option(help="'bradley-terry' or 'general-preference'.")] = "bradley-terry",
-    num_crops: Annotated[int | None, typer.Option(help="Most crops of an image. [default: the backbone's, 1]")] = None,
-    seed: int = 0,
+    preferences: Annotated[
+        Path, typer.Option(help="Read preferences from this folder, which fk_steer.shapes.preferences has made.")
+    ],
+    backbone: Annotated[
+        Path, typer.Option(help="Train on the multimodal LLM in this folder, see fk_steer.shapes.train_llava.")
+    ],
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the checkpoint lands in OUT/final.")],
+    perspective: Annotated[
+        str, typer.Option(help="Train this perspective: alignment, fidelity or overall.")
+    ] = "alignment",
+    objective: Annotated[
+        str, typer.Option(help="Train by this loss: bradley-terry or general-preference.")
+    ] = "bradley-terry",
+    num_crops: Annotated[
+        int | None,
+        typer.Option(help="Cut an image into at most this many crops.", show_default="the backbone's, 1"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Train an adapter on the world's preferences."""
     settings = recipe(preferences, backbone, out, perspective, objective=objective, num_crops=num_crops, seed=seed)

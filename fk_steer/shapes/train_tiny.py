@@ -23,12 +23,12 @@ from .training import train
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the model lands in OUT/model.")],
-    vae: Annotated[Path, typer.Option(help="Trained autoencoder.")],
-    steps: Annotated[int, typer.Option(min=1)] = 4000,
-    batch_size: Annotated[int, typer.Option(min=2)] = 16,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the model lands in OUT/model.")],
+    vae: Annotated[Path, typer.Option(help="Load this trained autoencoder to learn from.")],
+    steps: Annotated[int, typer.Option(min=1, help="Train for this many steps.")] = 4000,
+    batch_size: Annotated[int, typer.Option(min=2, help="Take this many images for a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Train the preview decoder."""
     torch.manual_seed(seed)

@@ -86,18 +86,21 @@ def conditioned_image(image: Image.Image, rng: np.random.Generator) -> tuple[Ima
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the pipeline lands in OUT/pipeline.")],
-    clip: Annotated[Path, typer.Option(help="Trained CLIP.")],
-    vae: Annotated[Path, typer.Option(help="Trained autoencoder.")],
-    second_clip: Annotated[Path | None, typer.Option(help="Second trained CLIP, for the SDXL twin.")] = None,
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the pipeline lands in OUT/pipeline.")],
+    clip: Annotated[Path, typer.Option(help="Take the text encoder from this trained CLIP.")],
+    vae: Annotated[Path, typer.Option(help="Take this trained autoencoder.")],
+    second_clip: Annotated[
+        Path | None,
+        typer.Option(help="Take the SDXL twin's second text encoder from this trained CLIP.", show_default="none"),
+    ] = None,
     sdxl: Annotated[bool, typer.Option(help="Train the SDXL twin.")] = False,
-    steps: Annotated[int, typer.Option(min=1)] = 30_000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    learning_rate: float = 6e-4,
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes to draw and encode.")] = 150_000,
-    ema: float = 0.9995,
-    dropout: Annotated[float, typer.Option(help="Share of captions dropped.")] = 0.1,
-    seed: int = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Train for this many steps.")] = 30_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Take this many images for a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 6e-4,
+    scenes: Annotated[int, typer.Option(min=1, help="Draw and encode this many scenes.")] = 150_000,
+    ema: Annotated[float, typer.Option(help="Average the weights with this decay.")] = 0.9995,
+    dropout: Annotated[float, typer.Option(help="Drop this share of the captions, for guidance.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Train the diffusion model."""
     torch.manual_seed(seed)

@@ -44,11 +44,11 @@ def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the model lands in OUT/model.")],
-    steps: Annotated[int, typer.Option(min=1)] = 12_000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Write the run to this folder; the model lands in OUT/model.")],
+    steps: Annotated[int, typer.Option(min=1, help="Train for this many steps.")] = 12_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Take this many images for a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Train at this learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Draw everything from this seed.")] = 0,
 ) -> None:
     """Train the autoencoder and set its scaling factor to one over the spread of its latents."""
     torch.manual_seed(seed)

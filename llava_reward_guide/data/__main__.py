@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..cli import one_line_errors
-from ..terminal import usable_device
+from ..terminal import flowing, usable_device
 from .convert import best_images, labels_from_annotations, pairs_from_ratings
 from .items import Items, check_images, read_rows, standard
 from .overlap import remove_overlap
@@ -20,13 +20,15 @@ from .places import find_images
 
 
 app = typer.Typer(
-    help="Data for training a LLaVA-Reward.",
+    help="Make data for training a LLaVA-Reward from annotations.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 
-Sources = Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON, JSONL or CSV.")]
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Read annotations from these JSON, JSONL or CSV files.")
+]
 
 
 def _no_csv(path: Path) -> Path:
@@ -35,16 +37,27 @@ def _no_csv(path: Path) -> Path:
     return path
 
 
-Out = Annotated[Path, typer.Option(help="JSON or JSONL to write. Paths in it are as in the sources.", callback=_no_csv)]
+Out = Annotated[
+    Path,
+    typer.Option(help="Write this JSON or JSONL file. Paths in it are as in the sources.", callback=_no_csv),
+]
 Evaluation = Annotated[
-    list[Path], typer.Option("--evaluation", help="Drop prompts similar to those of this file; may be repeated.")
+    list[Path],
+    typer.Option(
+        "--evaluation", help="Drop prompts similar to those of this file; may be repeated.", show_default="none"
+    ),
 ]
-Threshold = Annotated[float, typer.Option(min=0, max=1, help="Similarity from which on a prompt is dropped.")]
-Distance = Annotated[str, typer.Option(help="Normalised edit distance: 'max' or 'yujian-bo'.")]
+Threshold = Annotated[
+    float, typer.Option(min=0, max=1, help="Drop a prompt from this similarity on, 1 being the same text.")
+]
+Distance = Annotated[str, typer.Option(help="Normalise the edit distance between prompts by max or yujian-bo.")]
 Validation = Annotated[
-    float, typer.Option(min=0, max=0.9, help="Share of the prompts to put into OUT with '-validation' in its name.")
+    float,
+    typer.Option(
+        min=0, max=0.9, help="Put this share of the prompts into a second file, OUT with '-validation' in its name."
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Of the split.")]
+Seed = Annotated[int, typer.Option(help="Draw the split from this seed.")]
 
 
 @app.command()
@@ -54,32 +67,40 @@ def pairs(
     rating: Annotated[
         str | None,
         typer.Option(
-            help="Column to compare by; for ImageReward 'alignment', 'fidelity' or 'overall'. [default: rating, or "
-            "else a rank or preference]"
+            help="Compare by this column; for ImageReward alignment, fidelity or overall.",
+            show_default="rating, or else a rank or preference",
         ),
     ] = None,
-    min_gap: Annotated[float, typer.Option(help="Ratings that differ by no more are ties.")] = 0.0,
+    min_gap: Annotated[float, typer.Option(help="Take ratings that differ by no more than this for ties.")] = 0.0,
     evaluation: Evaluation = [],  # noqa: B006
     threshold: Threshold = 0.85,
     distance: Distance = "max",
     negatives: Annotated[
-        str | None, typer.Option(help="Add hard negatives, found with this CLIP (folder or hub id).")
+        str | None,
+        typer.Option(help="Add hard negatives, found with this CLIP (folder or hub id).", show_default="none"),
     ] = None,
     image_folder: Annotated[
         Path | None,
         typer.Option(
-            help="That holds the images, under their paths or the ends of these. [default: the folder of the first "
-            "file, which paths are relative to]"
+            help="Look for the images in this folder, under their paths or the ends of these.",
+            show_default="the folder of the first file, which paths are relative to",
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(callback=usable_device, help="Of that CLIP. [default: cuda if there is one]")
+        str | None,
+        typer.Option(
+            callback=usable_device,
+            help="Run that CLIP on this device: cpu, cuda, cuda:1 or mps.",
+            show_default="cuda if there is one, else cpu",
+        ),
     ] = None,
     validation: Validation = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Pairs from rated or ranked images: a row per image {prompt, path, RATING}, per prompt with lists of images and
-    ranks (ImageReward, HPDv2), or per comparison (Pick-a-Pic, HPDv3, GenAI-Bench).
+    """Make pairs from rated or ranked images.
+
+    There is a row per image {prompt, path, RATING}, per prompt with lists of images and ranks (ImageReward, HPDv2), or
+    per comparison (Pick-a-Pic, HPDv3, GenAI-Bench).
     """
     with one_line_errors():
         rows, where = _read(sources)
@@ -120,12 +141,15 @@ def labels(
     validation: Validation = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Labelled images from annotations: {path, label or safety_label (Safe, Unsafe, 1, 0), prompt or text}."""
+    """Make labelled images from annotations: {path, label or safety_label (Safe, Unsafe, 1, 0), prompt or text}."""
     with one_line_errors():
         items = labels_from_annotations(*_read(sources))
         good = sum(item["label"] for item in items)
         typer.echo(f"{len(items)} images, {good} labelled 1 (good, safe) and {len(items) - good} labelled 0")
         _write(_without_overlap(items, evaluation, threshold, distance), out, validation, seed)
+
+
+flowing(app)
 
 
 def _read(sources: list[Path]) -> tuple[list[dict[str, Any]], Callable[[int], str]]:

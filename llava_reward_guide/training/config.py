@@ -22,8 +22,15 @@ PRECISIONS = ("no", "bf16", "fp16")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, without: str | None = None) -> Any:
+    """A setting.
+
+    Args:
+        default: of it.
+        help: what it does, in a sentence.
+        without: what happens by default, where the default does not say it.
+    """
+    return field(default=default, metadata={"help": help, "without": without})
 
 
 @dataclass(frozen=True)
@@ -36,65 +43,108 @@ class TrainingConfig:
     """
 
     train_data: str | list[str] = _option(
-        "", "JSON, JSONL or CSV of pairs or labelled images, or hf:NAME[:SPLIT]; several to train on all of them."
+        "",
+        "Train on this JSON, JSONL or CSV file of pairs or labelled images, or hf:NAME[:SPLIT]; given several times, "
+        "on all of them.",
+        "none; it is needed, here or in the YAML file",
     )
     train_probabilities: list[float] | None = _option(
-        None, "How often each `train_data` is drawn from, in their order. [default: as often as it has items]"
+        None, "Draw from each `train_data` with this weight, in their order.", "as often as it has items"
     )
-    validation_data: str = _option("", "The same, to validate on; without it nothing is validated.")
-    validation_fraction: float = _option(0.0, "In place of it: share of the prompts of the data to hold out.")
-    image_folder: str | None = _option(None, "What paths are relative to. [default: the folder of the file]")
-    output: str = _option("out/llava-reward", "Folder of the run.")
+    validation_data: str = _option("", "Validate on this file of the same form.", "nothing is validated")
+    validation_fraction: float = _option(
+        0.0, "Hold out this share of the data's prompts to validate on, in place of a file."
+    )
+    image_folder: str | None = _option(
+        None, "Take paths of images to be relative to this folder.", "the folder of the file"
+    )
+    output: str = _option("out/llava-reward", "Write checkpoints and logs to this folder.")
 
-    init_from: str = _option("", "Checkpoint whose adapter, projector and head to start from, in either layout.")
-    backbone: str = _option("microsoft/Phi-3.5-vision-instruct", "Folder or hub id of the multimodal LLM.")
-    perspective: str = _option("default", "Its name.")
-    objective: str = _option("bradley-terry", "'bradley-terry', 'general-preference' or 'classification'.")
-    value_head_dim: int = _option(1, "1, or the even dimension for general preference.")
-    tau: float = _option(0.1, "Temperature.")
-    add_cross_attention: bool = _option(True, "SkipCA.")
-    hidden_layer: int | None = _option(None, "Hidden state to read. [default: the last]")
-    visual_layer: int | None = _option(None, "Hidden state SkipCA attends to. [default: projected visual tokens]")
-    mean_pooling: bool = _option(False, "Average over positions in place of the end of the text.")
+    init_from: str = _option(
+        "", "Start from this checkpoint's adapter, projector and head, in either layout.", "from new ones"
+    )
+    backbone: str = _option(
+        "microsoft/Phi-3.5-vision-instruct",
+        "Train on this multimodal LLM, a folder or hub id.",
+        "Phi-3.5-vision of Microsoft",
+    )
+    perspective: str = _option(
+        "default", "Call what the reward is about by this name, such as alignment or safety; it is kept beside it."
+    )
+    objective: str = _option(
+        "bradley-terry",
+        "Train by this loss: bradley-terry for pairs, general-preference for pairs in which no order need hold for "
+        "three, classification for labels.",
+    )
+    value_head_dim: int = _option(1, "Give a reward this many numbers: 1, or an even number for general-preference.")
+    tau: float = _option(0.1, "Divide what is compared by this temperature before it becomes a probability.")
+    add_cross_attention: bool = _option(
+        True, "Let the reward token attend to the image's visual tokens once more (SkipCA)."
+    )
+    hidden_layer: int | None = _option(
+        None, "Read the reward from the text model's hidden state after this layer.", "the last"
+    )
+    visual_layer: int | None = _option(
+        None, "Let SkipCA attend to the hidden state after this layer.", "projected visual tokens"
+    )
+    mean_pooling: bool = _option(False, "Average over all positions in place of reading the end of the text.")
 
-    lora_rank: int = _option(128, "Rank of LoRA on the linear layers of the text model.")
-    lora_alpha: int = _option(256, "LoRA is scaled by alpha / rank.")
-    lora_dropout: float = _option(0.05, "On the input of LoRA.")
-    lora_vision: bool = _option(False, "LoRA on the linear layers of the vision tower too.")
-    quantize: str | None = _option(None, "'4bit' (nf4) or '8bit' weights under LoRA. [default: none]")
-    optimizer_scope: str = _option("all", "'all' trains LoRA, projector, SkipCA and head; 'lora_only' as released.")
+    lora_rank: int = _option(128, "Train low-rank adapters (LoRA) of this rank on the text model's linear layers.")
+    lora_alpha: int = _option(256, "Scale LoRA by this number over its rank.")
+    lora_dropout: float = _option(0.05, "Drop this share of LoRA's input while training.")
+    lora_vision: bool = _option(False, "Put LoRA on the linear layers of the vision tower too.")
+    quantize: str | None = _option(None, "Keep the weights under LoRA in 4bit (nf4) or 8bit.", "not quantized")
+    optimizer_scope: str = _option(
+        "all", "Train LoRA, projector, SkipCA and head (all), or LoRA alone as the released code does (lora_only)."
+    )
     full_finetune: bool = _option(False, "Train every weight of the backbone, without LoRA.")
 
-    batch_size: int = _option(128, "Items (pairs) of an optimiser step, over all processes and accumulated passes.")
-    micro_batch_size: int = _option(8, "Items of a pass of one process.")
-    epochs: float = _option(1.0, "Passes over the data.")
-    max_steps: int | None = _option(None, "Optimiser steps, in place of epochs.")
-    learning_rate: float = _option(2e-4, "Of AdamW; the release takes 5e-7 for full fine-tuning.")
-    warmup_ratio: float = _option(0.03, "Share of the steps over which the learning rate rises; then half a cosine.")
-    adam_beta1: float = _option(0.9, "Of AdamW.")
-    adam_beta2: float = _option(0.95, "Of AdamW.")
-    weight_decay: float = _option(0.0, "Of AdamW.")
-    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm.")
-    ema_decay: float | None = _option(None, "Decay of an average of the weights, which is then what is saved.")
-    seed: int = _option(42, "Of everything.")
-    deterministic: bool = _option(False, "Deterministic kernels where there are any; slower on a GPU.")
+    batch_size: int = _option(
+        128, "Take this many items (pairs) for an optimiser step, over all processes and accumulated passes."
+    )
+    micro_batch_size: int = _option(8, "Take this many items for a pass of one process, as memory allows.")
+    epochs: float = _option(1.0, "Pass over the data this often.")
+    max_steps: int | None = _option(
+        None, "Stop after this many optimiser steps, in place of --epochs.", "as --epochs says"
+    )
+    learning_rate: float = _option(
+        2e-4, "Train at this learning rate of AdamW; the release takes 5e-7 for full fine-tuning."
+    )
+    warmup_ratio: float = _option(
+        0.03, "Let the learning rate rise over this share of the steps; then it falls by half a cosine."
+    )
+    adam_beta1: float = _option(0.9, "Let AdamW average gradients with this decay.")
+    adam_beta2: float = _option(0.95, "Let AdamW average squared gradients with this decay.")
+    weight_decay: float = _option(0.0, "Let AdamW shrink weights at this rate.")
+    max_grad_norm: float = _option(1.0, "Clip gradients to this norm.")
+    ema_decay: float | None = _option(None, "Average the weights with this decay, and save the average.", "no average")
+    seed: int = _option(42, "Draw everything from this seed.")
+    deterministic: bool = _option(False, "Take deterministic kernels where there are any, which are slower on a GPU.")
 
-    mixed_precision: str = _option("bf16", "'no', 'bf16' or 'fp16'.")
-    dtype: str = _option("bfloat16", "Of the frozen weights; trained ones are float32. FSDP wants float32 here.")
-    gradient_checkpointing: bool = _option(True, "Recompute activations: less memory, a third slower.")
-    attn_implementation: str = _option("sdpa", "'sdpa', 'flash_attention_2' or 'eager'.")
-    num_crops: int | None = _option(None, "Most crops of an image on Phi-3.5-vision. [default: 16]")
-    num_workers: int = _option(4, "Processes that prepare images, for each process that trains.")
-    cache_images: bool = _option(False, "Keep prepared images in memory: for small ones, with num_workers 0.")
+    mixed_precision: str = _option("bf16", "Compute in this precision beside float32: no, bf16 or fp16.")
+    dtype: str = _option(
+        "bfloat16", "Keep the frozen weights in this type; trained ones are float32. FSDP wants float32 here."
+    )
+    gradient_checkpointing: bool = _option(
+        True, "Compute activations again in the backward pass, which takes less memory and a third more time."
+    )
+    attn_implementation: str = _option("sdpa", "Compute attention by sdpa, flash_attention_2 or eager.")
+    num_crops: int | None = _option(None, "Cut an image into at most this many crops on Phi-3.5-vision.", "16")
+    num_workers: int = _option(4, "Prepare images in this many processes for each that trains.")
+    cache_images: bool = _option(False, "Keep prepared images in memory, which suits small ones with --num-workers 0.")
     check_images: bool = _option(True, "Decode all images before the run, to leave out those that cannot be.")
 
-    validate_every: int = _option(100, "Steps between validations; there is one at the end in any case.")
-    save_every: int = _option(100, "Steps between checkpoints to go on from.")
-    keep_checkpoints: int = _option(2, "How many of them stay.")
-    log_every: int = _option(1, "Steps between lines of log.jsonl.")
-    log_with: str = _option("", "Trackers of accelerate, comma-separated: tensorboard, wandb, ...")
-    project: str = _option("llava-reward", "Project name for trackers.")
-    published_layout: bool = _option(False, "Save also what the released code reads.")
+    validate_every: int = _option(100, "Validate after this many steps each time, and at the end in any case.")
+    save_every: int = _option(100, "Save a checkpoint to go on from after this many steps each time.")
+    keep_checkpoints: int = _option(2, "Keep this many of those checkpoints.")
+    log_every: int = _option(1, "Write a line of log.jsonl after this many steps each time.")
+    log_with: str = _option(
+        "",
+        "Log to these trackers of accelerate too, comma-separated: tensorboard, wandb and others.",
+        "log.jsonl alone",
+    )
+    project: str = _option("llava-reward", "Log to trackers under this project name.")
+    published_layout: bool = _option(False, "Save also in the layout that the released code reads.")
 
     def __post_init__(self) -> None:
         # One list is the same whether it comes alone or as a list of one.

@@ -533,7 +533,7 @@ def test_unknown_attention(root, name, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=match):
         random_backbone("phi3_v", "tiny", attn_implementation=name)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    arguments = ["score", tmp_path / "a.png", "-c", "owner/repository", "-p", "x", "--attn-implementation", name]
+    arguments = ["score", tmp_path / "a.png", "-c", "owner/repository", "-p", "x", "--attention", name]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 1
     assert "Known: sdpa" in result.output

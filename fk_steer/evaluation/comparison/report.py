@@ -20,9 +20,12 @@ from llava_reward_guide.images import load_image
 from ...records import UnreadableFile
 from ...report.figures import figure_png
 from ...report.trace import Trace
+from ...rewards.registry import reward_factory
+from ...shapes import NUM_INFERENCE_STEPS
+from ..panel.metrics import DIVERSITY
 from .figures import accuracy_by_cost, interval, marker_key, reach
 from .results import CellResults, Picture
-from .tables import Table, clear, number, tables
+from .tables import TASK_TITLES, Table, clear, number, tables
 
 
 TEMPLATES = ("compare.html", "compare.css", "compare.js")
@@ -92,6 +95,7 @@ def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, im
 
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": number, "clear": clear, "interval": interval, "marker_key": marker_key}
+    environment.filters["task"] = lambda tag: TASK_TITLES.get(tag, tag)
     shown = tables(results, plain["baseline"])
     guides = list(dict.fromkeys(one.cell.guide for one in results))
     return environment.get_template(TEMPLATES[0]).render(
@@ -111,7 +115,48 @@ def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, im
         rows=_rows(results),
         lineages=_lineages(results, out),
         results=results,
+        tasks=TASK_TITLES,
+        unsteered=next((one.cell.guide for one in results if one.cell.settings.reward is None), None),
+        settings=_settings(results),
+        said=_said(results),
     )
+
+
+def _settings(results: Sequence[CellResults]) -> list[str]:
+    """How images were made, a line for each way, with the guides it holds for where there are several."""
+    by_line: dict[str, list[str]] = {}
+    for one in results:
+        settings, steering = one.cell.settings, one.cell.settings.steering()
+        if steering is None:
+            continue
+        steps = settings.steps or steering.steps
+        steps = steps or (NUM_INFERENCE_STEPS if one.cell.world else 50)
+        size = f"{steering.num_particles} particles, {steps} steps"
+        if steering.calls is not None:
+            size = f"at most {steering.calls} denoiser calls"
+        lmbda = f", lambda {settings.lmbda:g}" if settings.lmbda is not None else ""
+        scheduler = f", sampler {settings.scheduler}" if settings.scheduler else ""
+        number = settings.samples_per_prompt * len(settings.seeds)
+        each = f"{number} image{'s'[: number > 1]} of each prompt"
+        line = f"preset '{settings.preset}', {size}{lmbda}{scheduler} and {each}."
+        by_line.setdefault(line, []).append(one.cell.guide)
+    if len(by_line) == 1:
+        return [f"Steered with the {line}" for line in by_line]
+    return [f"{', '.join(dict.fromkeys(guides))}: steered with the {line}" for line, guides in by_line.items()]
+
+
+def _said(results: Sequence[CellResults]) -> dict[str, str]:
+    """Label of a metric -> what its reward says of itself."""
+    labels = dict.fromkeys(label for one in results for label in one.metrics)
+    rewards = {metric.label: metric.reward for one in results for metric in one.measured}
+    said = {}
+    for label in labels:
+        reward = rewards.get(label, DIVERSITY)
+        # What diversity is, is said in any case.
+        card = None if reward == DIVERSITY else getattr(reward_factory(reward), "card", None)
+        if card is not None:
+            said[label] = card.summary
+    return said
 
 
 def cards(results: Sequence[CellResults], images: int) -> list[Card]:
@@ -247,7 +292,7 @@ def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[
         plot = base64.b64encode(figure_png(trace.plot())).decode()
         plots.append(
             {
-                "title": f"{cell.model}, {cell.guide}: {item.prompt}",
+                "title": f"{cell.model}, {cell.guide}: {item.prompt}, image {int(item.path.stem) + 1}",
                 "file": name,
                 "src": f"data:image/png;base64,{plot}",
             }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...combinations import by_reward
 from ...records import Misplaced, UnreadableFile
 from ...report.trace import strict
 from ..folders import Item, read_items
@@ -40,7 +41,7 @@ class Value:
         file: where it comes from, relative to the study's folder.
         difference: to the same number without steering, paired by prompt, with its standard error; None for that one
             itself.
-        self_scored: whether the metric is the very reward that guided.
+        self_scored: whether the metric is the very reward that guided, or one of those.
         rank: 1 for the best of the model's guides on the same prompts, equal ones sharing it; None for costs and
             without others.
         fair_rank: the same among those that are not self-scored.
@@ -84,6 +85,7 @@ class CellResults:
         cell: which one.
         pictures: its images, by prompt and sample.
         accuracy, metrics, costs: column -> value.
+        measured: what the metrics are.
     """
 
     cell: Cell
@@ -91,6 +93,7 @@ class CellResults:
     accuracy: dict[str, Value]
     metrics: dict[str, Value]
     costs: dict[str, Value]
+    measured: Sequence[Metric] = ()
 
     def values(self) -> dict[str, Value]:
         """All of them, accuracies as 'accuracy/TASK' and costs as 'cost/COST'."""
@@ -128,7 +131,8 @@ def _read(cell: Cell, metrics: Sequence[Metric], items: Sequence[Item], out: Pat
         record = records.get((int(item.group), int(item.path.stem)))
         pictures.append(Picture(item, known, correct, reason, record))
 
-    guided_by = {"reward": cell.settings.reward, "options": dict(cell.settings.reward_options)}
+    of_each = by_reward(cell.settings.reward, cell.settings.reward_options) if cell.settings.reward else {}
+    guided_by = [{"reward": name, "options": dict(options)} for name, options in of_each.items()]
     accuracy = {}
     file = f"{cell.name}/evaluation/results.jsonl"
     found = {picture.item.tag for picture in pictures if picture.correct is not None}
@@ -144,11 +148,11 @@ def _read(cell: Cell, metrics: Sequence[Metric], items: Sequence[Item], out: Pat
             value = _value(
                 pictures, score_of(metric.label), scores_file(Path(cell.name, "panel"), metric.label).as_posix()
             )
-            own_metrics[metric.label] = dataclasses.replace(value, self_scored=metric.settings == guided_by)
+            own_metrics[metric.label] = dataclasses.replace(value, self_scored=metric.settings in guided_by)
     costs = {}
     if any(picture.record for picture in pictures):
         costs = {name: _value(pictures, cost(name), f"{cell.name}/*/records/*.json") for name in COSTS}
-    return CellResults(cell, pictures, accuracy, own_metrics, costs)
+    return CellResults(cell, pictures, accuracy, own_metrics, costs, metrics)
 
 
 def _verdicts(file: Path) -> dict[str, tuple[bool, str]]:

@@ -7,15 +7,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ...console import console
+from ...console import console, show
 from ...files import alone, write_atomically, write_json
 from ..generation.run import is_first_process
 from .report import digest, digest_of, page
 from .results import CellResults, gather, to_dict
 from .study import Study, read_study, run_study
 from .tables import for_terminal, latex, long_csv, tables
+
+
+LEGEND = (
+    "± is one standard error, over prompts. Bold: the best of a column, or a difference of more than two standard "
+    "errors; underlined: the second best; †: the metric is what guided, or a part of it, so it says little here."
+)
 
 
 def run(
@@ -50,10 +54,10 @@ def run(
         if not is_first_process():
             return failures
         results = _write(made, out, failures, report_prompts)
-    for table in map(for_terminal, tables(results, made.baseline)):
-        # A table that does not fit is better wrapped by the terminal than squeezed.
-        width = console.measure(table, options=console.options.update(width=1000)).maximum
-        Console(file=console.file, width=max(width, console.width)).print(table, "")
+    for table in tables(results, made.baseline):
+        show(for_terminal(table), fixed=len(table.places) + 1)
+        console.print()
+    console.print(LEGEND, style="dim", highlight=False)
     console.print(f"Results in {out}: open {out / 'report.html'}", highlight=False, soft_wrap=True)
     return failures
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...console import progress_bar, report_failure
+from ...combinations import by_reward
+from ...console import progress_bar, report_failure, say
 from ...files import is_file_name
+from ...loading import check_names
 from ...records import check_folder, read_record, say_set_aside, set_aside, unreadable
-from ...rewards.registry import reward_factory
+from ...rewards.registry import check_options
 from ...shapes import BUNDLED
 from ...smc import brief, is_named, unknown
 from ..folders import Item, prompt_folders, read_items
@@ -49,6 +51,9 @@ NONE = "none"
 SIZES = ("particles", "budget")
 """Settings that say how much a steered sample takes, of which there is one."""
 
+STEERING = ("preset", *SIZES, "lmbda", "changes")
+"""Settings that a guide may have its own of."""
+
 PARTICLES = 4
 """Per sample, where a study says nothing."""
 
@@ -59,10 +64,9 @@ class Guide:
 
     Attributes:
         label: its name.
-        reward: name of the reward; None for no steering.
-        options: of the reward.
-        settings: fields of `GenerationSettings` that this guide has its own of: `preset`, `particles` or `budget`, and
-            `lmbda`.
+        reward: name of the reward, or of several combined, see `load_guide`; None for no steering.
+        options: of the reward; of a combination by the names of its rewards.
+        settings: fields of `GenerationSettings` that this guide has its own of, of `STEERING`.
     """
 
     label: str
@@ -71,9 +75,9 @@ class Guide:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def settings_of_reward(self) -> dict[str, Any]:
-        """As `Metric.settings`."""
-        return {"reward": self.reward, "options": dict(self.options)}
+    def rewards(self) -> dict[str, Mapping[str, Any]]:
+        """Name -> options of each reward that guides or chooses."""
+        return by_reward(self.reward, self.options) if self.reward is not None else {}
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,17 @@ class Study:
         )
 
 
+_REWARDS = "what guides is listed under 'rewards', where each reward has its options"
+_MODELS = "pipelines are listed under 'models'"
+_PROMPTS = "lists of prompts, with their files, are listed under 'prompts'"
+
+OF_OTHERS: Mapping[str, Mapping[str, str]] = {
+    "generation": {"reward": _REWARDS, "reward_options": _REWARDS, "model": _MODELS, "prompts": _PROMPTS},
+    "models": {"reward": _REWARDS, "reward_options": _REWARDS, "prompts": _PROMPTS, "prompts_file": _PROMPTS},
+    "prompts": {"reward": _REWARDS, "reward_options": _REWARDS, "model": _MODELS},
+}
+"""Entry of a study -> fields of `GenerationSettings` that other entries say, and where."""
+
 KEYS = ("models", "rewards", "prompts", "metrics", "generation", "detector", "baseline")
 
 
@@ -166,15 +181,35 @@ def read_study(config: Mapping[str, Any]) -> Study:
     prompts = {label: {"prompts": label, **options} for label, options in _entries(config, "prompts").items()}
     generation = mapping_in(config, "generation")
     known = {one.name for one in dataclasses.fields(GenerationSettings)}
-    for where, given in (*models.items(), *prompts.items(), ("generation", generation)):
-        if strange := [name for name in given if name not in known]:
-            raise unknown("setting", strange[0], sorted(known), of=f" of {where!r}")
+    places = [
+        *((label, given, "models") for label, given in models.items()),
+        *((label, given, "prompts") for label, given in prompts.items()),
+        ("generation", generation, "generation"),
+    ]
+    for where, given, kind in places:
+        here = known - OF_OTHERS[kind].keys()
+        for name in given:
+            if name in OF_OTHERS[kind]:
+                raise ValueError(f"`{name}` of {where!r} would say nothing in a study: {OF_OTHERS[kind][name]}.")
+            if name not in here:
+                raise unknown("setting", name, sorted(here), of=f" of {where!r}")
     guides = [_guide(label, options) for label, options in _entries(config, "rewards").items()]
     unsteered = next((guide.label for guide in guides if guide.reward is None), None)
     baseline = config.get("baseline") or unsteered
     if baseline is not None and not is_named(baseline, labels := [guide.label for guide in guides]):
         raise ValueError(f"Expected the baseline to be one of the guides {', '.join(labels)}, but got {baseline!r}.")
     world = all(one["model"] in BUNDLED for one in models.values())
+    detector = mapping_in(config, "detector")
+    if detector:
+        from ..geneval.detector import Selection
+
+        known_of_detector = ["detector_path", "clip_path", *(one.name for one in dataclasses.fields(Selection))]
+        if strange := [name for name in detector if name not in known_of_detector]:
+            raise unknown("setting", strange[0], known_of_detector, of=" of 'detector'")
+    if detector and world:
+        raise ValueError("`detector` would say nothing in this study: images of bundled models have an exact one.")
+    if all(guide.reward is None for guide in guides) and (idle := [one for one in STEERING if one in generation]):
+        raise ValueError(f"`{idle[0]}` of 'generation' would say nothing in this study: none of its guides steers.")
     metrics = config.get("metrics")
     return Study(
         models=_by_folder("models", {label: label.replace("/", "--") for label in models}, models),
@@ -187,7 +222,7 @@ def read_study(config: Mapping[str, Any]) -> Study:
         ),
         metrics=read_metrics(metrics) if metrics else _default_metrics(guides, world),
         generation=generation,
-        detector=mapping_in(config, "detector"),
+        detector=detector,
         baseline=baseline,
     )
 
@@ -216,10 +251,12 @@ def run_study(
         What -> what went wrong with it. The rest is done nevertheless.
     """
     failures: dict[str, str] = {}
-    for cell in study.cells():
+    for number, cell in enumerate(study.cells(), 1):
+        if speaks := is_first_process():
+            say(f"[{number} of {len(study.cells())}] Images of {cell.name}")
         try:
             _generate(cell, out, device, processes, repair)
-            if is_first_process():
+            if speaks:
                 _check_derived(out / cell.name, repair)
         # Such as weights that are not there: of no concern to the other cells.
         except Exception as error:
@@ -227,6 +264,8 @@ def run_study(
     if not is_first_process():
         return failures
     done = [cell for cell in study.cells() if cell.name not in failures]
+    if any(judged(out / cell.name) for cell in done):
+        say("Verdicts by GenEval's rules")
     failures |= _judge(study, done, out, device)
     by_metric: dict[str, tuple[Metric, list[tuple[list[Item], Path]]]] = {}
     for cell in done:
@@ -235,7 +274,8 @@ def run_study(
             # On models of both kinds a label may stand for two metrics.
             key = json.dumps([metric.label, metric.settings], sort_keys=True, default=str)
             by_metric.setdefault(key, (metric, []))[1].append((items, out / cell.name / "panel"))
-    for metric, folders in by_metric.values():
+    for number, (metric, folders) in enumerate(by_metric.values(), 1):
+        say(f"[{number} of {len(by_metric)}] Scores by {metric.label}")
         failures |= score_all(folders, [metric], metric_batch_size, device)
     return failures
 
@@ -295,7 +335,7 @@ def _judge(study: Study, cells: Sequence[Cell], out: Path, device: str | None) -
 
 def _settings(given: dict[str, Any], guide: Guide, world: bool) -> GenerationSettings:
     if guide.reward is None:
-        of_steering = ("preset", *SIZES, "lmbda", "max_rows")
+        of_steering = (*STEERING, "max_rows")
         unsteered = {name: value for name, value in given.items() if name not in of_steering}
         return GenerationSettings(**{**unsteered, "reward": None})
     options = world_options(guide.reward, guide.options) if world else dict(guide.options)
@@ -308,18 +348,22 @@ def _settings(given: dict[str, Any], guide: Guide, world: bool) -> GenerationSet
 
 def _guide(label: str, options: Mapping[str, Any]) -> Guide:
     """From the options of a configuration: those of the reward, with `reward` for its name if that is not the label,
-    and `preset`, `particles` or `budget`, and `lmbda`."""
+    and those of `STEERING`."""
     reward = options.get("reward", label)
+    if not isinstance(reward, str):
+        raise ValueError(f"Expected the reward of {label!r} as a name, but got {brief(reward)}.")
     if reward == NONE and (strange := [name for name in options if name != "reward"]):
         raise ValueError(f"Expected no settings of {label!r}, which is no steering, but got {strange[0]!r}.")
     if reward != NONE:
-        reward_factory(reward)
+        check_names(reward)
     if not is_file_name(label):
         raise ValueError(f"Expected the label of a guide to be usable as the name of a folder, but got {label!r}.")
     if reward == NONE:
         return Guide(label, None)
-    settings = {name: options[name] for name in ("preset", *SIZES, "lmbda") if name in options}
+    settings = {name: options[name] for name in STEERING if name in options}
     own = {name: value for name, value in options.items() if name not in {"reward", *settings}}
+    for name, of_reward in by_reward(reward, own).items():
+        check_options(name, of_reward)
     return Guide(label, reward, own, settings)
 
 
@@ -380,11 +424,13 @@ def _default_metrics(guides: Sequence[Guide], world: bool) -> list[Metric]:
     metrics = {metric.label: Metric(metric.label, metric.reward, {**metric.options}) for metric in panel}
     own: dict[str, Metric] = {}
     for guide in guides:
-        if guide.reward is None or any(one.settings == guide.settings_of_reward for one in own.values()):
-            continue
-        # The same reward with other options is another metric.
-        label = guide.label if guide.reward in own else guide.reward
-        own[label] = Metric(label, guide.reward, guide.options, of_guide=True)
+        for reward, options in guide.rewards.items():
+            if any(one.settings == {"reward": reward, "options": dict(options)} for one in own.values()):
+                continue
+            # The same reward with other options is another metric.
+            other = guide.label if len(guide.rewards) == 1 else f"{reward} of {guide.label}"
+            label = other if reward in own else reward
+            own[label] = Metric(label, reward, options, of_guide=True)
     order = dict.fromkeys([*own, *metrics] if world else [*metrics, *own])
     found = metrics | own
     if DIVERSITY in found:

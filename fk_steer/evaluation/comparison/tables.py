@@ -116,9 +116,10 @@ def number(estimate: Estimate, digits: int, signed: bool = False) -> str:
 
 
 def clear(estimate: Estimate) -> bool:
-    """Whether a difference is more than two standard errors from zero."""
+    """Whether a difference is more than two standard errors from zero. Few prompts that all differ alike have an error
+    of 0, which says nothing of others."""
     mean, error = estimate
-    return error is not None and abs(mean) > 2 * error
+    return error is not None and error > 0 and abs(mean) > 2 * error
 
 
 def for_terminal(table: Table) -> rich.table.Table:

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...bundled import bundled_options
+from ...bundled import fitted_options
+from ...combinations import by_reward
+from ...defaults import DEFAULT_PRESET, DEFAULT_REWARD
 from ...loading import DTYPES
 from ...report.trace import lenient, strict
 from ...rewards.chat import check_recordable
-from ...search import DEFAULT_PRESET, Strategy
+from ...search import Strategy
 from ...search.presets import asked
 from ...smc import brief, unknown
 from ...smc.checks import integer, numbers, real
@@ -41,6 +43,7 @@ class GenerationSettings:
         budget: denoiser calls per sample, which choose the particles, and the steps and sampler that are left open;
             None for none.
         lmbda: strength of the tilt; None for the reward's.
+        changes: further settings in place of the preset's, dotted for parts of them: {'schedule.at': (0.4, 0.6)}.
         samples_per_prompt: independent samples per prompt and seed.
         seeds: samples 0 to `samples_per_prompt` - 1 of a prompt have the first seed, the next ones the second, and so
             on.
@@ -64,12 +67,13 @@ class GenerationSettings:
     prompts: str = "geneval"
     prompts_file: str | Path | None = None
     limit: int | None = None
-    reward: str | None = "clip-score"
+    reward: str | None = DEFAULT_REWARD
     reward_options: Mapping[str, Any] = field(default_factory=dict)
     preset: str = DEFAULT_PRESET
     particles: int | None = None
     budget: int | None = None
     lmbda: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     samples_per_prompt: int = 4
     seeds: tuple[int, ...] = (0,)
     steps: int | None = None
@@ -101,17 +105,31 @@ class GenerationSettings:
         if not isinstance(self.reward_options, Mapping):
             raise ValueError(f"Expected `reward_options` to be a mapping, but got {brief(self.reward_options)}.")
         if self.reward is None:
-            for name in ("particles", "budget", "lmbda", "max_rows"):
-                if getattr(self, name) is not None:
+            for name in ("particles", "budget", "lmbda", "changes", "max_rows"):
+                if getattr(self, name) not in (None, {}):
                     raise ValueError(f"`{name}` needs a `reward` to steer by.")
-        check_recordable(self.reward_options)
+        if not isinstance(self.changes, Mapping):
+            raise ValueError(
+                f"Expected `changes` to be a mapping from settings to values, but got {brief(self.changes)}."
+            )
+        if self.reward is not None:
+            for options in by_reward(self.reward, self.reward_options).values():
+                check_recordable(options)
         self.steering()
 
     def steering(self) -> Strategy | None:
         """The settings of the steered calls; None without a reward."""
         if self.reward is None:
             return None
-        return asked(self.preset, particles=self.particles, budget=self.budget, lmbda=self.lmbda)
+        elsewhere = {"steps": self.steps, "sampler": self.scheduler}
+        return asked(
+            self.preset,
+            particles=self.particles,
+            budget=self.budget,
+            lmbda=self.lmbda,
+            changes=self.changes,
+            elsewhere=[name for name, value in elsewhere.items() if value is not None],
+        )
 
 
 @dataclass(frozen=True)
@@ -217,8 +235,7 @@ class Plan:
         from ...shapes import BUNDLED, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 
         bundled = settings.model in BUNDLED
-        options = dict(settings.reward_options) if settings.reward else {}
-        options = {**bundled_options(settings.model, settings.reward), **options}
+        options = fitted_options(settings.model, settings.reward, settings.reward_options) if settings.reward else {}
         guidance = settings.guidance
         if guidance is None:
             guidance = GUIDANCE_SCALE if bundled else 7.5
@@ -264,13 +281,16 @@ class Plan:
         """All that the images depend on, as plain values. Prompts count by their content, wherever they come from."""
         steering = self.settings.steering()
         settings = {one.name: getattr(self.settings, one.name) for one in fields(self.settings)}
-        del settings["prompts_file"], settings["max_rows"]
+        # What the changes come to is in `steering`.
+        del settings["prompts_file"], settings["max_rows"], settings["changes"]
         settings["prompts"] = Path(settings["prompts"]).name
         settings["reward_options"] = dict(settings["reward_options"])
         if steering is None:
             settings["preset"] = None
         else:
             settings["particles"] = steering.num_particles if steering.calls is None else None
+            settings["budget"] = steering.calls
+            settings["lmbda"] = getattr(steering, "lmbda", None)
         settings["steering"] = None if steering is None else steering.to_dict()
         content = json.dumps([asdict(prompt) for prompt in self.prompts], sort_keys=True)
         settings["prompts_sha256"] = hashlib.sha256(content.encode()).hexdigest()

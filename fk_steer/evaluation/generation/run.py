@@ -44,6 +44,7 @@ def generate(
     device: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     repair: bool = False,
+    before: Callable[[Plan], None] = lambda plan: None,
 ) -> None:
     """Make what is missing in a folder; returns when it is complete, at once and without loading a model if it is.
 
@@ -58,6 +59,7 @@ def generate(
         device: None for CUDA if there is a device, else the CPU.
         progress: called with the numbers of samples there and of all.
         repair: set aside what cannot be read, in `.unreadable` within the folder, and make it anew.
+        before: called with what is to be made, if anything is missing, before models are loaded.
 
     Raises:
         ValueError: if the folder was made with other settings, naming the first that differs; for an unknown engine,
@@ -93,6 +95,7 @@ def generate(
     if not folder.missing_shares():
         progress(plan.num_samples, plan.num_samples)
         return
+    before(plan)
     folder.open()
     counter = Progress(folder, progress)
     if engine == "ray":

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...bundled import bundled_options
+from ...bundled import fitted_options
 from ...files import is_file_name
 from ...loading import load_guide
 from ...options import reward_options
@@ -152,7 +152,7 @@ def in_world(metric: Metric) -> Metric:
 def world_options(reward: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a reward with the bundled world's weights in place of published ones, if it has weights and none
     are given."""
-    return {**bundled_options("shapes", "clip-score" if reward == DIVERSITY else reward), **options}
+    return fitted_options("shapes", "clip-score" if reward == DIVERSITY else reward, options)
 
 
 def load_metric(metric: Metric, device: torch.device | str) -> Scorer:

@@ -161,7 +161,8 @@ function showRows() {
     const line = make("tr");
     columns.forEach((column) => {
       const value = column.value(row);
-      const text = value === null ? "–" : column.number ? value.toFixed(3) : value;
+      const shown = column.name === "task" ? data.tasks[value] || value : value;
+      const text = value === null ? "–" : column.number ? value.toFixed(3) : shown;
       const cell = make("td", text, column.number ? "number" : column.name);
       if (column.name === "guide") cell.prepend(make("span", "", `dot g${data.guides.indexOf(value) % 8}`));
       line.append(cell);

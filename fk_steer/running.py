@@ -1,0 +1,236 @@
+"""What a run that is looked at says of itself: what is loaded, what it costs, how far it is and how good so far."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.panel import Panel
+from tqdm import tqdm
+
+from .combinations import by_reward, names_in
+from .console import Bar, console, duration, say
+from .diffusion.budgets import loop_length
+from .search import Strategy
+from .search.feynman_kac import FKSteering
+
+
+FIRST_STEPS = 3
+"""Of a loop, after which it is said how long the whole takes."""
+
+
+def needs_download(name: str) -> bool:
+    """Whether a model is to be fetched from the hub: it is no folder here, and nothing of it is in the cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    if Path(name).exists():
+        return False
+    # A reward's folder within a repository has a path of its own.
+    repository = "/".join(name.split("/")[:2])
+    return not (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots").is_dir()
+
+
+def say_loading(model: str, reward: str | None, options: Mapping[str, Any]) -> None:
+    """Say what is about to be loaded, and what of it has to be downloaded first.
+
+    Args:
+        model: where the pipeline is, see `find_model`.
+        reward: a name, or names combined; None for none.
+        options: of the reward, as `fitted_options` has them.
+    """
+    from .rewards.registry import reward_factory
+
+    wanted = [model]
+    for name, own in by_reward(reward, options).items() if reward else ():
+        card = getattr(reward_factory(name), "card", None)
+        variant = card and (card.variant(own["variant"]) if own.get("variant") in card.variants else card)
+        if "path" not in own and variant and variant.hub_id:
+            wanted.append(variant.hub_id)
+    fetched = [name for name in wanted if needs_download(name)]
+    names = " and ".join(f"the reward '{name}'" for name in names_in(reward))
+    what = f"Loading {names + ' and ' if names else ''}the pipeline ..."
+    say(what if not fetched else f"{what} Downloads first: {', '.join(fetched)}.")
+
+
+def costs_with(pipe: Any, strategy: Strategy, call: Mapping[str, Any], images: int, at_a_time: int | None) -> list[str]:
+    """`costs`, of a pipeline that is loaded.
+
+    Args:
+        pipe: the pipeline, with its scheduler.
+        strategy: settings with nothing left open.
+        call: arguments of the pipeline's call.
+        images: how many are steered.
+        at_a_time: denoiser rows at most; None for all.
+    """
+    number = call.get("num_inference_steps") or strategy.steps or 50
+    num_steps = loop_length(pipe, pipe.scheduler, {**call, "num_inference_steps": number})
+    guided = (call.get("guidance_scale") or 0) > 1
+    return costs(strategy, num_steps, guided, images, at_a_time, f"{_memory(pipe)}; ")
+
+
+def costs(
+    strategy: Strategy,
+    num_steps: int,
+    guided: bool,
+    images: int,
+    at_a_time: int | None,
+    memory: str = "",
+    together: int = 1,
+) -> list[str]:
+    """What steered images cost, before the first of them, in four lines at most.
+
+    Args:
+        strategy: settings; with a budget that is not spent yet, that is what they cost.
+        num_steps: of the loop, in denoiser calls.
+        guided: whether guidance doubles the denoiser's rows.
+        images: how many are steered.
+        at_a_time: denoiser rows at most; None for all of a call's.
+        memory: what is known of it.
+        together: images of a call.
+    """
+    K = strategy.num_particles
+    doubled = ", each of two rows for guidance" if guided else ""
+    if strategy.calls is not None:
+        passes: int | None = strategy.calls
+        return [
+            f"an image: {passes} denoiser passes at most{doubled}, as the budget says",
+            *([f"in all:   {images} images, {images * strategy.calls} denoiser passes"] if images > 1 else []),
+        ]
+    particles = f"{K} particle{'s'[: K > 1]}"
+    try:
+        passes = strategy.cost(num_steps)
+    except NotImplementedError:  # a search of one's own need not say
+        passes = None
+    if passes == K * num_steps:
+        lines = [f"an image: {particles} x {num_steps} steps = {passes} denoiser passes{doubled}"]
+    elif passes is not None:
+        lines = [f"an image: {passes} denoiser passes at most{doubled} ({particles}, {num_steps} steps)"]
+    else:
+        lines = [f"an image: {particles} over {num_steps} steps{doubled}"]
+    if isinstance(strategy, FKSteering) and not strategy.goes_back:
+        events = len(strategy.events(num_steps)) if strategy.looks else 0
+        lines.append(f"          {K} x ({events} events + 1) = {K * (events + 1)} decoded and scored")
+    else:
+        lines.append(f"          {K} or more decoded and scored, as often as the search looks at them")
+    rows = together * K * (1 + guided)
+    rows = rows if at_a_time is None else min(rows, at_a_time)
+    lines.append(f"memory:   {memory}{rows} denoiser row{'s'[: rows > 1]} at a time")
+    if images > 1 and passes is not None:
+        lines.append(f"in all:   {images} images, {images * passes} denoiser passes")
+    return lines
+
+
+def show_costs(lines: list[str]) -> None:
+    """The lines of `costs`: in a box, or where there is no terminal as they are."""
+    if console.is_terminal:
+        console.print(Panel("\n".join(lines), title="what it costs", title_align="left", expand=False), highlight=False)
+    else:
+        console.print("\n".join(["what it costs", *lines]), highlight=False, soft_wrap=True)
+
+
+def _memory(pipe: Any) -> str:
+    weights = sum(
+        tensor.numel() * tensor.element_size()
+        for part in pipe.components.values()
+        if isinstance(part, torch.nn.Module)
+        for tensor in part.parameters()
+    )
+    device = torch.device(pipe._execution_device)
+    text = f"{_size(weights)} of weights on {device}"
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        text += f", {_size(free)} of {_size(total)} free"
+    return text
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.1f} GB" if number >= 2**30 else f"{number / 2**20:.0f} MB"
+
+
+class _StepBar(tqdm):  # type: ignore[type-arg]
+    """The pipeline's own bar, which tells somebody instead of drawing."""
+
+    monitor_interval = 0
+
+    def __init__(self, *arguments: Any, told: Callable[[int, int, float], None], **options: Any) -> None:
+        self._told = told
+        super().__init__(*arguments, **{**options, "file": io.StringIO(), "mininterval": 0.0, "miniters": 1})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if self.total and msg is None:
+            self._told(self.n, self.total, self.format_dict["elapsed"])
+        return True
+
+
+class Watched:
+    """A run over prompts, as it goes on. On a terminal a bar over prompts, with the best reward so far, and one over
+    steps; elsewhere the lines that `line` prints, and one that says after the first steps how long a loop takes.
+
+    Args:
+        prompts: how many there are to do.
+        loops: pipeline calls of each.
+        shown: whether there is to be anything.
+    """
+
+    def __init__(self, prompts: int, loops: int, shown: bool) -> None:
+        self._bar = Bar(shown and console.is_terminal)
+        self._shown, self._prompts, self._loops = shown, prompts, loops
+        self._best: float | None = None
+        self._estimated = False
+
+    def __enter__(self) -> Watched:
+        self._bar.start()
+        self._task = self._bar.add_task("prompts", total=self._prompts)
+        self._steps = self._bar.add_task("steps", total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    @contextmanager
+    def steps_of(self, pipe: Any) -> Iterator[None]:
+        """Take the place of a pipeline's own bar."""
+        # Modular pipelines have theirs within their blocks.
+        if not callable(getattr(pipe, "progress_bar", None)):
+            pipe.set_progress_bar_config(disable=True)
+            yield
+            return
+
+        def progress_bar(iterable: Any = None, total: int | None = None) -> _StepBar:
+            config = getattr(pipe, "_progress_bar_config", {})
+            return _StepBar(iterable, total=total, told=self._step, **config)
+
+        pipe.progress_bar = progress_bar
+        try:
+            yield
+        finally:
+            del pipe.progress_bar
+
+    def see(self, event: Any) -> None:
+        """A scoring event of the pipeline's call."""
+        best = event.rewards.max().item()
+        self._best = best if self._best is None else max(self._best, best)
+        self._bar.update(self._task, note=f"best reward {self._best:.3f}")
+
+    def done(self, line: str) -> None:
+        """A prompt is finished: go on to the next, and print a line about this one."""
+        self._bar.advance(self._task)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _step(self, done: int, total: int, elapsed: float) -> None:
+        self._bar.update(self._steps, completed=done, total=total)
+        if self._estimated or done < min(FIRST_STEPS, total):
+            return
+        self._estimated = True
+        if self._shown and not console.is_terminal:
+            loop = elapsed / done * total
+            all_of_them = f", all {self._prompts} prompts {duration(loop * self._loops * self._prompts)}"
+            say(f"By the first {done} steps a loop takes {duration(loop)}{all_of_them if self._prompts > 1 else ''}.")
