@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What `make demo` runs, for example `make demo MODEL=shapes PRESET=best-of-n PARTICLES=8 LMBDA=20`.
+# What `make demo` runs, for example `make demo MODEL=shapes REWARD=clip-score PRESET=adaptive PARTICLES=8`.
 MODEL ?= shapes-xl
+REWARD ?= llava-reward
 PRESET ?= finish
 PARTICLES ?= 4
 LMBDA ?=
 # A folder holds one run: what is not as above gets one of its own.
 SPACE := $(subst ,, )
-OTHER := $(filter-out shapes-xl,$(MODEL)) $(filter-out adaptive,$(PRESET)) \
+OTHER := $(filter-out shapes-xl,$(MODEL)) $(filter-out llava-reward,$(REWARD)) $(filter-out finish,$(PRESET)) \
 	$(patsubst %,%-particles,$(filter-out 4,$(PARTICLES))) $(patsubst %,lambda-%,$(LMBDA))
 OUT := out/demo$(subst $(SPACE),,$(addprefix -,$(subst /,-,$(OTHER))))
 
@@ -22,19 +23,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# The first three held-out prompts of three hard tasks. Of the fourth, position, the guide knows little.
+# The first eight held-out prompts of three hard tasks. Of the fourth, position, the guides know little.
 demo: $(VENV)/.installed
-	$(BIN)/fk-steer generate --model $(MODEL) --preset $(PRESET) --particles $(PARTICLES) $(if $(LMBDA),--lmbda $(LMBDA)) \
-		--compare --out $(OUT) \
-		"a photo of a heart and a moon" \
-		"a photo of a cross and a diamond" \
-		"a photo of a circle and a star" \
-		"a photo of three hearts" \
-		"a photo of four triangles" \
-		"a photo of three squares" \
-		"a photo of an orange moon and a yellow square" \
-		"a photo of a blue triangle and a purple star" \
-		"a photo of a green triangle and a yellow moon"
+	$(BIN)/fk-steer generate --model $(MODEL) --reward $(REWARD) --preset $(PRESET) --particles $(PARTICLES) \
+		$(if $(LMBDA),--lmbda $(LMBDA)) --compare --prompts-file examples/demo.txt --out $(OUT)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

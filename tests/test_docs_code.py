@@ -232,8 +232,8 @@ RUNS: dict[str, Callable[[str], None]] = {
     "docs/training.md": training,
 }
 
-ELSEWHERE = {"docs/compute.md", "docs/modular.md", "docs/search.md", "docs/video.md"}
-"""Pages of tests/test_docs.py."""
+ELSEWHERE = {"docs/compute.md", "docs/family-tree.md", "docs/modular.md", "docs/search.md", "docs/video.md"}
+"""Pages of tests/test_docs.py and tests/test_family_tree.py."""
 
 SCRIPTS = {"docs/parallel.md"}
 """Pages with a script for several processes."""

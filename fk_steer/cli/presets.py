@@ -19,7 +19,7 @@ def presets(
             metavar="NAME", help="Print all settings of this preset as JSON.", show_default="list all presets"
         ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown, that of the docs.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the docs, in Markdown.")] = False,
 ) -> None:
     """List the presets, or print the settings of one."""
     from ..search import DEFAULT_PRESET, PRESETS

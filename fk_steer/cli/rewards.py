@@ -27,7 +27,7 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def rewards(
     context: typer.Context,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown, that of the docs.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the docs, in Markdown.")] = False,
 ) -> None:
     """List the rewards that can be steered by; `rewards show NAME` tells more about one."""
     if context.invoked_subcommand is not None:
