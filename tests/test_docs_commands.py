@@ -127,7 +127,7 @@ def test_options_exist(page, monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [["fk-steer", "generate", "a", "--particle", "4"], ["fk-steer", "generate"], ["fk-steer", "make"],
+    [["fk-steer", "generate", "a", "--particle", "4"], ["fk-steer", "score", "a.png"], ["fk-steer", "make"],
      ["fk-steer", "generate", "a", "--steps", "many"], ["python", "examples/steer_sdxl.py", "--preset"],
      ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "-m", "fk_steer", "bench", "geneva"]],
 )  # fmt: skip

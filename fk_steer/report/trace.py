@@ -144,7 +144,7 @@ class Trace:
 
     @property
     def rewards(self) -> list[list[float]]:
-        """(P, k) of the particles that were returned, best first; empty before the end."""
+        """The rewards (P, k) of the particles that were returned, best first; empty before the end."""
         found = []
         for population, returned in enumerate(self.returned):
             passes = self.passes(population)
