@@ -153,7 +153,7 @@ def _size(number: int) -> str:
     return f"{number / 2**30:.1f} GB" if number >= 2**30 else f"{number / 2**20:.0f} MB"
 
 
-class _StepBar(tqdm):  # type: ignore[type-arg]
+class _StepBar(tqdm):
     """The pipeline's own bar, which tells somebody instead of drawing."""
 
     monitor_interval = 0
