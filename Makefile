@@ -2,32 +2,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What `make demo` runs, for example `make demo MODEL=shapes PRESET=best-of-n PARTICLES=8 LMBDA=20`.
+# What `make demo` runs, for example `make demo MODEL=shapes REWARD=clip-score PRESET=adaptive PARTICLES=8`.
 MODEL ?= shapes-xl
+REWARD ?= llava-reward
 PRESET ?= finish
 PARTICLES ?= 4
 LMBDA ?=
+# A folder holds one run: what is not as above gets one of its own.
+SPACE := $(subst ,, )
+OTHER := $(filter-out shapes-xl,$(MODEL)) $(filter-out llava-reward,$(REWARD)) $(filter-out finish,$(PRESET)) \
+	$(patsubst %,%-particles,$(filter-out 4,$(PARTICLES))) $(patsubst %,lambda-%,$(LMBDA))
+OUT := out/demo$(subst $(SPACE),,$(addprefix -,$(subst /,-,$(OTHER))))
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fk-steer needs Python 3.11 or newer, but \
+	$(PYTHON) is ' + sys.version.split()[0] + '. Choose another: make ... PYTHON=python3.12')"
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# The first three held-out prompts of three hard tasks. Of the fourth, position, the guide knows little.
+# The first eight held-out prompts of three hard tasks. Of the fourth, position, the guides know little.
 demo: $(VENV)/.installed
-	$(BIN)/fk-steer generate --model $(MODEL) --preset $(PRESET) --particles $(PARTICLES) $(if $(LMBDA),--lmbda $(LMBDA)) \
-		--compare --out out/demo \
-		"a photo of a heart and a moon" \
-		"a photo of a cross and a diamond" \
-		"a photo of a circle and a star" \
-		"a photo of three hearts" \
-		"a photo of four triangles" \
-		"a photo of three squares" \
-		"a photo of an orange moon and a yellow square" \
-		"a photo of a blue triangle and a purple star" \
-		"a photo of a green triangle and a yellow moon"
+	$(BIN)/fk-steer generate --model $(MODEL) --reward $(REWARD) --preset $(PRESET) --particles $(PARTICLES) \
+		$(if $(LMBDA),--lmbda $(LMBDA)) --compare --prompts-file examples/demo.txt --out $(OUT)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -40,6 +39,14 @@ test: lint
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The site of docs/, in out/site. Its pages ask no other host for anything.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) out

@@ -5,7 +5,8 @@ A folder is the record of a run:
     settings.json               what the images were made with
     000/00.png, 01.png, ...     of the first prompt, the images of all particles, best first
     000/00.webp, 01.webp, ...   of a pipeline of videos, in their place animations that keep every pixel
-    000/trace.json              its `Trace`; written last, its presence says that the prompt is done
+    000/trace.json              its `Trace`, with small pictures of the x0 predictions; written last, its presence says
+                                that the prompt is done
     000/lineage.png             its lineage plot
     000/unsteered-*             the same without steering, from the same noise, if asked for
     contact_sheet.png, report.html
@@ -236,7 +237,7 @@ def _has(folder: Path, settings: Generation) -> bool:
         return False
     for prefix in _prefixes(settings):
         try:
-            images = len(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0])
+            images = len(Trace.load(folder / f"{prefix}trace.json").rewards[0])
         except FileNotFoundError:
             return False
         if not all(picture_path(folder, f"{prefix}{rank:02d}").exists() for rank in range(images)):
@@ -302,8 +303,8 @@ def _check_file(path: Path) -> None:
 
 def _check_trace(path: Path, prompt: str) -> None:
     trace = Trace.load(path)
-    if not trace.events or not trace.events[-1].rewards[0]:
-        raise UnreadableFile(path, "a trace without a last event")
+    if not trace.rewards or not trace.rewards[0]:
+        raise UnreadableFile(path, "the trace of a run without an end")
     if trace.prompts != [prompt]:
         raise Misplaced(path, "the trace of another prompt")
 
@@ -369,6 +370,7 @@ def _generate(
                     prompt,
                     generator=generator,
                     particle_parallel=particle_parallel,
+                    keep_predictions=not prefix,
                     on_event=None if prefix else watched.see,
                     **call,
                 )

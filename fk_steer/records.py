@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from llava_reward_guide.texts import read_text, text_lines
 
-from .console import console
-
 
 Kind = TypeVar("Kind")
 
@@ -131,6 +129,8 @@ def unreadable(looks: Iterable[tuple[Path, Callable[[Path], object]]]) -> list[U
 
 def say_set_aside(problem: UnreadableFile) -> None:
     """Tell the user of a file that is made anew."""
+    from .console import console  # of the command line, which is all that sets aside
+
     console.print(f"set aside {problem.path}: {problem.problem}", markup=False, highlight=False, soft_wrap=True)
 
 

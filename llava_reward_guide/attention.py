@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from typing import Any
+
+from .packages import require
 
 
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
@@ -36,11 +37,7 @@ def check_attention(name: Any, device_type: str | None = None, dtype: str | None
     check_attention_name(name)
     if name != "flash_attention_2":
         return
-    if importlib.util.find_spec("flash_attn") is None:
-        raise ImportError(
-            'FlashAttention 2 needs flash_attn, which is not installed: pip install "fk-steer[flash]". '
-            "`attn_implementation` 'sdpa' needs nothing."
-        )
+    require("flash_attn", "FlashAttention 2 (`attn_implementation` 'sdpa' is always there)")
     if device_type not in (None, "cuda"):
         raise ValueError(
             f"Expected a CUDA device with `attn_implementation` 'flash_attention_2', but got {device_type!r}. Use "

@@ -14,6 +14,7 @@ from .backbones.cost import decoder_flops
 from .config import RewardConfig
 from .images import Images
 from .model import LlavaReward
+from .packages import require
 
 
 TEXT_TOKENS = 40
@@ -123,6 +124,7 @@ def crops_agreement(
     Raises:
         ValueError: for a backbone without crops, or fewer than two images.
     """
+    require("scipy", "Comparing rankings")
     from scipy.stats import kendalltau
 
     from .images import to_pil

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from .checkpoint import Checkpoint, StoredCheckpoint, find_checkpoint, read_chec
 from .config import RewardConfig
 from .files import CheckpointError
 from .options import read_mapping
+from .packages import require
 
 
 if TYPE_CHECKING:
@@ -154,16 +154,6 @@ def _check_width(checkpoint: Checkpoint, hidden_size: int) -> None:
         )
 
 
-def require(module: str, extra: str, what: str) -> None:
-    """Look for a package.
-
-    Raises:
-        ImportError: if it is not installed, naming the extra that brings it.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f'{what} needs {module}, which is not installed: pip install "fk-steer[{extra}]".')
-
-
 def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
     """What `from_pretrained` of `transformers` takes as `quantization_config`.
 
@@ -177,7 +167,7 @@ def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
     """
     if quantize not in QUANTIZE:
         raise ValueError(f"Unknown `quantize` {quantize!r}. Known: {', '.join(QUANTIZE)}.")
-    require("bitsandbytes", "quantize", "Quantization")
+    require("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     # The tower and the projector are small, and the projector may be replaced by a trained one.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .files import CheckpointError, read_tensors
 from .names import bare, bare_weights
 from .options import read_mapping
+from .packages import require
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,9 @@ def attach(model: Any, name: str, adapter: Adapter) -> None:
     Raises:
         ImportError: without peft.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ImportError(
-            'Keeping LoRA apart from the weights needs peft: pip install "fk-steer[llava]". A single perspective can '
-            "be merged without it (`merge=True`)."
-        ) from None
+    require("peft", "Keeping LoRA apart from the weights, as several perspectives need (a single one is merged),")
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,

@@ -61,7 +61,7 @@ class LlavaReward(nn.Module):
 
     @property
     def config(self) -> RewardConfig:
-        """Of the active perspective."""
+        """The configuration of the active perspective."""
         return self.perspectives[self.active].config
 
     @property

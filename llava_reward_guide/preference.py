@@ -13,7 +13,8 @@ def preference_score(a: Tensor, b: Tensor) -> Tensor:
     sum over even i of a_i b_{i+1} - a_{i+1} b_i.
 
     Args:
-        a, b: (..., dim), broadcast against each other.
+        a: (..., dim), broadcast against `b`.
+        b: (..., dim).
 
     Returns:
         (...) of the same dtype.
@@ -33,7 +34,8 @@ def preference_probability(a: Tensor, b: Tensor, tau: float = 0.1, dtype: torch.
     """Probability that `a` is preferred to `b`: sigmoid(score / tau).
 
     Args:
-        a, b: (..., dim), as for `preference_score`.
+        a: (..., dim), as for `preference_score`.
+        b: (..., dim), likewise.
         tau: temperature.
         dtype: bfloat16 repeats the published evaluation, which rounds small differences to a tie at 0.5.
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .packages import require
+
 
 @dataclass(frozen=True)
 class Reliability:
@@ -97,6 +99,7 @@ def finite(content: Any) -> Any:
 
 def plot_reliability(result: Reliability, path: str | Path) -> None:
     """Reliability diagram with the number of predictions below it."""
+    require("matplotlib")
     from matplotlib.figure import Figure
 
     bins = len(result.count)

@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
-import typer
+from .packages import PACKAGES, missing
+
+
+try:
+    import typer
+except ImportError as error:
+    raise missing("typer") from error
 
 
 TRACEBACK = "FK_STEER_TRACEBACK"
@@ -34,6 +40,8 @@ def errors_as_lines(prefix: str) -> Iterator[None]:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
+        if isinstance(error, ModuleNotFoundError) and (error.name or "") in PACKAGES:
+            error = missing(str(error.name))
         text = _on_a_line(error)
         if not isinstance(error, _OF_USERS):
             text = f"{type(error).__name__}: {text} (With {TRACEBACK}=1 it is shown where this comes from.)"

@@ -7,6 +7,12 @@ import inspect
 import json
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from .packages import require_for_commands
+
+
+if __name__ == "__main__":
+    require_for_commands()
+
 import typer
 
 from .cli import one_line_errors

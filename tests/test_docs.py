@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import DOCS
+from sentences import fragment
 
 from fk_steer.rewards import markdown_table
-from fk_steer.search import STRATEGIES
+from fk_steer.search import PRESETS, STRATEGIES
+from fk_steer.search.presets import markdown_table as presets_table
 from fk_steer.testing import CALLS, SIZE, flux, redness, sd, sd_scheduler, sdxl
 from fk_steer.testing.tiny import modular_of, wan
 
@@ -125,6 +128,52 @@ def test_the_table_of_memory_is_flat():
     ]
     for first in (0, 3, 6):
         assert float(rows[first + 2][3]) - float(rows[first][3]) < 12 * 0.05, "a tenth of a video"
+
+
+def test_the_table_of_presets_is_what_the_command_prints(capsys):
+    from fk_steer.cli import app
+
+    app(["presets", "--markdown"], standalone_mode=False)
+    table = capsys.readouterr().out
+    assert table == presets_table()
+    assert table in (REPOSITORY / "docs" / "presets.md").read_text()
+    assert len(table.splitlines()) == 2 + len(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_say_what_they_are_and_when_to_take_them(name):
+    one = PRESETS[name]
+    assert fragment(one.summary) is None
+    assert fragment(one.use_when) is None
+    assert one.use_when.startswith("Use it when ")
+    assert "|" not in one.summary + one.use_when
+
+
+def test_the_table_of_rewards_is_what_the_command_prints(capsys):
+    from fk_steer.cli import app
+
+    app(["rewards", "--markdown"], standalone_mode=False)
+    assert capsys.readouterr().out == markdown_table()
+
+
+def test_the_table_of_pipelines_adds_up():
+    """It is printed by `benchmarks.pipelines.run`, whose tests of Diffusers are no part of this repository."""
+    text = (REPOSITORY / "docs" / "pipelines.md").read_text()
+    listed, left_out = text.split("## Left out")
+    rows = re.findall(r"^\| (\S[^|]*?) \| [^|]* \| (yes|no|not tried)\b", listed, re.M)
+    said = re.search(r"(\d+) tests of (\d+) classes, (\d+) of which steer", listed)
+    assert (int(said[2]), len({name for name, _ in rows})) == (len(rows), len(rows))
+    assert len(rows) - len(re.findall(r"\| (no|not tried):", listed)) >= int(said[3])
+    left = re.findall(r"^\| (\w+Pipeline\w*) \|", left_out, re.M)
+    assert left
+    assert not {name for name, _ in rows} & set(left)
+
+
+@pytest.mark.parametrize("page", sorted({*DOCS} - {"docs/concepts.md", "docs/compute.md"}))
+def test_words_of_the_field_lead_to_where_they_are_explained(page):
+    text = re.sub(r"^```.*?^```", "", (REPOSITORY / page).read_text(), flags=re.S | re.M)
+    if re.search(r"\b(lambda|NFE|nfe|ESS|SSP)\b", text):
+        assert "concepts.md" in text
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])

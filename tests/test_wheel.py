@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import os
 import shutil
 import subprocess
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+import fk_steer
+
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """A folder with the content of the wheel, and of nothing else of ours."""
+def built(tmp_path_factory) -> Path:
+    """A folder with the wheel, and what it was built from in 'source'."""
     folder = tmp_path_factory.mktemp("wheel")
     # A copy, since building leaves files behind that later wheels would take in.
     for name in ("fk_steer", "llava_reward_guide"):
@@ -26,10 +29,21 @@ def installed(tmp_path_factory) -> Path:
         shutil.copy(REPOSITORY / name, folder / "source")
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", folder, folder / "source"]
     subprocess.run([str(part) for part in build], check=True, cwd=folder)
-    (wheel,) = folder.glob("*.whl")
+    return folder
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+
+
+@pytest.fixture(scope="module")
+def installed(built) -> Path:
+    """A folder with the content of the wheel, and of nothing else of ours."""
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(built / "site")
+    return built / "site"
 
 
 def run(installed: Path, tmp_path: Path, *arguments: str) -> str:
@@ -48,6 +62,32 @@ def test_nothing_else_is_installed(installed):
         "llava_reward_guide",
     }
     assert (installed / "fk_steer" / "py.typed").exists() and (installed / "llava_reward_guide" / "py.typed").exists()
+
+
+@pytest.mark.slow
+def test_the_source_distribution_builds_the_same_wheel(built, tmp_path):
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=built / "source", capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, sdist]
+    subprocess.run([str(part) for part in build], check=True, cwd=tmp_path)
+    (wheel,), (other,) = built.glob("*.whl"), tmp_path.glob("*.whl")
+    assert contents(wheel) == contents(other)
+
+
+@pytest.mark.slow
+def test_the_wheel_is_small_and_says_what_it_is(built, installed):
+    (wheel,) = built.glob("*.whl")
+    # Of which 31.3 are weights.
+    assert wheel.stat().st_size < 32.5e6
+    (folder,) = installed.glob("*.dist-info")
+    metadata = email.message_from_string((folder / "METADATA").read_text(encoding="utf-8"))
+    assert metadata["Version"] == fk_steer.__version__ and f"-{fk_steer.__version__}-" in wheel.name
+    assert metadata["Description-Content-Type"] == "text/markdown" and metadata.get_payload().startswith("# ")
+    assert {"cli", "reports", "llava", "train", "server", "app", "all"} <= set(metadata.get_all("Provides-Extra"))
+    scripts = (folder / "entry_points.txt").read_text(encoding="utf-8")
+    assert "fk-steer = fk_steer.__main__:main" in scripts
+    assert "llava-reward = llava_reward_guide.__main__:main" in scripts
 
 
 @pytest.mark.slow

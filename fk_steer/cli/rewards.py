@@ -25,14 +25,20 @@ app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def rewards(context: typer.Context) -> None:
+def rewards(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the docs, in Markdown.")] = False,
+) -> None:
     """List the rewards that can be steered by; `rewards show NAME` tells more about one."""
     if context.invoked_subcommand is not None:
         return
     with one_line_errors():
-        start(console.is_terminal)
-        from ..rewards import available_rewards
+        start(console.is_terminal and not markdown)
+        from ..rewards import available_rewards, markdown_table
 
+        if markdown:
+            print(markdown_table(), end="")
+            return
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("name", "variants"):
             table.add_column(column, no_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..report.trace import Trace
 from ..search import Outcome, Plan
 
 
@@ -27,10 +28,12 @@ class ScoringEvent:
         scores: what they were made from: (P, K) by name of each leaf of the reward.
         ancestors: (P, M) indices in [0, K) of the particles that those alive now continue; from K on, remembered ones.
         slots_after: (P, M) where they live.
-        parents, parent_events: (P, M) slot and event at which each was seen.
+        parents: (P, M) the slot in which the ancestor of each was seen.
+        parent_events: (P, M) the event at which it was seen there.
         roots: (P, M) the initial particle that each descends from.
         decision: the search's plan, or for the final images its outcome.
-        nfe, reward_calls: denoiser rows run and images scored so far.
+        nfe: denoiser rows run so far.
+        reward_calls: images scored so far.
         thumbnails: (P, K) small pictures as 'data:' URLs, where they are kept.
     """
 
@@ -51,6 +54,7 @@ class ScoringEvent:
     reward_calls: int
     thumbnails: list[list[str]]
     _decode: Callable[[], Tensor]
+    _trace: Callable[[], Trace]
     _stop: Callable[[], None]
 
     @property
@@ -63,9 +67,20 @@ class ScoringEvent:
         """The share of the loop's denoiser calls made, in (0, 1]; 1 for the final images."""
         return 1.0 if self.final else (self.step + 1) / self.num_steps
 
+    @property
+    def trace(self) -> Trace:
+        """The trace up to this event, with the passes before this one: a snapshot that does not grow. Without seconds
+        of the pass at hand, which are known at its end."""
+        return self._trace()
+
+    def __repr__(self) -> str:
+        where = "the final images" if self.final else f"step {self.step} of {self.num_steps}"
+        populations, particles = self.rewards.shape
+        return f"ScoringEvent({where}: {particles} particles of {populations} populations)"
+
     def predictions(self) -> Tensor:
-        """(P, K, 3, H, W), or of videos (P, K, F, 3, H, W), float in [0, 1] on the CPU: the x0 predictions that were
-        scored, decoded once more."""
+        """The x0 predictions that were scored, decoded once more: (P, K, 3, H, W), or of videos (P, K, F, 3, H, W),
+        float in [0, 1] on the CPU."""
         with torch.no_grad():
             return self._decode()
 

@@ -31,7 +31,7 @@ class Execution(Keywords):
             object.__setattr__(self, entry.name, integer(entry.name, getattr(self, entry.name), 1, optional=True))
 
     def for_videos(self) -> Execution:
-        """These sizes, for videos."""
+        """The same sizes, for videos."""
         return self if self.decode_batch_size is not None else replace(self, decode_batch_size=1)
 
     @classmethod

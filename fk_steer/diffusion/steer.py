@@ -72,6 +72,20 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     others: tuple[Any, ...] = ()
 
     @property
+    def best(self) -> Any:
+        """The image or video with the highest reward, of all prompts and populations."""
+        assert self.rewards is not None
+        return self.images[int(self.rewards[:, 0].nan_to_num(-torch.inf).argmax())]
+
+    def __repr__(self) -> str:
+        if self.rewards is None or self.trace is None:
+            return f"SteeredOutput({brief(self.images)})"
+        populations, particles = self.rewards.shape
+        size = getattr(self.images, "shape", None)
+        images = f"{populations} images or videos" if size is None else f"images {tuple(size)}"
+        return f"SteeredOutput({images}, {particles} particles each, {self.trace!r})"
+
+    @property
     def frames(self) -> Any:
         """`images`, under the name that stock pipelines of videos give them."""
         return self.images
@@ -165,7 +179,8 @@ class SteeredPipeline:
             on_event: called after every scoring event with a `ScoringEvent`: the step, the rewards, the ancestors and,
                 on request, the decoded x0 predictions. It may stop the run.
             keep_predictions: keep small pictures of the x0 predictions in the trace, for reports.
-            *args, **kwargs: those of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
+            *args: arguments of the pipeline's own `__call__`.
+            **kwargs: arguments of the pipeline's own `__call__`. `num_images_per_prompt` is the number of
                 independent populations per prompt. `generator` may be one generator, one per prompt, one per
                 population or one per particle; every particle gets its own noise from it, whatever else is in the
                 batch. With `denoising_end` the last x0 predictions are scored, not the noisy latents.

@@ -55,12 +55,12 @@ class FKSteeringStep(ModularPipelineBlocks):
 
     @property
     def model_name(self) -> str | None:
-        """Of the blocks that are steered."""
+        """The name of the model whose blocks are steered."""
         return self.part.model_name
 
     @property
     def description(self) -> str:
-        """In a sentence."""
+        """What the block does, in a sentence."""
         return (
             "Denoises and decodes several particles for each image, steered towards a high reward by Feynman-Kac "
             "sequential Monte Carlo (arXiv 2501.06848)."
@@ -68,7 +68,7 @@ class FKSteeringStep(ModularPipelineBlocks):
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        """Those of the blocks that are steered, and the reward."""
+        """The components of the blocks that are steered, and the reward."""
         return [
             *self.part.expected_components,
             ComponentSpec(
@@ -81,12 +81,12 @@ class FKSteeringStep(ModularPipelineBlocks):
 
     @property
     def expected_configs(self) -> list[ConfigSpec]:
-        """Those of the blocks that are steered."""
+        """The configs of the blocks that are steered."""
         return list(self.part.expected_configs)
 
     @property
     def inputs(self) -> list[InputParam]:
-        """See the class."""
+        """The inputs of the blocks that are steered, and those that say how."""
         own = [
             InputParam("prompt", type_hint=str | list[str], description="What the reward reads."),
             InputParam(
@@ -115,7 +115,7 @@ class FKSteeringStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """See the class."""
+        """The images with their rewards and weights, and the trace of the run."""
         return [
             OutputParam(
                 "images", type_hint=list, description="All alive at the end, prompt by prompt, the best first."
@@ -128,7 +128,7 @@ class FKSteeringStep(ModularPipelineBlocks):
         ]
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """As that of a loop."""
+        """Set the progress bars of the blocks that are steered, as those of a loop of Diffusers are set."""
         for block in all_blocks(self.part):
             if hasattr(block, "progress_bar"):
                 block.set_progress_bar_config(**kwargs)

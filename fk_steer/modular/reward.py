@@ -72,12 +72,12 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the modules."""
+        """The device of the modules."""
         return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the modules."""
+        """The dtype of the modules."""
         return self._first.dtype
 
     @property
@@ -86,7 +86,7 @@ class RewardModel(nn.Module):
         return next(floats, self.get_buffer("anchor"))
 
     def get_memory_footprint(self) -> int:
-        """In bytes; by it `ComponentsManager` chooses what to offload."""
+        """The size of the modules in bytes, by which `ComponentsManager` chooses what to offload."""
         return sum(value.nelement() * value.element_size() for value in [*self.parameters(), *self.buffers()])
 
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -132,13 +132,11 @@ class _Placed(Reward):
         self.relative, self.standardize, self.takes_videos = reward.relative, reward.standardize, reward.takes_videos
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Any:
-        """See `Reward`."""
         return self._module(self._reward.encode, images, prompts)
 
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`."""
         if type(self._reward).of_particles is Reward.of_particles:
             return self._reward.of_particles(encodings, members, prompts)
         scores: list[Tensor] = self._module(self._reward.of_particles, encodings, members, prompts)
@@ -146,20 +144,16 @@ class _Placed(Reward):
 
     @property
     def leaves(self) -> tuple[Reward, ...]:
-        """See `Reward`."""
         return tuple(self._of(leaf) for leaf in self._reward.leaves)
 
     def combine(self, scores: Mapping[Reward, Tensor]) -> Tensor:
-        """See `Reward`."""
         return self._reward.combine({leaf: scores[self._of(leaf)] for leaf in self._reward.leaves})
 
     def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
-        """See `Reward`."""
         known = {leaf: scores[self._of(leaf)] for leaf in self._reward.leaves if self._of(leaf) in scores}
         return {self._of(leaf): mask for leaf, mask in self._reward.missing(known, among).items()}
 
     def at(self, progress: float) -> Reward:
-        """See `Reward`."""
         return self._of(self._reward.at(progress))
 
     def _of(self, reward: Reward) -> _Placed:

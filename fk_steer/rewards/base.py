@@ -20,6 +20,7 @@ from llava_reward_guide.images import check_form, to_pil
 
 from ..smc import brief
 from .signatures import caller
+from .waiting import waiting
 
 
 Images = Tensor | Sequence[Image]
@@ -54,7 +55,8 @@ class Reward:
     ```
 
     One that needs all particles of a prompt defines `encode` and `of_particles`. A plain function is made a reward by
-    `as_reward`, which everything that takes a reward calls.
+    `as_reward`, which everything that takes a reward calls. Any of these may be async, or return a list of awaitables,
+    of which 16 at a time are awaited together; who calls a reward gets numbers in any case.
 
     Attributes:
         name: for messages and traces; the name of the class if it does not say another.
@@ -70,6 +72,12 @@ class Reward:
     relative: bool = False
     standardize: bool = False
     takes_videos: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("__call__", "encode", "of_particles"):
+            if inspect.isfunction(vars(cls).get(name)):
+                setattr(cls, name, waiting(vars(cls)[name]))
 
     @torch.no_grad()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
@@ -241,7 +249,6 @@ class PILReward(Reward):
         self.default_lmbda = default_lmbda
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
         check_one_prompt_per_image(images, prompts)
         values = _one_per_image(self, self._call(to_pil(images), list(prompts)), prompts)
         return values.to(device_of(images, values.device), torch.float32)
@@ -257,8 +264,8 @@ def as_pil(
     ```
 
     Args:
-        function: (B RGB images, B prompts) -> B numbers, or of the images alone. Tensors become the images that would
-            be saved, 8 bits a channel.
+        function: (B RGB images, B prompts) -> B numbers, or of the images alone; it may be async. Tensors become the
+            images that would be saved, 8 bits a channel.
         name: None for the function's.
         default_lmbda: a lambda that suits its scale; None for none, and then steering has to be given one.
 
@@ -464,8 +471,6 @@ def _as_tensor(reward: RewardFunction, values: Any, prompts: Sequence[str] = (),
         numbers = torch.as_tensor(values).detach()
     # Objects of other libraries bring errors of any kind.
     except Exception as error:
-        if inspect.iscoroutine(values):
-            values.close()
         raise RewardError(returned.format(brief(values)) + ending) from error
     if numbers.is_complex():
         raise RewardError(returned.format("complex numbers") + ending)

@@ -41,15 +41,12 @@ class Composite(Reward):
 
     @property
     def leaves(self) -> tuple[Reward, ...]:
-        """See `Reward`."""
         return tuple(dict.fromkeys(leaf for part in self.parts for leaf in part.leaves))
 
     def combine(self, scores: Mapping[Reward, Tensor]) -> Tensor:
-        """See `Reward`."""
         return self.of_parts([part.combine(scores) for part in self.parts])
 
     def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
-        """See `Reward`."""
         found: dict[Reward, Tensor] = {}
         for part in self.parts:
             for leaf, mask in part.missing(scores, among).items():
@@ -72,7 +69,7 @@ class Composite(Reward):
 
 
 class Standardized(Composite):
-    """z-scores of a reward over the particles of a prompt: mean 0 and standard deviation 1, all 0 where they tie.
+    """The z-scores of a reward over the particles of a prompt: mean 0 and standard deviation 1, all 0 where they tie.
 
     The value of an image depends on the other particles, so this is for steering, not for scoring single images.
 
@@ -90,12 +87,11 @@ class Standardized(Composite):
         self._in_force = {}
 
     def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
-        """See `Composite`."""
         return standardize(rewards[0])
 
 
 class WeightedSum(Composite):
-    """sum_i weight_i * reward_i.
+    """The weighted sum of rewards, sum_i weight_i * reward_i.
 
     ```py
     WeightedSum({clip: 1.0, aesthetic: 0.05})
@@ -125,7 +121,6 @@ class WeightedSum(Composite):
         self.default_lmbda = default_lmbda
 
     def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
-        """See `Composite`."""
         total = torch.zeros_like(rewards[0])
         for weight, values in zip(self.weights, rewards):
             total = total + weight * values
@@ -133,7 +128,8 @@ class WeightedSum(Composite):
 
 
 class ZScoreSum(Composite):
-    """sum_i weight_i * z_i, where z_i is the score of reward i standardised over the particles of a prompt.
+    """The weighted sum of z-scores, sum_i weight_i * z_i, where z_i is the score of reward i standardised over the
+    particles of a prompt.
 
     For rewards of unlike scales, none of which is to rule because its numbers are large. The value of an image depends
     on the other particles, so this is for steering, not for scoring single images.
@@ -163,7 +159,6 @@ class ZScoreSum(Composite):
         self.default_lmbda = default_lmbda
 
     def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
-        """See `Composite`."""
         return torch.stack([weight * values for weight, values in zip(self.weights, rewards)]).sum(0)
 
 
@@ -201,7 +196,6 @@ class Ensemble(Composite):
         self.default_lmbda = Z_LMBDA * math.sqrt(len(parts)) if default_lmbda is None else default_lmbda
 
     def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
-        """See `Composite`."""
         scores = torch.stack(list(rewards))
         mean = scores.mean(0)
         if not self.kappa:
@@ -221,7 +215,8 @@ class Clipped(Composite):
 
     Args:
         reward: what is clipped; of a `Cascade` its z-scores are.
-        low, high: bounds, low < high.
+        low: the lower bound.
+        high: the upper bound, above `low`.
 
     Raises:
         ValueError: unless low < high.
@@ -238,7 +233,6 @@ class Clipped(Composite):
         self.default_lmbda = part.default_lmbda
 
     def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
-        """See `Composite`."""
         return rewards[0].clamp(self.low, self.high)
 
 
@@ -253,7 +247,8 @@ class Cascade(Reward):
     ```
 
     Args:
-        cheap, expensive: the rewards.
+        cheap: the reward of early events.
+        expensive: the reward of late events and the final images.
         switch: progress in [0, 1] of the loop from which the expensive one is used.
         default_lmbda: for standardised scores.
 
@@ -275,11 +270,11 @@ class Cascade(Reward):
 
     @property
     def leaves(self) -> tuple[Reward, ...]:
-        """Those of both."""
+        """The leaves of both rewards."""
         return tuple(dict.fromkeys((*self.cheap.leaves, *self.expensive.leaves)))
 
     def combine(self, scores: Mapping[Reward, Tensor]) -> Tensor:
-        """That of the final images."""
+        """The reward of the final images."""
         return self.at(1.0).combine(scores)
 
     def at(self, progress: float) -> Reward:
@@ -308,7 +303,8 @@ class Finalists(Composite):
     ```
 
     Args:
-        cheap, expensive: rewards or functions.
+        cheap: the reward or function that chooses the finalists.
+        expensive: the reward or function that decides among them.
         keep: finalists of each prompt, at least 1.
         default_lmbda: for standardised scores.
 
@@ -333,7 +329,6 @@ class Finalists(Composite):
         self.default_lmbda = default_lmbda
 
     def missing(self, scores: Mapping[Reward, Tensor], among: Tensor) -> dict[Reward, Tensor]:
-        """See `Reward`."""
         cheap, expensive = self.parts
         if found := cheap.missing(scores, among):
             return found
@@ -341,7 +336,6 @@ class Finalists(Composite):
         return expensive.missing(scores, among & (places < self.keep))
 
     def of_parts(self, rewards: Sequence[Tensor]) -> Tensor:
-        """See `Composite`."""
         cheap, expensive = rewards
         places = _places(cheap)
         chosen = (places < self.keep) & ~cheap.isnan()

@@ -49,7 +49,7 @@ class FrameReward(Reward):
         self.relative, self.standardize = self.reward.relative, self.reward.standardize
 
     def at(self, progress: float) -> Reward:
-        """Of the frames, what is in force for images."""
+        """The reward of the frames that is in force at a progress of the loop."""
         now = self.reward.at(progress)
         if now is self.reward:
             return self
@@ -58,7 +58,7 @@ class FrameReward(Reward):
         return self._at[now]
 
     def encode(self, images: Images, prompts: Sequence[str]) -> list[Any]:
-        """For each video what the leaves of the reward keep of its frames."""
+        """What the leaves of the reward keep of the frames of each video."""
         if not isinstance(images, Tensor) or images.ndim != 5:
             raise ValueError("Expected videos (B, F, 3, H, W): `FrameReward` scores the frames of videos.")
         number = min(self.frames, images.shape[1])

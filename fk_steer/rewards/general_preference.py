@@ -65,7 +65,6 @@ class GeneralPreferenceReward(Reward):
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`."""
         return [self._against_others(torch.stack([encodings[i] for i in group.tolist()])) for group in members]
 
     def _against_others(self, embeddings: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image, Resampling
@@ -23,6 +24,7 @@ from llava_reward_guide.images import as_rgb, check_images
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 _PRECISION_BITS = 22  # of the fixed-point weights in Pillow's src/libImaging/Resample.c for 8-bit channels
 
 
@@ -61,8 +63,8 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int], resample: str = "bicubic") -> Tensor:
-    """`PIL.Image.resize` on tensors: for 8-bit images equal to Pillow 13, bit for bit; for float images the same
-    without rounding, differentiable.
+    """`PIL.Image.resize` on tensors: for 8-bit images equal to the Pillow that is installed, bit for bit; for float
+    images the same without rounding, differentiable.
 
     Args:
         images: (..., H, W) uint8, or (B, C, H, W) float in [0, 1].
@@ -79,9 +81,7 @@ def resize(images: Tensor, size: tuple[int, int], resample: str = "bicubic") -> 
             return images
         # With antialias, and only then, torch's kernels and their support are Pillow's.
         return F.interpolate(images, size, mode=resample, antialias=True).clamp(0, 1)
-    # The order of the two passes shows in the rounding. Pillow 13 begins with the rows where that saves enough work;
-    # earlier releases nearly always began with the columns.
-    rows_first = height < rows and 2 * (columns - width) < rows - height
+    rows_first = height < rows and _begins_with_rows(rows, columns, height, width)
     if rows_first:
         images = _resize_rows(images, height, resample)
     if width != columns:
@@ -89,6 +89,14 @@ def resize(images: Tensor, size: tuple[int, int], resample: str = "bicubic") -> 
     if height != rows and not rows_first:
         images = _resize_rows(images, height, resample)
     return images
+
+
+def _begins_with_rows(rows: int, columns: int, height: int, width: int) -> bool:
+    """Which of the two passes Pillow makes first where there are to be fewer rows; it shows in the rounding. Pillow 13
+    begins with the rows where that saves enough work, 12.2 and 12.3 where the image is a stripe, earlier ones never."""
+    if _PILLOW >= (13, 0):
+        return 2 * (columns - width) < rows - height
+    return _PILLOW >= (12, 2) and rows > 100 * columns
 
 
 def resize_shortest_side(images: Tensor, side: int, resample: str = "bicubic") -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Images, RewardError, RewardFunction, check_scores
+from .base import Images, RewardError, RewardFunction, as_reward, check_scores
 
 
 @dataclass
@@ -38,7 +38,7 @@ def scores_or_none(reward: RewardFunction, images: Images, prompts: Sequence[str
 
     judge = getattr(reward, "judge", None)
     if not isinstance(judge, ChatJudge):
-        return list(check_scores(reward, reward(images, prompts), prompts, where).tolist())
+        return list(check_scores(reward, as_reward(reward)(images, prompts), prompts, where).tolist())
     failed = judge.counts.failed
     scores = list(judge.encode(images, prompts))
     if judge.counts.failed - failed == len(scores):

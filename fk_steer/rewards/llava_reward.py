@@ -104,7 +104,6 @@ class LLaVAReward(Reward):
             self.model.to("cpu")
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`."""
         return self.embed(images, prompts)[:, 0].to(device_of(images, self.device))
 
 

@@ -194,7 +194,7 @@ class LocalReward(Reward, ABC):
         return prompts
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`.
+        """The scores (B,) of images for their prompts, without gradients.
 
         Raises:
             ValueError: unless there are as many prompts as images.

@@ -16,12 +16,13 @@ from llava_reward_guide.images import to_pil
 from ..smc import integer, real, unknown
 from .base import Images, MissingScoreError, Reward, RewardError, name_of
 from .images import to_uint8
+from .waiting import settled
 
 
 Comparer = Callable[[Any, Any, Sequence[str]], Any]
 """(first, second, prompts) -> B probabilities that the first image of a pair is better than the second, in [0, 1]; 0.5
 is a tie and None or NaN a comparison that failed; an attribute `failure` may say why the last one did. Images are as
-for a `Reward`."""
+for a `Reward`, and it may be async, as functions that score may."""
 
 STATISTICS = ("win-probability", "log-odds")
 WIN_LMBDA = 6.0
@@ -95,7 +96,6 @@ class PairwiseReward(Reward):
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`."""
         assert not isinstance(encodings, Tensor)
         games = [
             (i, j, p) for p, group in enumerate(members) for i, j in pairings(group.unique().tolist(), self.opponents)
@@ -141,7 +141,7 @@ class PairwiseReward(Reward):
 
     def _compare(self, encodings: Sequence[Any], games: list[tuple[int, int, int]], prompts: Sequence[str]) -> Tensor:
         first, second = (_images([encodings[game[place]] for game in games]) for place in (0, 1))
-        values = self.comparer(first, second, [prompts[game[2]] for game in games])
+        values = settled(self.comparer(first, second, [prompts[game[2]] for game in games]))
         if not isinstance(values, Tensor):
             values = torch.tensor([math.nan if value is None else float(value) for value in values])
         values = values.detach().to("cpu", torch.float64)

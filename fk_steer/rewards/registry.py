@@ -30,7 +30,7 @@ _BUILT_IN = {
 
 
 def available_rewards() -> dict[str, EntryPoint]:
-    """Name -> where it is implemented, without importing it.
+    """The places of all rewards by their names, none of them imported.
 
     A package adds rewards by declaring entry points in the group `fk_steer.rewards`, each a class or function that
     returns a reward.

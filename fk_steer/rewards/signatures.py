@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..smc import brief
+from .waiting import waiting
 
 
 PROMPTS = frozenset(
@@ -22,12 +23,17 @@ _EXPECTED = "Expected a reward, or a function of images and prompts that returns
 
 def caller(function: Any) -> Callable[[Any, Sequence[str]], Any]:
     """A function (images, prompts) that calls another the way its parameters ask for: by position, whatever they are
-    called; prompts first where the names say so; prompts by keyword if they are keyword-only; or images alone.
+    called; prompts first where the names say so; prompts by keyword if they are keyword-only; or images alone. What an
+    async function returns is waited for (`settled`).
 
     Raises:
         TypeError: for what cannot be called so, saying what to write instead.
     """
     _check_kind(function)
+    return waiting(_as_its_parameters_ask(function))
+
+
+def _as_its_parameters_ask(function: Any) -> Callable[[Any, Sequence[str]], Any]:
     # A module's own call takes anything; what it is given ends in `forward`.
     asked = function.forward if isinstance(function, nn.Module) else function
     try:
@@ -80,13 +86,13 @@ def _check_kind(value: Any) -> None:
     call = value.forward if isinstance(value, nn.Module) else type(value).__call__
     if any(
         test(one)
-        for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+        for test in (inspect.isasyncgenfunction, inspect.isgeneratorfunction)
         for one in (value, call, getattr(value, "func", None))
     ):
         name = getattr(value, "__name__", type(value).__name__)
         raise TypeError(
-            f"{_EXPECTED}, but '{name}' is an async function or a generator, which returns none when it is called. "
-            "Make it a plain function, for example with `asyncio.run` inside."
+            f"{_EXPECTED}, but '{name}' is a generator, which returns none when it is called. Have it return a list of "
+            "all numbers in place of yielding them."
         )
 
 

@@ -19,8 +19,9 @@ class Allocation(Around):
     and v_p are mean and standard deviation of its final rewards, shrunk to the batch's (`improvement.Seen.moments`).
     Explore all prompts a little, then allocate, as adaptive best-of-n does (arXiv 2505.12050); it needs no target.
 
+    Other settings are those of `Around`.
+
     Attributes:
-        inner, num_particles, noise, preview, seed: see `Around`.
         passes: the budget: whole passes per image on average, at least 1. Counted in denoiser rows, those of the first
             pass for one; what a pass saves (see `Stop`) is spent too.
         first: share of the budget that all prompts get alike, in [0, 1]; one pass at least.

@@ -20,9 +20,11 @@ Self = TypeVar("Self", bound="Around")
 class Around(Strategy):
     """Passes of another strategy, which says what becomes of the particles in them.
 
+    Of the settings of every `Strategy`, `num_particles`, `noise`, `preview` and `seed` take those of `inner` where they
+    are None; anything else replaces them.
+
     Attributes:
         inner: what is run: settings, the name of a preset, or the mapping that `to_dict` makes of settings.
-        num_particles, noise, preview, seed: see `Strategy`; None takes those of `inner`, anything else replaces them.
 
     Raises:
         ValueError: for an `inner` that is no strategy.

@@ -82,12 +82,12 @@ class Look:
 
     @property
     def everyone(self) -> Tensor:
-        """(P, K) the ancestors with which all go on as they are."""
+        """The ancestors (P, K) with which all go on as they are."""
         P, K = self.rewards.shape
         return torch.arange(K).expand(P, K)
 
     def ranked(self) -> Tensor:
-        """(P, K) the particles from the highest reward to the lowest; ties go to the lower index."""
+        """The particles (P, K) from the highest reward to the lowest; ties go to the lower index."""
         return self.rewards.argsort(dim=1, descending=True, stable=True)
 
 
@@ -172,7 +172,7 @@ class Search:
 
     @property
     def log_normalizer(self) -> Tensor | None:
-        """(P,) estimate of log E[exp(lambda r(x0))] once `finish` has run; None if the search gives none."""
+        """Estimate (P,) of log E[exp(lambda r(x0))] once `finish` has run; None if the search gives none."""
         return None
 
 

@@ -19,8 +19,11 @@ class DepthFirst(Renoising):
 
     An attempt costs the denoiser rows of `back` of the loop, for the prompts that are below the target alone.
 
+    The settings of every `Strategy` are there too.
+
     Attributes:
-        num_particles, noise, preview, seed, steps, sampler, calls, at, back: see `Renoising`.
+        at: when x0 predictions are judged: a share of the loop in (0, 1], or a step.
+        back: how many steps are taken again: a share of the loop in (0, 1), or a number.
         target_reward: good enough, on the reward's scale; None makes all attempts.
         attempts: how often at most, at least 1.
     """

@@ -21,8 +21,11 @@ class Evolution(Renoising):
 
     A generation costs the denoiser rows of `back` of the loop.
 
+    The settings of every `Strategy` are there too.
+
     Attributes:
-        num_particles, noise, preview, seed, steps, sampler, calls, at, back: see `Renoising`.
+        at: when x0 predictions are judged: a share of the loop in (0, 1], or a step.
+        back: how many steps are taken again: a share of the loop in (0, 1), or a number.
         generations: at least 1.
     """
 

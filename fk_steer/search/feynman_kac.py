@@ -58,7 +58,8 @@ class FKSteering(Strategy):
     """Settings of Feynman-Kac steering (Singhal et al., arXiv 2501.06848). Validates itself; the defaults are the
     preset `adaptive`.
 
-    Each part may be given as an object, as its name, or as the mapping that `to_dict` makes of it.
+    Each part may be given as an object, as its name, or as the mapping that `to_dict` makes of it. `noise`, `preview`,
+    `seed`, `steps`, `sampler` and `calls` are those of every `Strategy`.
 
     Attributes:
         num_particles: K, particles per image, at least 1. The loop's cost grows with it unless `schedule` prunes.
@@ -70,7 +71,6 @@ class FKSteering(Strategy):
         schedule: when x0 predictions are scored and how many particles live on. A plain sequence stands for
             `Schedule(at=...)`.
         resampling: 'ssp', 'systematic', 'stratified', 'residual', 'multinomial', 'top-k', 'argmax', or a `Resampling`.
-        noise, preview, seed, steps, sampler, calls: see `Strategy`.
         elite: from the first event in the noise window or the step before it on, the particle with the highest reward
             at that event goes on without noise and survives every resampling, so that the result is never worse than
             what the best seed gives. For samplers whose noise can be switched; others are refused.
@@ -134,7 +134,7 @@ class FKSteering(Strategy):
         return Averaged(search, self.average_last) if self.average_last else search
 
     def sizes(self, num_steps: int) -> dict[int, int]:
-        """Step, counted from zero, of each event -> number of particles alive after it."""
+        """How many particles are alive after each event, by its step, counted from zero."""
         return self.schedule.events(num_steps, self.num_particles)
 
     def events(self, num_steps: int) -> Collection[int]:

@@ -15,11 +15,12 @@ from .strategy import ONE_PARTICLE, Strategy, coerced, named
 
 @dataclass(frozen=True)
 class Lookahead(Strategy):
-    """At every event the particles run ahead without noise, are judged there, and the loop goes on from the event with
+    """Particles run ahead at every event without noise, are judged there, and the loop goes on from the event with
     the promising ones: an x0 prediction from further down the loop says more about the final image.
 
+    The settings of every `Strategy` are there too.
+
     Attributes:
-        num_particles, noise, preview, seed, steps, sampler, calls: see `Strategy`.
         schedule: the events; a plain sequence stands for `Schedule(at=...)`. `alive` has no use here.
         ahead: steps to run ahead, the loop's own; or with `leaps` None.
         leaps: large deterministic steps over the rest of the loop, in place of `ahead` small ones. Either costs as many

@@ -23,8 +23,11 @@ class Metropolis(Renoising):
 
     A move costs the denoiser rows of `back` of the loop.
 
+    The settings of every `Strategy` are there too.
+
     Attributes:
-        num_particles, noise, preview, seed, steps, sampler, calls, at, back: see `Renoising`.
+        at: when x0 predictions are judged: a share of the loop in (0, 1], or a step.
+        back: how many steps are taken again: a share of the loop in (0, 1), or a number.
         lmbda: strength of the tilt, at least 0; None takes the reward's `default_lmbda`.
         moves: at least 1.
     """

@@ -16,7 +16,6 @@ class Renoising(Strategy):
     """Settings of a search that goes back and forth over one stretch of the loop.
 
     Attributes:
-        num_particles, noise, preview, seed, steps, sampler, calls: see `Strategy`.
         at: when x0 predictions are judged: a share of the loop in (0, 1], or a step.
         back: how many steps are taken again: a share of the loop in (0, 1), or a number.
 

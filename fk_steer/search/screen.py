@@ -28,6 +28,8 @@ def best_of(num_particles: int) -> FKSteering:
 class Screen(Around):
     """Solve many seeds in few steps, score the images, and run the best of them in full from the same initial noise.
 
+    There is no noise in the loop that screens; other settings are those of `Around`.
+
     The few-step images are candidates too: whichever has the highest reward is returned. An image costs
     `num_particles` x `few_steps` denoiser rows, and `keep` x all steps.
 
@@ -41,7 +43,6 @@ class Screen(Around):
         few_steps: of the loop that screens.
         few_sampler: of the loop that screens: 'dpmsolver++' for DPM-Solver++ of second order, where the model can be
             sampled with it (flow models and those distilled for few steps keep their own), or 'own'.
-        noise, preview, seed: see `Around`. There is no noise in the loop that screens.
 
     Raises:
         ValueError: for values out of range.

@@ -253,7 +253,7 @@ class Strategy(Keywords):
 
     @property
     def least_particles(self) -> int:
-        """With fewer the settings make no sense."""
+        """The number of particles below which the settings make no sense."""
         return 1
 
     def cost(self, num_steps: int) -> int:
@@ -309,7 +309,7 @@ class Strategy(Keywords):
 
     @property
     def name(self) -> str:
-        """Under which the strategy is known, or the name of its class."""
+        """The name under which the strategy is known, or that of its class."""
         return _name_of(type(self))
 
     def describe(self) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from .detector import border_colour, components
+from .detector import border_colour, components, ndimage
 from .world import Scene
 
 
@@ -23,15 +22,15 @@ def noise(array: np.ndarray, strength: float, rng: np.random.Generator) -> np.nd
 
 def blur(array: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """A Gaussian of up to 2.5 pixels."""
-    return ndimage.gaussian_filter(array, (2.5 * strength, 2.5 * strength, 0))
+    return ndimage().gaussian_filter(array, (2.5 * strength, 2.5 * strength, 0))
 
 
 def smear(array: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Every pixel fetched from up to a few pixels away, neighbours from similar places, so that edges fray."""
-    offsets = ndimage.gaussian_filter(rng.standard_normal((2, *array.shape[:2])), (0, 1.5, 1.5))
+    offsets = ndimage().gaussian_filter(rng.standard_normal((2, *array.shape[:2])), (0, 1.5, 1.5))
     # 2 pixels in the root mean square at full strength.
     at = np.indices(array.shape[:2]) + 2 * strength * offsets / offsets.std()
-    channels = [ndimage.map_coordinates(channel, at, order=1, mode="nearest") for channel in np.moveaxis(array, 2, 0)]
+    channels = [ndimage().map_coordinates(channel, at, order=1, mode="nearest") for channel in np.moveaxis(array, 2, 0)]
     return np.stack(channels, axis=2)
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
+
+from llava_reward_guide.packages import require
 
 from ..evaluation.geneval.rules import Detection
 from .world import COLOURS, SHAPES, outline
@@ -82,20 +84,20 @@ def components(array: np.ndarray) -> list[Found]:
     height, width = pixels.shape[:2]
     background = border_colour(pixels)
     distance = np.linalg.norm(pixels - background, axis=2)
-    labels, count = ndimage.label(distance > CONTRAST)
+    labels, count = ndimage().label(distance > CONTRAST)
     found = []
-    for index, window in enumerate(ndimage.find_objects(labels), start=1):
+    for index, window in enumerate(ndimage().find_objects(labels), start=1):
         window = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in window)
         inside = labels[window] == index
         contrast = np.percentile(distance[window][inside], 80)
         # 0 at the background, 1 inside, linear across an antialiased edge.
-        cover = np.clip(distance[window] / contrast, 0, 1) * ndimage.binary_dilation(inside)
-        parts, number = ndimage.label(cover > 0.5)
+        cover = np.clip(distance[window] / contrast, 0, 1) * ndimage().binary_dilation(inside)
+        parts, number = ndimage().label(cover > 0.5)
         for part in range(1, number + 1):
             solid = parts == part
             if solid.sum() < SMALLEST * height * width / 4096:
                 continue
-            near = ndimage.binary_dilation(solid, iterations=1)
+            near = ndimage().binary_dilation(solid, iterations=1)
             silhouette = np.where(near, cover, 0.0)
             shape, overlap = _classify(silhouette)
             colour, purity = _colour(pixels[window], solid)
@@ -111,6 +113,18 @@ def components(array: np.ndarray) -> list[Found]:
             mask[window] = solid
             found.append(Found(shape, colour, box, overlap, purity, mask))
     return found
+
+
+def ndimage() -> Any:
+    """SciPy's functions on images, imported when they are first needed.
+
+    Raises:
+        ImportError: without SciPy.
+    """
+    require("scipy")
+    from scipy import ndimage as functions
+
+    return functions
 
 
 def border_colour(array: np.ndarray) -> np.ndarray:
@@ -137,7 +151,7 @@ def _normalize(silhouette: np.ndarray) -> np.ndarray:
     step = np.sqrt(area / (0.2 * GRID**2))
     offsets = (np.arange(GRID) - (GRID - 1) / 2) * step
     at = np.meshgrid(centre[0] + offsets, centre[1] + offsets, indexing="ij")
-    return ndimage.map_coordinates(silhouette, at, order=1, mode="constant")
+    return ndimage().map_coordinates(silhouette, at, order=1, mode="constant")
 
 
 @functools.lru_cache(maxsize=1)
@@ -160,7 +174,7 @@ def _bank() -> tuple[np.ndarray, list[str]]:
 
 
 def _colour(pixels: np.ndarray, solid: np.ndarray) -> tuple[str, float]:
-    inner = ndimage.binary_erosion(solid)
+    inner = ndimage().binary_erosion(solid)
     values = pixels[inner if inner.any() else solid]
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
     nearest = np.linalg.norm(values[:, None] - palette, axis=2).argmin(1)

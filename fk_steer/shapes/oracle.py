@@ -35,7 +35,7 @@ class ShapesOracle(Reward):
     default_lmbda = card.default_lmbda
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """See `Reward`.
+        """The scores (B,) of images for their prompts.
 
         Raises:
             ValueError: unless there is one prompt per image, in GenEval's wording.

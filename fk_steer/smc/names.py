@@ -18,7 +18,7 @@ _PART = 4
 
 
 def suggestion(given: object, known: Iterable[object]) -> str:
-    """' Did you mean ...?' with the known name that is most like another, '' if none is.
+    """The words ' Did you mean ...?' with the known name that is most like another, '' if none is.
 
     Upper and lower case, `_`, `-`, blanks and dots make no difference, and a name within a longer one is like it.
     """
@@ -33,7 +33,7 @@ def suggestion(given: object, known: Iterable[object]) -> str:
 
 
 def unknown(what: str, given: object, known: Iterable[object], of: str = "") -> ValueError:
-    """The error for a name that is not among those known: 'Unknown reward 'clip'. Known: ... Did you mean ...?'
+    """The error for a name that is not among those known, which lists these and says which one is most like it.
 
     Args:
         what: is named, for example 'preset'.

@@ -55,7 +55,7 @@ class Potential(Keywords, ABC):
         """The new statistic (P, K) from the old one and the rewards (P, K) of an event."""
 
     def log_potential(self, level: Tensor, path: Tensor) -> Tensor:
-        """log G (P, K) from lambda times the statistic (P, K) and the sum of log G on the path (P, K)."""
+        """Make log G (P, K) of lambda times the statistic (P, K) and the sum of log G on the path (P, K)."""
         return remainder(level, path) if self.telescopes else level
 
 

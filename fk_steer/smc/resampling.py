@@ -86,7 +86,8 @@ def stratified(lw: Tensor, M: int | None = None, generator: Generators = None) -
 
 
 def residual(lw: Tensor, M: int | None = None, generator: Generators = None) -> Tensor:
-    """floor(M W) offspring for certain, the rest drawn from the fractional parts; counts are at least floor(M W)."""
+    """Residual resampling: floor(M W) offspring for certain, the rest drawn from the fractional parts; counts are at
+    least floor(M W)."""
     expected = _expected_offspring(lw, M)
     P, K = expected.shape
     counts = expected.floor()

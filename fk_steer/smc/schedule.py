@@ -55,7 +55,7 @@ class Schedule(Keywords):
                     )
 
     def events(self, num_steps: int, num_particles: int) -> dict[int, int]:
-        """Step index -> number of particles alive after it, for a loop of `num_steps` steps.
+        """The number of particles alive after each event, by its step index, for a loop of `num_steps` steps.
 
         Raises:
             ValueError: if a step index lies outside the loop, or more particles are to be alive than there are.

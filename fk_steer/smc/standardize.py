@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def standardize(rewards: Tensor) -> Tensor:
-    """z-scores (..., K) within each prompt: mean 0 and standard deviation 1 over its particles, all 0 where they tie.
+    """Make z-scores (..., K) within each prompt: mean 0 and standard deviation 1 over its particles, all 0 where they
+    tie.
 
     Infinite rewards stay as they are and do not enter the mean.
     """

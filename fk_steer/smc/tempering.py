@@ -56,7 +56,7 @@ class Tempering(Keywords, ABC):
 
     @abstractmethod
     def lmbda(self, situation: Situation) -> Tensor:
-        """(P,) lambda at an event."""
+        """The lambda (P,) at an event."""
 
     def infinities_decide(self, limit: float | None) -> bool:
         """Whether infinite rewards count as infinite log-weights whatever lambda is."""
@@ -78,7 +78,7 @@ class Scaled(Tempering):
 
 @dataclass(frozen=True)
 class Constant(Scaled):
-    """lambda at every event: the published setting."""
+    """The full lambda at every event: the published setting."""
 
     name: ClassVar[str] = "constant"
 
@@ -88,7 +88,7 @@ class Constant(Scaled):
 
 @dataclass(frozen=True)
 class Rising(Scaled):
-    """lambda_t = lambda * end * progress^power.
+    """A lambda that rises along the loop: lambda_t = lambda * end * progress^power.
 
     Attributes:
         end: multiplier just before the final image; 2.0 is the "increase" temperature of BFS (arXiv 2505.23614),
@@ -112,8 +112,11 @@ class Rising(Scaled):
 
 @dataclass(frozen=True)
 class Geometric(Scaled):
-    """lambda_t = lambda * min((1 + gamma)^(100 progress) - 1, 1): the schedule of DAS (arXiv 2501.05803, gamma 0.008
-    at 100 steps), written in progress so that it does not depend on the number of steps."""
+    """Geometric growth of lambda: lambda_t = lambda * min((1 + gamma)^(100 progress) - 1, 1).
+
+    The schedule of DAS (arXiv 2501.05803, gamma 0.008 at 100 steps), written in progress so that it does not depend on
+    the number of steps.
+    """
 
     gamma: float = 0.008
     name: ClassVar[str] = "geometric"

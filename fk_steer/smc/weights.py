@@ -24,27 +24,27 @@ class Weights:
 
     @classmethod
     def uniform(cls, num_populations: int, num_particles: int) -> Weights:
-        """Equal weights."""
+        """Equal weights for K particles in each of P populations."""
         return cls(torch.zeros(num_populations, num_particles, dtype=torch.float64))
 
     @property
     def normalized(self) -> Tensor:
-        """(P, K) weights that sum to one in each population."""
+        """The weights (P, K), which sum to one in each population."""
         return normalize(self.log)
 
     @property
     def log_normalized(self) -> Tensor:
-        """(P, K) their logarithms."""
+        """The logarithms (P, K) of the normalised weights."""
         return _finite(self.log).log_softmax(1)
 
     @property
     def ess(self) -> Tensor:
-        """(P,) effective sample sizes, from 1 to K."""
+        """The effective sample sizes (P,), from 1 to K."""
         return effective_sample_size(self.log)
 
     @property
     def alive(self) -> Tensor:
-        """(P, K) which particles have any weight."""
+        """Which particles (P, K) have any weight."""
         return self.log > -torch.inf
 
     def add(self, log_potential: Tensor) -> Reweighted:
@@ -60,7 +60,7 @@ class Weights:
         return Reweighted(Weights(weighed.masked_fill(dead[:, None], 0.0)), applied, increment, dead)
 
     def follow(self, ancestors: Tensor, reset: Tensor) -> Weights:
-        """Those of the particles that continue `ancestors` (P, M), equal in the populations `reset` (P,)."""
+        """The weights of the particles that continue `ancestors` (P, M), equal in the populations `reset` (P,)."""
         return Weights(self.log.gather(1, ancestors).masked_fill(reset[:, None], 0.0))
 
 

@@ -9,6 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..packages import require_for_commands
+
+
+if __name__ == "__main__":
+    require_for_commands()
+
 import typer
 
 from ..cli import one_line_errors

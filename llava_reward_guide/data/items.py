@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..images import ImageError, as_rgb, decode_image, load_image
+from ..packages import require
 from ..texts import TABLES, read_json, read_json_lines, read_table
 from .places import Places, find_images
 
@@ -78,12 +79,12 @@ class Items:
         return (self[index] for index in range(len(self)))
 
     def prompts(self, index: int) -> tuple[str, ...]:
-        """Of each image of an item."""
+        """The prompts of an item, one of each image."""
         prompt = self[index]["prompt"]
         return tuple(prompt) if isinstance(prompt, (list, tuple)) else (prompt,) * len(self.sides)
 
     def images(self, index: int) -> tuple[Image.Image, ...]:
-        """Of an item, as RGB.
+        """The images of an item, as RGB.
 
         Raises:
             ImageError: if one is missing or cannot be read.
@@ -97,7 +98,7 @@ class Items:
         return open_image(value, self.folder)
 
     def paths(self) -> list[str]:
-        """Of all images that are named by one."""
+        """The paths of all images that are named by one."""
         return [str(item[side]) for item in self for side in self.sides if isinstance(item[side], (str, Path))]
 
     def describe(self, index: int) -> dict[str, Any]:
@@ -257,11 +258,10 @@ def hub_rows(name: str) -> Sequence[Item]:
     Raises:
         ImportError: without the package `datasets`.
     """
-    try:
-        from datasets import Image as ImageFeature
-        from datasets import load_dataset, load_from_disk
-    except ImportError:
-        raise ImportError('Hugging Face datasets need the package `datasets`: pip install "fk-steer[train]".') from None
+    require("datasets")
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset, load_from_disk
+
     path, _, split = name.partition(":")
     dataset = load_from_disk(path) if Path(path).is_dir() else load_dataset(path, split=split or "train")
     if isinstance(dataset, dict):

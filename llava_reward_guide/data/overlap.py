@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..packages import require
+
 
 DISTANCES = ("max", "yujian-bo")
 
@@ -42,11 +44,10 @@ def most_similar(prompts: Sequence[str], others: Sequence[str], definition: str 
     Raises:
         ImportError: without rapidfuzz.
     """
-    try:
-        from rapidfuzz.distance import Levenshtein
-        from rapidfuzz.process import cdist
-    except ImportError:
-        raise ImportError('Filtering by edit distance needs rapidfuzz: pip install "fk-steer[train]".') from None
+    require("rapidfuzz")
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
     ours, theirs = ([text.strip().lower() for text in texts] for texts in (prompts, others))
     lengths = np.array([len(text) for text in theirs])
     best = np.zeros(len(ours))

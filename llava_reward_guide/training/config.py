@@ -231,7 +231,7 @@ class TrainingConfig:
             )
 
     def reward_config(self) -> RewardConfig:
-        """Of the head."""
+        """The configuration of the head that is trained."""
         return RewardConfig(
             objective=self.objective,
             value_head_dim=self.value_head_dim,

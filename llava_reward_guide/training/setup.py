@@ -11,8 +11,9 @@ from torch import nn
 
 from ..backbones import Backbone, backbone_of, load_backbone
 from ..checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from ..loading import quantization_config, require
+from ..loading import quantization_config
 from ..model import LlavaReward
+from ..packages import require
 from ..untrained import new_perspective
 from .config import TrainingConfig
 
@@ -64,10 +65,11 @@ def check_packages(config: TrainingConfig) -> None:
     Raises:
         ImportError: naming the extra that brings what is missing.
     """
+    require("matplotlib", "Training, which plots how reliable the reward is,", "train")
     if not config.full_finetune:
-        require("peft", "train", "Training LoRA")
+        require("peft", "Training LoRA", "train")
     if config.quantize is not None:
-        require("bitsandbytes", "quantize", f"`quantize` '{config.quantize}'")
+        require("bitsandbytes", f"`quantize` '{config.quantize}'")
 
 
 def _starting_point(config: TrainingConfig) -> Checkpoint:
@@ -98,6 +100,7 @@ def _in_tower(name: str) -> bool:
 
 def _prepare_quantized(backbone: Backbone) -> None:
     """What is not quantised becomes float32 and all is frozen; gradient checkpointing is left to the config."""
+    require("peft", "Training on quantized weights", "train")
     from peft import prepare_model_for_kbit_training
 
     prepare_model_for_kbit_training(backbone.model, use_gradient_checkpointing=False)

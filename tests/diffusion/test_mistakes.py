@@ -58,7 +58,7 @@ def steerable(pipe):
 
 
 async def asynchronous(images, prompts):
-    return images.mean((1, 2, 3))
+    yield 1.0
 
 
 def yielding(images, prompts):
@@ -148,8 +148,8 @@ REWARDS = {
     "list": ([redness, Bright()], TypeError, r"\{reward: weight, ...\} is their weighted sum"),
     "none": (None, TypeError, "but got None"),
     "tensor": (torch.zeros(3, 64, 64), TypeError, r"a tensor of shape \(3, 64, 64\)"),
-    "async": (asynchronous, TypeError, "'asynchronous' is an async function"),
-    "generator": (yielding, TypeError, "'yielding' is an async function or a generator"),
+    "async generator": (asynchronous, TypeError, "'asynchronous' is a generator"),
+    "generator": (yielding, TypeError, "'yielding' is a generator.*return a list"),
     "no arguments": (lambda: 1.0, TypeError, "takes other arguments"),
     "name": ("clipscore", ValueError, "Unknown reward 'clipscore'.*Did you mean 'clip-score'"),
     "empty": ({}, ValueError, "finite weights"),
@@ -237,7 +237,7 @@ def raising(images, prompts):
         (lambda images, prompts: images, r"returned shape \(4, 3, 16, 16\) at step 1", None),
         (lambda images, prompts: [0.0], r"returned shape \(1,\) at step 1", None),
         (lambda images, prompts: torch.zeros(4, dtype=torch.complex64), "returned complex numbers at step 1", None),
-        (lambda images, prompts: asynchronous(images, prompts), "returned .*coroutine.* at step 1", Exception),
+        (lambda images, prompts: asynchronous(images, prompts), "returned .*async_generator.* at step 1", Exception),
         (lambda images, prompts: [float("nan")] * 4, "returned NaN at step 1 for the prompt 'a red circle'", None),
     ],
 )

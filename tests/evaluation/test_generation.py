@@ -446,7 +446,7 @@ def test_drawbench(whole, tmp_path):
         (["--prompts", "nope"], "Unknown list of prompts 'nope'"),
         (["--prompts", "shapes", "--prompts-file", "x"], "'shapes'"),
         (["--prompts", "shapes", "--preset", "nope"], "Unknown preset"),
-        (["--prompts", "shapes", "--engine", "ray"], 'pip install "fk-steer[ray]"'),
+        (["--prompts", "shapes", "--engine", "ray"], 'pip install -e ".[ray]"'),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):

@@ -544,7 +544,7 @@ def test_attention_without_its_package(root, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "flash_attn" else found(name))
     from llava_reward_guide.training.setup import build_reward
 
-    match = r'pip install "fk-steer\[flash\]"'
+    match = r'pip install -e "\.\[flash\]"'
     flash = {"attn_implementation": "flash_attention_2"}
     with pytest.raises(ImportError, match=match):
         embed(root / "alignment", **flash)

@@ -244,7 +244,7 @@ def test_options(root):
         load(root / "alignment", batch_size=-1)
     with pytest.raises(ValueError, match="`num_crops` to be at least 1, but got 0"):
         LlavaReward.from_pretrained(root / "alignment", num_crops=0)
-    with pytest.raises(ImportError, match=r'pip install "fk-steer\[flash\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[flash\]"'):
         load(root / "alignment", attn_implementation="flash_attention_2")
     with pytest.raises(ValueError, match="Known: safetensors, published"):
         load(root / "alignment", merge=False).save_pretrained(root / "again", layout="zip")

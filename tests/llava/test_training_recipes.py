@@ -108,5 +108,5 @@ def test_missing_bitsandbytes_is_told_before_anything_is_loaded(tmp_path):
     pytest.importorskip("peft")
     if importlib.util.find_spec("bitsandbytes"):
         pytest.skip("bitsandbytes is installed")
-    with pytest.raises(ImportError, match=r"fk-steer\[quantize\]"):
+    with pytest.raises(ImportError, match=r"\.\[quantize\]"):
         train(TrainingConfig(train_data="none.json", quantize="4bit", output=str(tmp_path)))

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from llava_reward_guide.images import load_image
+from llava_reward_guide.packages import require
 
 from ...records import UnreadableFile
 from ...report.figures import figure_png
@@ -91,6 +92,7 @@ def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, im
         out: the study's folder.
         images: prompts of each list that are shown with their images, evenly over the tasks, the first ones of each.
     """
+    require("jinja2")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)

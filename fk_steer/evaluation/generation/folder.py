@@ -238,8 +238,8 @@ class RunFolder:
         columns = math.ceil(math.sqrt(len(images)))
         width, height = images[0].size
         grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
-        for number, image in enumerate(images):
-            grid.paste(image, (number % columns * width, number // columns * height))
+        for number, sample_image in enumerate(images):
+            grid.paste(sample_image, (number % columns * width, number // columns * height))
         write_atomically(self.grid(prompt), png(grid))
 
     def _describe(self, prompt: Prompt) -> None:

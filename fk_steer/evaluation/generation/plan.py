@@ -51,7 +51,8 @@ class GenerationSettings:
         guidance: guidance scale; None for 7.5, bundled models 3.
         scheduler: name of a sampler or Diffusers class; None for the model's, or DDIM if that adds no noise and the
             settings need some, or what the preset or budget chooses.
-        height, width: in pixels; None for the model's.
+        height: of the images in pixels; None for the model's.
+        width: of the images in pixels; None for the model's.
         batch_size: samples per steered call. A call holds samples of one prompt or all samples of several.
         max_rows: denoiser rows, latents decoded and images scored at a time within a call; None for all. It changes no
             image and may be another when a run is taken up again.
@@ -172,7 +173,9 @@ class SampleRecord:
         """Inverse of `to_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: for anything else.
+            KeyError: if fields are missing.
+            TypeError: for fields that there are not.
+            ValueError: for values that are none.
         """
         made = cls(**{**values, **{name: lenient(values[name]) for name in ("reward", "rewards", "scores")}})
         for name in ("nfe", "reward_calls", "seconds"):

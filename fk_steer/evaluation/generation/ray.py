@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from llava_reward_guide.packages import require
+
 from .folder import Progress, RunFolder
 from .plan import Plan, Sample
 
@@ -54,12 +56,10 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
         Exception: what a worker raised.
         RuntimeError: if a worker was lost too often.
     """
-    try:
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-        from ray.util import ActorPool
-    except ImportError as error:
-        raise ImportError("The engine 'ray' needs Ray. Install it: pip install \"fk-steer[ray]\"") from error
+    require("ray")
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util import ActorPool
 
     plan = folder.plan
     actors: list[Any] = []

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import stats
+
+from llava_reward_guide.packages import require
 
 from ..statistics import Estimate, mean_by
 from .data import Judgement, Kind
@@ -134,6 +135,9 @@ def votes(
 def ratings(human: Sequence[float], metric: Sequence[float]) -> dict[str, Estimate]:
     """TIFA160's statistics over all images: Pearson's r, Kendall's tau-b, and the accuracy on all pairs of images with
     ties calibrated. A correlation with a constant is left out."""
+    require("scipy")
+    from scipy import stats
+
     columns: dict[str, Estimate] = {}
     first, second = np.asarray(human, float), np.asarray(metric, float)
     if len(set(human)) > 1 and len(set(metric)) > 1:
@@ -183,6 +187,9 @@ def labels(human: Sequence[float], scores: Sequence[float], threshold: float = 0
     In safety data the label 1 is 'safe', and published F1 take it as the positive one; that the unsafe ones are found
     shows in 'F1 (0 positive)'. The area counts equal scores as half; it is left out if all labels are equal.
     """
+    require("scipy")
+    from scipy import stats
+
     truth, values = np.asarray(human) == 1, np.asarray(scores, float)
     positive = values >= threshold
     columns: dict[str, Estimate] = {"accuracy": (100 * float(np.mean(truth == positive)), None)}

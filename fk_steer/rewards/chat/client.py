@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from PIL import Image
 
 from llava_reward_guide.images import as_rgb
+from llava_reward_guide.packages import require
 
 from ...smc import unknown
 from ..base import RewardError
@@ -104,12 +105,8 @@ class ChatClient:
         image_format: str = "png",
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise ImportError(
-                'Chat judges talk to servers through the `openai` client: pip install "fk-steer[server]"'
-            ) from error
+        require("openai")
+        import openai
 
         if concurrency < 1 or max_retries < 0 or not timeout > 0:
             raise ValueError(

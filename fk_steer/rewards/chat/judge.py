@@ -19,6 +19,7 @@ from llava_reward_guide.texts import read_text
 from ...smc import unknown
 from ..base import Images, MissingScoreError, Reward
 from ..judge import JudgeCounts
+from ..waiting import settled
 from .client import Answer, Chat, ChatClient, Question
 
 
@@ -75,7 +76,7 @@ class Asker:
             ]
             self.counts.asked_again += len(pending) if attempt else 0
             unparsed = []
-            for i, answer in zip(pending, self.chat.ask(questions, task.max_tokens), strict=True):
+            for i, answer in zip(pending, settled(self.chat.ask(questions, task.max_tokens)), strict=True):
                 scores[i] = task.parse(answer)
                 if scores[i] is not None:
                     continue
@@ -121,7 +122,7 @@ class ChatJudge(Reward):
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`.
+        """The scores of all particles, those that could not be had replaced by the mean of the others.
 
         Raises:
             MissingScoreError: if there is no score for any image of a prompt.

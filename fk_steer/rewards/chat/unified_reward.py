@@ -179,7 +179,7 @@ class UnifiedReward(Reward):
         return self._ask.counts
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
-        """See `Reward`; of videos, frames or what the model says of them."""
+        """What is kept of each image; of a video, its frames or what the model says of them."""
         if not self.takes_videos:
             return self._method.encode(images, prompts)
         shown = frames_of(images, self.frames)
@@ -188,7 +188,6 @@ class UnifiedReward(Reward):
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
     ) -> list[Tensor]:
-        """See `Reward`."""
         return self._method.of_particles(encodings, members, prompts)
 
 
