@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 DEFAULT_PRESET = "finish"
-"""Name of a preset, see `fk_steer.search.PRESETS`."""
+"""That of `fk_steer.search`, which cannot be asked without PyTorch; a test holds them to one another."""
 
 DEFAULT_REWARD = "clip-score"
 """Name of a reward, see `fk_steer.rewards.available_rewards`."""

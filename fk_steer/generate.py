@@ -26,7 +26,7 @@ import torch
 from .bundled import BUNDLED, fitted_options
 from .combinations import by_reward
 from .console import console, duration
-from .defaults import DEFAULT_PRESET, DEFAULT_REWARD
+from .defaults import DEFAULT_REWARD
 from .diffusion import Execution, steer
 from .diffusion.budgets import choose
 from .diffusion.components import makes_videos
@@ -52,7 +52,7 @@ from .rewards.base import as_reward
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
 from .running import Watched, costs_with, say_loading, show_costs
-from .search import Strategy
+from .search import DEFAULT_PRESET, Strategy
 from .search import preset as settings_of
 from .search.presets import asked
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS

@@ -1,10 +1,10 @@
-"""Options of rewards as they are written on command lines."""
+"""Options of rewards, and settings, as they are written on command lines."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .combinations import joined, names_in
@@ -60,3 +60,51 @@ def options_of(pairs: list[str], reward: str, among: Sequence[str] = ()) -> dict
     everyone = list(among or (reward,))
     names = list(dict.fromkeys([*everyone, *(name for one in everyone for name in names_in(one))]))
     return joined(reward, {name: reward_options(pairs, name, names) for name in names_in(reward)})
+
+
+def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """What 'FIELD=VALUE' texts assign.
+
+    Args:
+        texts: each a setting, dotted for a part of one ('schedule.at', 'noise.eta'), and a value as YAML has it; values
+            divided by commas are a list.
+
+    Returns:
+        Field -> value, in the order given.
+
+    Raises:
+        ValueError: for another form, a value that is no YAML, or a field twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        field, equals, value = text.partition("=")
+        field = field.strip()
+        if not equals or not all(part.strip() for part in field.split(".")):
+            raise ValueError(f"Expected --set as FIELD=VALUE, such as schedule.at=0.4,0.6, but got {text!r}.")
+        if field in found:
+            raise ValueError(f"Expected --set {field} once, but got it twice.")
+        found[field] = _value(value, text)
+    return found
+
+
+def _value(text: str, whole: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+        if isinstance(value, str) and "," in value:
+            value = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"Expected --set {whole!r} with a value that YAML can read, but it cannot: {why}.") from None
+    return [_number(entry) for entry in value] if isinstance(value, list) else _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML takes '1e-3' for a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value

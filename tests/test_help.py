@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fk_steer import search
 from fk_steer.cli import app
 from fk_steer.cli.options import DEFAULT_PRESET
 from fk_steer.options import Help
@@ -158,6 +159,7 @@ def test_help_texts_explain_what_they_name():
 
 
 def test_the_default_preset_is_the_same_everywhere():
+    assert DEFAULT_PRESET == search.DEFAULT_PRESET
     assert DEFAULT_PRESET in PRESETS
     for words in (("generate",), ("bench", "run"), ("bench", "geneval"), ("bench", "drawbench")):
         command = dict(commands(typer.main.get_command(app)))[words]

@@ -9,7 +9,7 @@ import typer
 
 from ..combinations import combination
 from ..console import console, stoppable
-from ..options import options_of, reward_options
+from ..options import options_of, read_assignments, reward_options
 from .options import (
     DEFAULT_PRESET,
     GUIDANCE_DEFAULT,
@@ -213,7 +213,6 @@ def compare(
         if metric:
             overrides["metrics"] = metric
         config |= {name: value for name, value in overrides.items() if value}
-        from ..search.assignments import read_assignments
 
         generation = {
             "preset": preset,

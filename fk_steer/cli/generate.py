@@ -15,7 +15,7 @@ import typer
 from ..bundled import bundled_options
 from ..combinations import names_in
 from ..console import console, stoppable
-from ..options import options_of
+from ..options import options_of, read_assignments
 from .options import (
     DEFAULT_MODEL,
     DEFAULT_PRESET,
@@ -204,7 +204,6 @@ def generate(
         start()
         from ..evaluation.prompts import prompts_in_file
         from ..generate import Generation, generate_into
-        from ..search.assignments import read_assignments
 
         texts = [*(prompts or []), *(prompts_in_file(prompts_file) if prompts_file else [])]
         if not texts:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..console import console, progress_bar, stoppable
-from ..options import options_of
+from ..options import options_of, read_assignments
 from .options import (
     DEFAULT_PRESET,
     DEFAULT_REWARD,
@@ -188,7 +188,6 @@ def run(
         from ..evaluation.generation import GenerationSettings, generate, read_records
         from ..evaluation.statistics import mean_by, plus_minus
         from ..report.trace import Trace, told
-        from ..search.assignments import read_assignments
 
         settings = GenerationSettings(
             model=model,

@@ -1,6 +1,5 @@
 """Searches: what becomes of the particles at a scoring event. Tensors only; one algorithm, one file."""
 
-from ..defaults import DEFAULT_PRESET
 from .allocation import Allocation
 from .around import Around
 from .base import Look, Outcome, Plan, RewardFacts, Search, Start, Wrapper, place
@@ -11,7 +10,7 @@ from .finish import Finish
 from .lookahead import Lookahead
 from .metropolis import Metropolis
 from .passes import Pass, Passes
-from .presets import PRESETS, Preset, preset
+from .presets import DEFAULT_PRESET, PRESETS, Preset, preset
 from .refine import Refine
 from .registry import STRATEGIES
 from .screen import Screen

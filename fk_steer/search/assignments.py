@@ -1,4 +1,4 @@
-"""Single settings as command lines write them, 'schedule.at=0.4,0.6', and settings with them replaced."""
+"""Settings with some of them replaced, by name: 'schedule.at' is a part of one."""
 
 from __future__ import annotations
 
@@ -18,31 +18,6 @@ OPTIONS = {
     "sampler": "--scheduler",
 }
 """Settings that commands have an option of their own for."""
-
-
-def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """What 'FIELD=VALUE' texts assign.
-
-    Args:
-        texts: each a setting, dotted for a part of one ('schedule.at', 'noise.eta'), and a value as YAML has it; values
-            divided by commas are a list.
-
-    Returns:
-        Field -> value, in the order given.
-
-    Raises:
-        ValueError: for another form, a value that is no YAML, or a field twice.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        field, equals, value = text.partition("=")
-        field = field.strip()
-        if not equals or not all(part.strip() for part in field.split(".")):
-            raise ValueError(f"Expected --set as FIELD=VALUE, such as schedule.at=0.4,0.6, but got {text!r}.")
-        if field in found:
-            raise ValueError(f"Expected --set {field} once, but got it twice.")
-        found[field] = _value(value, text)
-    return found
 
 
 def check_once(changes: Mapping[str, Any], given: Iterable[str]) -> None:
@@ -121,26 +96,3 @@ def _alike(before: Any, value: Any) -> Any:
     """One number in the place of several is a list of one."""
     several = isinstance(before, list) and isinstance(value, (int, float)) and not isinstance(value, bool)
     return [value] if several else value
-
-
-def _value(text: str, whole: str) -> Any:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-        if isinstance(value, str) and "," in value:
-            value = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"Expected --set {whole!r} with a value that YAML can read, but it cannot: {why}.") from None
-    return [_number(entry) for entry in value] if isinstance(value, list) else _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML takes '1e-3' for a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value

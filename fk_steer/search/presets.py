@@ -175,6 +175,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+DEFAULT_PRESET = "finish"
+"""`fk_steer.defaults` has it too, for the command line."""
+
 
 def preset(name: str, **overrides: Any) -> Strategy:
     """The settings of a preset, with any field replaced. `fk-steer presets` prints them.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fk_steer import FKSteering, Noise, Schedule
+from fk_steer.options import read_assignments
 from fk_steer.search import PRESETS, Refine, preset
-from fk_steer.search.assignments import changed, check_once, read_assignments
+from fk_steer.search.assignments import changed, check_once
 from fk_steer.search.presets import asked
 from fk_steer.smc import Constant, Rising
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from ...bundled import fitted_options
 from ...combinations import by_reward
-from ...defaults import DEFAULT_PRESET, DEFAULT_REWARD
+from ...defaults import DEFAULT_REWARD
 from ...loading import DTYPES
 from ...report.trace import lenient, strict
 from ...rewards.chat import check_recordable
-from ...search import Strategy
+from ...search import DEFAULT_PRESET, Strategy
 from ...search.presets import asked
 from ...smc import brief, unknown
 from ...smc.checks import integer, numbers, real
