@@ -213,7 +213,7 @@ def generate_into(
         _update(out / "contact_sheet.png", png(contact_sheet(results)))
         _update(out / "report.html", html_report(results, plain).encode())
         for what, reward, correct in summarize(results):
-            text = f"{what}: mean reward {reward}" + (f", {correct} correct" if correct else "")
+            text = f"{what}: reward {reward}" + (f", correct {correct}" if correct else "")
             console.print(text, highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from ..evaluation.geneval.rules import evaluate
+from ..evaluation.statistics import clustered_mean, plus_minus
 from ..shapes import BUNDLED
 from ..shapes.captions import parse
 from ..shapes.detector import detect
@@ -97,18 +98,38 @@ def _is_correct(image: Image.Image, prompt: str) -> bool | None:
 
 
 def summarize(results: Sequence[Result]) -> list[tuple[str, str, str]]:
-    """(what, mean reward, share correct) over the prompts: an unsteered image, the best unsteered, the best steered."""
+    """(what, mean reward, share correct) over the prompts, with standard errors: an unsteered image, the best
+    unsteered, the best steered, and what the last gains on each of the others, paired by prompt."""
     kind = "video" if any(picture.frames for result in results for picture in result.steered) else "image"
-    rows: list[tuple[str, list[list[Picture]]]] = []
+    groups: dict[str, list[list[Picture]]] = {}
     if all(result.unsteered for result in results):
-        rows.append((f"one {kind} without steering (mean over all)", [result.unsteered for result in results]))
-        rows.append((f"best {kind} without steering", [result.unsteered[:1] for result in results]))
-    rows.append((f"best steered {kind}", [result.steered[:1] for result in results]))
-    lines = []
-    for name, groups in rows:
-        rewards = [sum(picture.reward for picture in group) / len(group) for group in groups]
-        judged = [[p.correct for p in group if p.correct is not None] for group in groups]
-        judged = [group for group in judged if group]
-        correct = sum(sum(map(bool, group)) / len(group) for group in judged) / len(judged) if judged else None
-        lines.append((name, f"{sum(rewards) / len(rewards):.3f}", "" if correct is None else f"{100 * correct:.0f}%"))
+        groups[f"one {kind} without steering (mean over all)"] = [result.unsteered for result in results]
+        groups[f"best {kind} without steering"] = [result.unsteered[:1] for result in results]
+    steered = f"best steered {kind}"
+    groups[steered] = [result.steered[:1] for result in results]
+    rewards = {name: [_mean(picture.reward for picture in some) for some in each] for name, each in groups.items()}
+    correct = {
+        name: [_mean(100 * p.correct for p in some if p.correct is not None) for some in each]
+        for name, each in groups.items()
+    }
+
+    lines = [(name, _over_prompts(rewards[name], ".3f"), _over_prompts(correct[name], ".0f", "%")) for name in groups]
+    for other in groups:
+        if other != steered:
+            reward, share = (
+                [None if a is None or b is None else a - b for a, b in zip(values[steered], values[other])]
+                for values in (rewards, correct)
+            )
+            gains = _over_prompts(reward, "+.3f"), _over_prompts(share, "+.0f", " points")
+            lines.append((f"{steered} less {other}", *gains))
     return lines
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return sum(known) / len(known) if known else None
+
+
+def _over_prompts(values: Iterable[float | None], form: str, unit: str = "") -> str:
+    known = [[value] for value in values if value is not None]
+    return f"{plus_minus(clustered_mean(known), form)}{unit}" if known else ""
