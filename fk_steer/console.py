@@ -17,6 +17,7 @@ from llava_reward_guide.packages import missing
 try:
     from rich.console import Console
     from rich.markup import escape
+    from rich.panel import Panel as Panel
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
     from rich.table import Column, Table
 except ImportError as error:

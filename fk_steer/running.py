@@ -10,11 +10,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.panel import Panel
 from tqdm import tqdm
 
 from .combinations import by_reward, names_in
-from .console import Bar, console, duration, say
+from .console import Bar, Panel, console, duration, say
 from .diffusion.budgets import loop_length
 from .search import Strategy
 from .search.feynman_kac import FKSteering

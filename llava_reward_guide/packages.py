@@ -22,6 +22,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "bitsandbytes": ("quantize", "Quantization"),
     "ray": ("ray", "The engine 'ray'"),
     "gradio": ("app", "The app"),
+    "pandas": ("pandas", "`Trace.to_dataframe`"),
 }
 """Module -> the extra that brings it, and what needs it. Nothing of these is needed to steer."""
 

@@ -27,8 +27,8 @@ IMPORTED_AS = {
     "accelerate": "accelerate", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
     "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
     "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
-    "openai": "openai", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz", "ray": "ray",
-    "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard", "torch": "torch",
+    "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz",
+    "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard", "torch": "torch",
     "torchsde": "torchsde", "transformers": "transformers", "typer": "typer",
 }  # fmt: skip
 """Distribution -> module."""
@@ -108,6 +108,7 @@ OF_TERMINALS = (
     "fk_steer.evaluation",
     "fk_steer.generate",
     "fk_steer.console",
+    "fk_steer.running",
     "llava_reward_guide.terminal",
     "llava_reward_guide.training",
 )
@@ -123,7 +124,7 @@ PLAIN = [
 def test_the_base_install_steers_and_has_every_module_but_those_of_commands():
     assert len(PLAIN) > 150
     code = f"{STEER}\nimport importlib\nfor name in {PLAIN!r}: importlib.import_module(name)\nprint('imported')"
-    result = without(code, *PACKAGES, "pandas", "torchsde")
+    result = without(code, *PACKAGES, "torchsde")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-2:] == ["steered", "imported"]
 
@@ -156,6 +157,7 @@ def test_so_is_a_module_that_is_started(module):
 
 
 USES = {
+    "pandas": "from fk_steer.report.table import to_dataframe; to_dataframe(None)",
     "jinja2": "from fk_steer.report.page import html_report; html_report([], {})",
     "matplotlib": "from fk_steer.report.lineages import plot_lineages\n"
     "import types; plot_lineages(types.SimpleNamespace(events=[1]))",
@@ -220,7 +222,9 @@ def test_optional_packages_are_looked_for_before_they_are_imported(package):
                 continue
             assert imported in PACKAGES, f"{name} imports {imported}, which neither the base nor an extra brings"
             looked_for = re.search(rf'(require|missing)\("{imported}"', source)
-            assert looked_for or imported in ("rich", "matplotlib"), f"{name} imports {imported} without `require`"
+            assert looked_for or imported in ("rich", "matplotlib", "pandas"), (
+                f"{name} imports {imported} without `require`"
+            )
 
 
 def test_the_base_is_small():

@@ -234,7 +234,7 @@ class TestTables:
 
     def test_without_pandas_the_command_is_named(self, passes_of_two_rewards, monkeypatch):
         monkeypatch.setitem(sys.modules, "pandas", None)
-        with pytest.raises(ImportError, match="pip install pandas"):
+        with pytest.raises(ImportError, match="pandas, which is not installed: pip install"):
             passes_of_two_rewards.to_dataframe()
 
 

@@ -13,21 +13,18 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from llava_reward_guide.packages import missing
+from llava_reward_guide.packages import require
 
 from .trace import Trace
 from .tree import Column, Fate, Tree, family_tree
 
 
-try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-except ImportError as error:
-    raise missing("jinja2") from error
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 BYTES = 200_000
@@ -41,7 +38,14 @@ THEMES = ("auto", "light", "dark")
 
 
 def environment() -> Environment:
-    """The templates of this package."""
+    """The templates of this package.
+
+    Raises:
+        ImportError: without Jinja.
+    """
+    require("jinja2")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     made = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
@@ -80,14 +84,14 @@ def tree_html(
     )
 
 
-def tree_style() -> Markup:
+def tree_style() -> str:
     """The CSS of `tree_html`."""
-    return Markup(environment().get_template("tree.css").render())
+    return environment().get_template("tree.css").render()
 
 
-def tree_script() -> Markup:
+def tree_script() -> str:
     """The JavaScript of `tree_html`, for a page's head or its end. It serves trees that come later, too."""
-    return Markup(environment().get_template("tree.js").render())
+    return environment().get_template("tree.js").render()
 
 
 def number(value: float | None) -> str:

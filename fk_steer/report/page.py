@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from PIL.Image import Image
@@ -51,9 +52,7 @@ def trace_page(trace: Trace) -> str:
 def _render(template: str, **values: Any) -> str:
     made = environment()
     made.filters["picture_url"] = _picture_url
-    from markupsafe import Markup
-
-    trees = {"tree": lambda *of: Markup(tree_html(*of, style=False)), "style": tree_style(), "script": tree_script()}
+    trees = {"tree": partial(tree_html, style=False), "style": tree_style(), "script": tree_script()}
     return made.get_template(template).render(**values, **trees, events=_events)
 
 

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from llava_reward_guide.packages import require
+
 from .trace import Trace, TraceEvent
 
 
@@ -19,10 +21,9 @@ def to_dataframe(trace: Trace) -> pandas.DataFrame:
     Raises:
         ImportError: without pandas.
     """
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("`Trace.to_dataframe` needs pandas: pip install pandas") from error
+    require("pandas")
+    import pandas
+
     rows = rows_of(trace)
     scores = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
     return pandas.DataFrame(rows, columns=[*_COLUMNS, *scores])
