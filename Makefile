@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 MODEL ?= shapes-xl
 REWARD ?= llava-reward
 PRESET ?= finish
-PARTICLES ?= 4
+BUDGET ?= 100
+PARTICLES ?=
 LMBDA ?=
 # A folder holds one run: what is not as above gets one of its own.
 SPACE := $(subst ,, )
 OTHER := $(filter-out shapes-xl,$(MODEL)) $(filter-out llava-reward,$(REWARD)) $(filter-out finish,$(PRESET)) \
-	$(patsubst %,%-particles,$(filter-out 4,$(PARTICLES))) $(patsubst %,lambda-%,$(LMBDA))
+	$(if $(PARTICLES),$(PARTICLES)-particles,$(patsubst %,budget-%,$(filter-out 100,$(BUDGET)))) $(patsubst %,lambda-%,$(LMBDA))
 OUT := out/demo$(subst $(SPACE),,$(addprefix -,$(subst /,-,$(OTHER))))
 
 .PHONY: demo test lint slow docs clean
@@ -25,8 +26,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 # The first eight held-out prompts of three hard tasks. Of the fourth, position, the guides know little.
 demo: $(VENV)/.installed
-	$(BIN)/fk-steer generate --model $(MODEL) --reward $(REWARD) --preset $(PRESET) --particles $(PARTICLES) \
-		$(if $(LMBDA),--lmbda $(LMBDA)) --compare --prompts-file examples/demo.txt --out $(OUT)
+	$(BIN)/fk-steer generate --model $(MODEL) --reward $(REWARD) --preset $(PRESET) \
+		$(if $(PARTICLES),--particles $(PARTICLES),--budget $(BUDGET)) $(if $(LMBDA),--lmbda $(LMBDA)) --compare --prompts-file examples/demo.txt --out $(OUT)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

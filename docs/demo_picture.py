@@ -32,10 +32,11 @@ def first_of(result: Result, folder: Path) -> Picture:
 results = results_in(arguments.run, json.loads((arguments.run / "settings.json").read_text()))
 per_task = len(results) // TASKS
 chosen = [task * per_task + place for task in range(TASKS) for place in range(SHOWN)]
+size = {2: "two", 4: "four", 8: "eight", 10: "ten"}.get(len(results[0].unsteered), str(len(results[0].unsteered)))
 rows = {
     "one image": [first_of(results[i], arguments.run / f"{i:03d}") for i in chosen],
-    "best of four": [results[i].unsteered[0] for i in chosen],
-    "four, steered": [results[i].steered[0] for i in chosen],
+    f"best of {size}": [results[i].unsteered[0] for i in chosen],
+    f"{size}, steered": [results[i].steered[0] for i in chosen],
 }
 font = ImageFont.load_default(15)
 height = len(rows) * (SIDE + GAP) + GAP

@@ -142,11 +142,11 @@ def demo(*arguments: str) -> str:
 
 def test_each_demo_has_a_folder_of_its_own():
     asked = [
-        (), ("MODEL=shapes",), ("PRESET=fk",), ("REWARD=clip-score",), ("PARTICLES=8",), ("LMBDA=8",),
+        (), ("MODEL=shapes",), ("PRESET=fk",), ("REWARD=clip-score",), ("PARTICLES=8",), ("BUDGET=8",), ("LMBDA=8",),
         ("MODEL=owner/model",), ("MODEL=shapes", "PRESET=fk", "PARTICLES=8", "LMBDA=8"),
     ]  # fmt: skip
     folders = [demo(*arguments) for arguments in asked]
-    assert folders[0] == "out/demo" == demo("MODEL=shapes-xl", "REWARD=llava-reward", "PARTICLES=4", "PRESET=finish")
+    assert folders[0] == "out/demo" == demo("MODEL=shapes-xl", "REWARD=llava-reward", "BUDGET=100", "PRESET=finish")
     assert len(set(folders)) == len(folders)
     assert all(folder.count("/") == 1 for folder in folders)
     assert demo("OUT=elsewhere") == "elsewhere"
