@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from pages import DOCS
 from sentences import fragment
 
+from fk_steer.evaluation.statistics import plus_minus
 from fk_steer.rewards import markdown_table
 from fk_steer.search import PRESETS, STRATEGIES
 from fk_steer.search.presets import markdown_table as presets_table
@@ -176,6 +178,50 @@ def test_words_of_the_field_lead_to_where_they_are_explained(page):
         assert "concepts.md" in text
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])
-def test_tables_of_rewards_are_printed_from_the_cards(page):
-    assert markdown_table() in (REPOSITORY / page).read_text()
+def test_the_table_of_rewards_is_printed_from_the_cards():
+    assert markdown_table() in (REPOSITORY / "docs" / "rewards.md").read_text()
+
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def rows_of(text: str, header: str) -> list[list[str]]:
+    """The cells of the table whose first line begins so."""
+    lines = text[text.index(header) :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 1000
+
+
+def test_rewards_of_readme():
+    """All but the bundled world's oracle, with the licences of their cards and the weights that were measured."""
+    rows = {row[0].strip("`"): row for row in rows_of(README, "| reward | what it scores")}
+    printed = {row[0].strip("`"): row for row in rows_of(markdown_table(), "| name |")}
+    assert rows.keys() == printed.keys() - {"shapes-oracle"}
+    assert {name: row[3] for name, row in rows.items()} == {name: printed[name][-1] for name in rows}
+    measured = json.loads((REPOSITORY / "benchmarks" / "rewards" / "results" / "rewards.json").read_text())["rewards"]
+    for name in rows.keys() & measured.keys():
+        assert float(rows[name][2]) == round(measured[name]["parameters"] / 1e9, 2)
+
+
+def test_weights_of_readme():
+    counts = json.loads((REPOSITORY / "benchmarks" / "memory" / "results" / "weights.json").read_text())
+    named = {"SD v2.1": "Stable Diffusion 2.1"}
+    rows = rows_of(README, "| model | steering")
+    assert len(rows) == 4
+    for model, _, _, weights, _ in rows:
+        assert weights == f"{2 * sum(counts[named.get(model, model)].values()) / 1e9:.1f} GB"
+
+
+def test_accuracies_of_readme():
+    table = json.loads((REPOSITORY / "benchmarks" / "compute" / "results" / "held-out-table.json").read_text())
+    of_three = json.loads((REPOSITORY / "benchmarks" / "compute" / "results" / "ensemble-table.json").read_text())
+    runs = [
+        table["best-of-n@200/25/ddim"], table["best-of-n@200/7/ddim"], table["fk-paper@200/7/dpmsolver++"],
+        table["svdd@200/10/ddim"], table["finish@200"], of_three["finish@200"],
+    ]  # fmt: skip
+    rows = rows_of(README, "| | accuracy, %")
+    assert [row[1].strip("*") for row in rows] == [plus_minus(run["overall"], ".1f") for run in runs]
+    assert [row[2] for row in rows[:-1]] == [f"{run['reward'][0]:.3f}" for run in runs[:-1]]

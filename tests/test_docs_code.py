@@ -47,7 +47,7 @@ def bound(tree: ast.AST) -> Iterator[str]:
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 yield name
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name
 
 
@@ -164,11 +164,14 @@ def presets(page: str) -> None:
 
 def own_reward(page: str) -> None:
     names = tiny()
-    function, pictures, a_class, relative = runnable(page)
+    function, pictures, over_a_network, a_class, relative = runnable(page)
     exec(function, names)
     assert names["out"].rewards[0].diff().le(0).all()
     exec(pictures, names)
-    assert names["scores"].shape == (2,)
+    scores = names.pop("scores")
+    assert scores.shape == (2,)
+    exec(over_a_network, names)
+    assert torch.equal(names["scores"], scores)
     exec(a_class, names)
     exec(relative, names)
     assert names["out"].rewards.max() <= 0.75
