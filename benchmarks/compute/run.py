@@ -178,6 +178,10 @@ def tune(
     sampler: Annotated[
         list[str] | None, typer.Option(help="Try these schedulers.", show_default=", ".join(SAMPLERS))
     ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="Try these runs in place of that grid: PRESET@ROWS/STEPS/SAMPLER.", show_default="the grid"),
+    ] = None,
     seeds: Seeds = 1,
     per_task: PerTask = 20,
 ) -> None:
@@ -185,13 +189,14 @@ def tune(
     quiet_libraries()
     with one_line_errors():
         grid = itertools.product(method or METHODS, budget or BUDGETS, steps or STEPS, sampler or SAMPLERS)
-        runs = [run for run in (f"{name}@{rows}/{count}/{kind}" for name, rows, count, kind in grid) if fits(run)]
+        named = [f"{name}@{rows}/{count}/{kind}" for name, rows, count, kind in grid]
+        runs = [one for one in run or named if fits(one)]
         records = shared.records(runs, "tuning", "tuning", seeds, per_task)
         rows = {run: summarize(some) for run, some in records.items()}
         chosen = best_of(rows)
         write_table(shared.out / "tuning-table", rows)
         write_json(shared.out / "chosen.json", chosen)
-        counts = {name: sum(run.startswith(f"{name}@") for run in runs) for name in chosen}
+        counts = {name: sum(one.startswith(f"{name}@") for one in runs) for name in chosen}
         typer.echo(f"Settings tried: {', '.join(f'{name} {count}' for name, count in counts.items())}.")
 
 

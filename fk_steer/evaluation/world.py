@@ -246,7 +246,8 @@ def summarize(records: Sequence[Record], against: Sequence[Record] | None = None
     """Column -> (mean, standard error) of one run.
 
     Columns: the tasks' accuracies in %, 'overall' (their unweighted mean, as GenEval has it), 'particles' (mean share
-    of correct final particles, in %), 'reward', 'held out', 'oracle', 'nfe', 'reward calls', 'seconds'; with `against`,
+    of correct final particles, in %), 'any particle' (as 'overall', if the exact detector chose among the final
+    particles), 'reward', 'held out', 'oracle', 'nfe', 'reward calls', 'seconds'; with `against`,
     a run on the same prompts and noises, 'gain': the difference in 'overall', from the paired differences.
 
     Standard errors are over prompts, each with its mean over the seeds.
@@ -256,6 +257,9 @@ def summarize(records: Sequence[Record], against: Sequence[Record] | None = None
         columns[task] = mean_by((r.index, 100.0 * r.correct) for r in records if r.tag == task)
     columns["overall"] = mean_of_means([columns[task] for task in TASKS])
     columns["particles"] = mean_by((r.index, 100.0 * r.share_correct) for r in records)
+    columns["any particle"] = mean_of_means(
+        [mean_by((r.index, 100.0 * (r.share_correct > 0)) for r in records if r.tag == task) for task in TASKS]
+    )
     for name in SCORES:
         columns[name.replace("_", " ")] = mean_by((r.index, getattr(r, name)) for r in records)
     for name in ("nfe", "reward_calls", "seconds"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks.compute import real
 from benchmarks.compute.run import against, best_of, fits, plot, strategy_of
-from fk_steer.evaluation.world import Record
+from fk_steer.evaluation.world import Record, summarize
 from fk_steer.search import FKSteering, Refine
 from fk_steer.shapes.captions import TASKS
 
@@ -42,6 +43,15 @@ def test_what_is_no_run(name):
 @pytest.mark.parametrize(("name", "enough"), [("adaptive@50/25/ddim", True), ("adaptive@48/25/ddim", False)])
 def test_a_budget_is_enough_for_one_particle(name, enough):
     assert fits(name) is enough
+
+
+def test_what_the_exact_detector_would_choose():
+    """A record counts where any of its particles is correct; tasks count equally."""
+    found = records([0.1, 0.2], correct=False)
+    shares = [0.0, 0.25] * (len(TASKS) - 1) + [0.5, 1.0]
+    row = summarize([dataclasses.replace(one, share_correct=share) for one, share in zip(found, shares)])
+    assert row["any particle"][0] == pytest.approx((50.0 * (len(TASKS) - 1) + 100.0) / len(TASKS))
+    assert row["overall"][0] == 0.0
 
 
 def test_each_method_is_taken_at_its_best():
