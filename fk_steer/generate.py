@@ -5,7 +5,8 @@ A folder is the record of a run:
     settings.json               what the images were made with
     000/00.png, 01.png, ...     of the first prompt, the images of all particles, best first
     000/00.webp, 01.webp, ...   of a pipeline of videos, in their place animations that keep every pixel
-    000/trace.json              its `Trace`; written last, its presence says that the prompt is done
+    000/trace.json              its `Trace`, with small pictures of the x0 predictions; written last, its presence says
+                                that the prompt is done
     000/lineage.png             its lineage plot
     000/unsteered-*             the same without steering, from the same noise, if asked for
     contact_sheet.png, report.html
@@ -13,6 +14,7 @@ A folder is the record of a run:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -222,7 +224,7 @@ def _has(folder: Path, settings: Generation) -> bool:
         return False
     for prefix in _prefixes(settings):
         try:
-            images = len(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0])
+            images = len(Trace.load(folder / f"{prefix}trace.json").rewards[0])
         except FileNotFoundError:
             return False
         if not all(picture_path(folder, f"{prefix}{rank:02d}").exists() for rank in range(images)):
@@ -288,8 +290,8 @@ def _check_file(path: Path) -> None:
 
 def _check_trace(path: Path, prompt: str) -> None:
     trace = Trace.load(path)
-    if not trace.events or not trace.events[-1].rewards[0]:
-        raise UnreadableFile(path, "a trace without a last event")
+    if not trace.rewards or not trace.rewards[0]:
+        raise UnreadableFile(path, "the trace of a run without an end")
     if trace.prompts != [prompt]:
         raise Misplaced(path, "the trace of another prompt")
 
@@ -349,7 +351,13 @@ def _generate(
         for prefix, (run_settings, pipe.scheduler) in runs.items():
             generator = torch.Generator().manual_seed(settings.seed)
             steered = steer(pipe, reward, run_settings, Execution.in_batches(batch_size))
-            output = steered(prompt, generator=generator, particle_parallel=particle_parallel, **call)
+            output = steered(
+                prompt,
+                generator=generator,
+                particle_parallel=particle_parallel,
+                keep_predictions=not prefix,
+                **call,
+            )
             if not writes:
                 continue
             for rank, image in enumerate(output.particles[0]):
@@ -364,9 +372,10 @@ def _generate(
             # Written last: its presence says that the prompt is done.
             if not (folder / f"{prefix}trace.json").exists():
                 output.trace.save(folder / f"{prefix}trace.json")
-        ess = " ".join(f"{event.ess[0]:.1f}" for event in output.trace.events)
+        known = [f"{event.ess[0]:.1f}" for event in output.trace.events if not math.isnan(event.ess[0])]
+        ess = f"ESS {' '.join(known)}, " if known else ""
         console.print(
-            f"    ESS {ess}, distinct roots {output.trace.events[-1].distinct_roots[0]}, NFE {output.trace.nfe}, "
+            f"    {ess}distinct roots {output.trace.events[-1].distinct_roots[0]}, NFE {output.trace.nfe}, "
             f"{output.trace.seconds['total']:.1f} s",
             highlight=False,
         )

@@ -4,9 +4,11 @@ import json
 import warnings
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 import typer
+from browser import CHROMIUM, Browser
 from diffusers import AutoencoderKL, UniPCMultistepScheduler
 from huggingface_hub import HfApi
 from PIL import Image
@@ -87,6 +89,56 @@ def test_generate(models, tmp_path):
     assert all(prompt in report for prompt in PROMPTS)
     assert report.count("<img") == 2 * (3 + 1)
     assert "http" not in report
+    # Family trees with pictures of the predictions, and what the run was.
+    assert report.count('class="fk-tree"') == 2
+    assert report.count("<image href=") == 2 * sum(len(event.rewards[0]) for event in trace.events)
+    assert all(f"<dt>{what}</dt>" in report for what in ("preset", "particles", "lambda", "steps", "scheduler", "time"))
+    assert "<dd>adaptive</dd>" in report and "<dd>DDIMScheduler</dd>" in report
+    assert all(f'<a href="00{index}/0{rank}.png"' in report for index in range(2) for rank in range(3))
+
+
+@pytest.mark.parametrize(("name", "images"), [("screen", 2), ("allocation", 2), ("finish", 2)])
+def test_what_several_passes_and_greedy_searches_leave(models, tmp_path, name, images):
+    """The images kept are of any pass, and each has its own reward on the page."""
+    result = generate(models, tmp_path, "--preset", name, "--particles", 2 if name != "screen" else 5)
+    assert result.exit_code == 0, result.output
+    report = (tmp_path / "report.html").read_text()
+    reward = load_reward("clip-score", path=str(models / "clip"))
+    for index, prompt in enumerate(PROMPTS):
+        names = sorted(path.name for path in (tmp_path / f"00{index}").glob("0*.png"))
+        assert names == [f"{rank:02d}.png" for rank in range(images)]
+        files = [Image.open(tmp_path / f"00{index}" / file).convert("RGB") for file in names]
+        pixels = torch.stack([torch.from_numpy(np.array(file)).permute(2, 0, 1) / 255 for file in files])
+        scores = reward(pixels, [prompt] * images)
+        trace = Trace.load(tmp_path / f"00{index}" / "trace.json")
+        assert trace.rewards[0] == pytest.approx(scores.tolist(), abs=2e-2)
+        assert all(f"{value:.3f}</figcaption>" in report for value in trace.rewards[0])
+    assert "nan" not in result.output.lower()
+    stamp = (tmp_path / "000" / "00.png").stat().st_mtime_ns
+    again = generate(models, tmp_path, "--preset", name, "--particles", 2 if name != "screen" else 5)
+    assert again.exit_code == 0 and PROMPTS[0] not in again.output
+    assert (tmp_path / "000" / "00.png").stat().st_mtime_ns == stamp
+
+
+def test_the_page_of_a_run_in_a_browser(models, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    assert generate(models, tmp_path / "out", "--compare").exit_code == 0
+    with Browser(tmp_path / "out" / "report.html", tmp_path / "profile") as browser:
+        for width in (390, 1280):
+            browser.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500
+            )
+            browser.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate("[...document.images].every(e => e.hidden || e.naturalWidth > 0)")
+        # Whole images lie where the small ones lead.
+        links = browser.evaluate("[...document.querySelectorAll('.pictures a')].map(e => e.getAttribute('href'))")
+        assert len(links) == 2 * (3 + 3)
+        assert all((tmp_path / "out" / link).exists() for link in links)
+        assert browser.evaluate("document.querySelectorAll('.fk-tree .fk-slider').length") == 2
+        assert browser.problems == []
+        assert browser.requests == []
 
 
 def budgeted(models, out, *arguments, model="sd"):

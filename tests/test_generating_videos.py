@@ -61,7 +61,7 @@ def test_generate(folder):
         saved = frames_of(folder / "out" / "000" / f"{rank:02d}.webp")
         assert np.array_equal(saved, [np.asarray(frame) for frame in video])
     page = (folder / "out" / "report.html").read_text()
-    shown = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    shown = re.findall(r'<a href="000/[^>]*><img src="data:image/webp;base64,([^"]+)"', page)
     assert [len(frames_of(base64.b64decode(content))) for content in shown] == [5] * 4
     sheet = Image.open(folder / "out" / "contact_sheet.png")
     assert sheet.width > 4 * 4 * 96
@@ -94,7 +94,7 @@ def test_a_strip_of_frames_from_the_first_to_the_last():
     video = Picture(shades[0], 0.5, frames=tuple(shades))
     still = Picture(Image.new("RGB", (30, 20), (0, 255, 0)), 0.5)
     trace = Trace(["a"], "r", {})
-    sheet = contact_sheet([Result("a", [video], [], b"", trace), Result("b", [still], [], b"", trace)], 90)
+    sheet = contact_sheet([Result("a", [video], [], trace), Result("b", [still], [], trace)], 90)
     colours = {colour: count for count, colour in sheet.getcolors(1 << 20)}
     assert [colours.get((level, 0, 0), 0) for level in range(10, 80, 10)] == [2400, 0, 2400, 0, 2400, 0, 2400]
     assert colours[(0, 255, 0)] == 90 * 60

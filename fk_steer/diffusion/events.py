@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..report.trace import Trace
 from ..search import Outcome, Plan
 
 
@@ -51,6 +52,7 @@ class ScoringEvent:
     reward_calls: int
     thumbnails: list[list[str]]
     _decode: Callable[[], Tensor]
+    _trace: Callable[[], Trace]
     _stop: Callable[[], None]
 
     @property
@@ -62,6 +64,17 @@ class ScoringEvent:
     def progress(self) -> float:
         """The share of the loop's denoiser calls made, in (0, 1]; 1 for the final images."""
         return 1.0 if self.final else (self.step + 1) / self.num_steps
+
+    @property
+    def trace(self) -> Trace:
+        """The trace up to this event, with the passes before this one: a snapshot that does not grow. Without seconds
+        of the pass at hand, which are known at its end."""
+        return self._trace()
+
+    def __repr__(self) -> str:
+        where = "the final images" if self.final else f"step {self.step} of {self.num_steps}"
+        populations, particles = self.rewards.shape
+        return f"ScoringEvent({where}: {particles} particles of {populations} populations)"
 
     def predictions(self) -> Tensor:
         """(P, K, 3, H, W), or of videos (P, K, F, 3, H, W), float in [0, 1] on the CPU: the x0 predictions that were

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ class Passes:
         self.strategy, self.call, self._run_of = strategy, call, run_of
         self._states = [generator.get_state() for generator in call.generators]
         self._made: list[Pass] = []
+        self._counts = torch.zeros(call.num_populations, dtype=torch.long)
+        """Passes over each population so far."""
+        self._around: Callable[[Trace], Trace] = lambda trace: trace
+        """Of passes within a pass, what is known of all."""
         self.result: Result | None = None
         self.trace: Trace | None = None
 
@@ -64,16 +69,21 @@ class Passes:
         with sampled_with(call.pipe, sampler):
             if strategy is self.strategy or type(strategy).conduct is Strategy.conduct:
                 run = self._run_of(call, strategy)
+                run.so_far = lambda trace: self._around(self._with(numbers, trace))
                 result, trace = run(), run.trace
                 made = _pass_of(trace, numbers)
             else:
                 inner = Passes(strategy, call, self._run_of)
+                inner._around = lambda trace: self._around(self._with(numbers, trace))
                 strategy.conduct(inner)
                 result, trace = inner.outcome()
                 made = inner._made[0] if len(inner._made) == 1 else _pass_of(trace, numbers, result)
                 made = Pass(numbers, made.rewards, made.slots, trace.nfe, trace.nfe_saved)
         self._made.append(made)
-        self._keep(result, numbers)
+        origins = result.origins.clone()
+        origins[:, :, 0] += self._counts[numbers][:, None]
+        self._counts[numbers] += torch.tensor([len(trace.passes(position)) for position in range(len(numbers))])
+        self._keep(result._replace(origins=origins), numbers)
         if self.trace is None:
             self.trace = trace
         else:
@@ -88,7 +98,16 @@ class Passes:
         """
         if self.result is None or self.trace is None:
             raise ValueError(f"{type(self.strategy).__name__} has made no pass.")
+        self.trace.returned = self.result.origins.tolist()
         return self.result, self.trace
+
+    def _with(self, populations: list[int], trace: Trace) -> Trace:
+        """A snapshot of what is known, with that of a pass that is not over."""
+        if self.trace is None:
+            return _snapshot(trace)
+        seen = _snapshot(self.trace)
+        seen.add(populations, _snapshot(trace))
+        return seen
 
     def _keep(self, result: Result, populations: list[int]) -> None:
         if self.result is None:
@@ -103,6 +122,18 @@ class Passes:
             return
         size = min(size, before)
         self.result = better_of(best_particles(self.result, size), best_particles(result, size), populations)
+
+
+def _snapshot(trace: Trace) -> Trace:
+    """The trace of a run under way, which does not grow."""
+    return dataclasses.replace(
+        trace,
+        events=list(trace.events),
+        retries=list(trace.retries),
+        reward_calls_by_part=dict(trace.reward_calls_by_part),
+        seconds=dict(trace.seconds),
+        returned=[],
+    )
 
 
 def _pass_of(trace: Trace, populations: list[int], result: Result | None = None) -> Pass:
@@ -127,6 +158,7 @@ def best_particles(result: Result, number: int) -> Result:
         [_pick(other, order) if _holds(other, P * size) else other for other in result.others],
         result.rewards[:, :number],
         log_weights - log_weights.logsumexp(1, keepdim=True),
+        result.origins[:, :number],
     )
 
 
@@ -146,6 +178,7 @@ def better_of(result: Result, retry: Result, populations: Sequence[int]) -> Resu
         ],
         _pick(_join(result.rewards.flatten(), retry.rewards.flatten()), order).view(P, size),
         _pick(_join(result.log_weights.flatten(), retry.log_weights.flatten()), order).view(P, size),
+        _pick(_join(result.origins.flatten(0, 1), retry.origins.flatten(0, 1)), order).view(P, size, 2),
     )
 
 

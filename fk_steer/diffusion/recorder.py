@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Recorder:
         decision, plan = event.decision, event.decision if isinstance(event.decision, Plan) else None
         weights = decision.weights or Weights.uniform(*event.rewards.shape)
         lmbda = torch.full((P,), torch.nan) if decision.lmbda is None else decision.lmbda
+        # Of final images there always are some: equal ones, without a lambda, where the search has none.
+        weighed = decision.weights is not None and (plan is not None or decision.lmbda is not None)
         nobody = torch.zeros(P, dtype=torch.bool)
         stopped = nobody if plan is None or plan.stopped is None else plan.stopped
         if plan is None and self.trace.events:
@@ -49,7 +52,7 @@ class Recorder:
                 rewards=event.rewards.tolist(),
                 scores={name: score.tolist() for name, score in event.scores.items()},
                 log_weights=weights.log_normalized.tolist(),
-                ess=weights.ess.tolist(),
+                ess=weights.ess.tolist() if weighed else [math.nan] * P,
                 resampled=resampled.tolist(),
                 slots_before=event.slots.tolist(),
                 slots=event.slots_after.tolist(),

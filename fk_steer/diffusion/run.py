@@ -65,12 +65,14 @@ from .wordings import check_conditions, following
 
 class Result(NamedTuple):
     """What a run gives: images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k); best
-    first in each population, by reward unless the search ranks them otherwise."""
+    first in each population, by reward unless the search ranks them otherwise. `origins` (P, k, 2) are the pass over
+    the population, counted from zero, and the slot in which each was made."""
 
     images: Any
     others: list[Any]
     rewards: Tensor
     log_weights: Tensor
+    origins: Tensor
 
 
 class Run:
@@ -103,7 +105,15 @@ class Run:
         check_callback(call.pipe, call.arguments, strategy.goes_back)
         self.pipe = pipe = call.pipe
         self.eta = strategy.noise.eta if call.eta is None else call.eta
-        self.trace = Trace(list(call.prompts), reward.name, strategy.describe(), chosen=dict(chosen))
+        self.trace = Trace(
+            list(call.prompts),
+            reward.name,
+            strategy.describe(),
+            scheduler=type(pipe.scheduler).__name__,
+            chosen=dict(chosen),
+        )
+        self.so_far: Callable[[Trace], Trace] = lambda trace: trace
+        """What is known of the whole call, passes before this one included, given the trace of this one."""
         self.observers: list[Observer] = [Recorder(self.trace), *observers]
         self.particles = Particles(call.num_populations, call.num_slots)
         guiders = Guiders(pipe, call.num_rows, strategy.looks, strategy.goes_back)
@@ -457,6 +467,7 @@ class Run:
             reward_calls=self.trace.reward_calls,
             thumbnails=judgement.kept.get("thumbnails", []),
             _decode=judgement.images,
+            _trace=lambda: self.so_far(self.trace),
             _stop=self.halt,
         )
         for observer in self.observers:
@@ -521,7 +532,14 @@ class Run:
         unknown = torch.full((call.num_populations,), torch.nan)
         self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()
         log_weights = outcome.weights.log_normalized
-        return Result(images, sorted_others, rewards.gather(1, order).float(), log_weights.gather(1, order).float())
+        slots = rows.slots.gather(1, order)
+        return Result(
+            images,
+            sorted_others,
+            rewards.gather(1, order).float(),
+            log_weights.gather(1, order).float(),
+            torch.stack([torch.zeros_like(slots), slots], 2),
+        )
 
     def _in_chunks(self, finals: FinalVideos) -> Judgement:
         """Decode, score and collect the final videos."""

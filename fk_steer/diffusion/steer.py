@@ -72,6 +72,20 @@ class SteeredOutput(BaseOutput):  # type: ignore[misc]
     others: tuple[Any, ...] = ()
 
     @property
+    def best(self) -> Any:
+        """The image or video with the highest reward, of all prompts and populations."""
+        assert self.rewards is not None
+        return self.images[int(self.rewards[:, 0].nan_to_num(-torch.inf).argmax())]
+
+    def __repr__(self) -> str:
+        if self.rewards is None or self.trace is None:
+            return f"SteeredOutput({brief(self.images)})"
+        populations, particles = self.rewards.shape
+        size = getattr(self.images, "shape", None)
+        images = f"{populations} images or videos" if size is None else f"images {tuple(size)}"
+        return f"SteeredOutput({images}, {particles} particles each, {self.trace!r})"
+
+    @property
     def frames(self) -> Any:
         """`images`, under the name that stock pipelines of videos give them."""
         return self.images

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from .table import Seen, ancestors_of
+
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -18,7 +20,8 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
 
     Top: one line per particle from event to event, coloured by the reward of its x0 prediction; the best final image's
     lineage is drawn wide and particles without descendants end in a cross. Middle: effective sample size as a fraction
-    of the particles alive, filled markers where the population was resampled. Bottom: all rewards, and the best.
+    of the particles alive, where they have weights, with filled markers where the population was resampled. Bottom: all
+    rewards, and the best.
 
     Args:
         trace: of a finished run.
@@ -38,7 +41,7 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
     # A search that goes back sees the same step again: its events stand side by side.
     goes_back = any(later <= earlier for earlier, later in zip(steps, steps[1:]))
     places = list(range(1, len(events) + 1)) if goes_back else steps
-    ancestors = _ancestors(trace, population)
+    ancestors = ancestors_of(trace, population)
     best, continued = set(_best_lineage(trace, population)), set(ancestors.values())
 
     figure = Figure(figsize=(9, 7), layout="constrained")
@@ -88,26 +91,11 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
     return figure
 
 
-Seen = tuple[int, int]
-"""A particle as it was seen: number of the event, slot."""
-
-
-def _ancestors(trace: Trace, population: int) -> dict[Seen, Seen]:
-    """The particle that each one continues; none for those of the first event."""
-    return {
-        (index, slot): (before, parent)
-        for index, event in enumerate(trace.events[:-1], 1)
-        for slot, parent, before in zip(
-            event.slots[population], event.parents[population], event.parent_events[population]
-        )
-    }
-
-
 def _best_lineage(trace: Trace, population: int) -> list[Seen]:
     """The best final image's particle and its ancestors, the last one first."""
     last = trace.events[-1]
     slots, rewards = last.slots_before[population], last.rewards[population]
-    ancestors = _ancestors(trace, population)
+    ancestors = ancestors_of(trace, population)
     lineage = [(len(trace.events) - 1, slots[rewards.index(max(rewards))])]
     while lineage[-1] in ancestors:
         lineage.append(ancestors[lineage[-1]])

@@ -27,12 +27,14 @@ class Picture:
 
     Attributes:
         frames: of a video, all of them; else none.
+        file: where it lies, relative to the page.
     """
 
     image: Image.Image
     reward: float
     correct: bool | None = None
     frames: tuple[Image.Image, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,11 @@ class Result:
     Attributes:
         steered: best first.
         unsteered: as many images from the same noise without steering, best first; empty if not made.
-        lineage: the bytes of the lineage plot, PNG.
     """
 
     prompt: str
     steered: list[Picture]
     unsteered: list[Picture]
-    lineage: bytes
     trace: Trace
 
 
@@ -63,7 +63,6 @@ def results_in(folder: Path, settings: dict[str, Any]) -> list[Result]:
                 prompt,
                 steered=_pictures(here, "", prompt, judged),
                 unsteered=_pictures(here, "unsteered-", prompt, judged) if settings["compare"] else [],
-                lineage=(here / "lineage.png").read_bytes(),
                 trace=Trace.load(here / "trace.json"),
             )
         )
@@ -71,14 +70,14 @@ def results_in(folder: Path, settings: dict[str, Any]) -> list[Result]:
 
 
 def _pictures(folder: Path, prefix: str, prompt: str, judged: bool) -> list[Picture]:
-    rewards = sorted(Trace.load(folder / f"{prefix}trace.json").events[-1].rewards[0], reverse=True)
     pictures = []
-    for rank, reward in enumerate(rewards):
+    for rank, reward in enumerate(Trace.load(folder / f"{prefix}trace.json").rewards[0]):
         path = picture_path(folder, f"{prefix}{rank:02d}")
         with Image.open(path) as image:
             frames = tuple(frame.convert("RGB") for frame in ImageSequence.Iterator(image))
         correct = _is_correct(frames[0], prompt) if judged else None
-        pictures.append(Picture(frames[0], reward, correct, frames if path.suffix == VIDEO else ()))
+        file = f"{folder.name}/{path.name}"
+        pictures.append(Picture(frames[0], reward, correct, frames if path.suffix == VIDEO else (), file))
     return pictures
 
 

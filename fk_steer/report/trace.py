@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..files import write_json
+from ..files import write_atomically, write_json
 from ..records import read_record
 
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
 
@@ -34,7 +35,8 @@ class TraceEvent:
         rewards: (P, K) in the order of `slots_before`.
         scores: what the rewards were made from: (P, K) for each part of a composite reward, and as they came.
         log_weights: (P, K) normalised, carried weights included, before resampling.
-        ess: (P,) effective sample size of those weights, from 1 to K.
+        ess: (P,) effective sample size of those weights, from 1 to K; NaN where the search does not weigh the
+            particles, as where all follow the best, and the weights are equal ones.
         resampled: (P,) whether the population was resampled.
         slots_before: (P, K) which of the pipeline's rows of that prompt (0 to `num_particles` - 1) were alive.
         slots: (P, M) which are alive afterwards.
@@ -71,7 +73,13 @@ class TraceEvent:
 
     @property
     def final(self) -> bool:
+        """Whether the final images were scored."""
         return self.timestep is None
+
+    def __repr__(self) -> str:
+        where = "the final images" if self.final else f"step {self.step}"
+        sizes = " + ".join(map(str, map(len, self.rewards)))
+        return f"TraceEvent({where}: {sizes} particles, best reward {_brief(map(_best, self.rewards))})"
 
     def of(self, population: int) -> TraceEvent:
         """The same for one population alone, but for the counts, which are of the run."""
@@ -91,6 +99,7 @@ class Trace:
         prompts: P texts the reward saw, one per population.
         reward: its name.
         steering: the settings, `Strategy.describe()`, with what was left open chosen.
+        scheduler: the class of the sampler in the denoising loop.
         num_steps: of the denoising loop.
         events: in order; the last one scores the final images.
         log_normalizer: (P,) estimate of log E[exp(lambda r(x0))] under the unsteered pipeline; NaN where the settings
@@ -103,6 +112,8 @@ class Trace:
         reward_calls_by_part: the same by name of the reward.
         retries: further passes of strategies that make several, and of `rollover`: the populations that were run, and
             the trace of it. The counts above and the seconds include what they cost, those of events do not.
+        returned: (P, k) [pass, slot] of the particles that were returned, best first: the number of the pass over that
+            population, as `passes` counts them, and where the particle was in its last event. Empty before the end.
         chosen: where settings or a budget chose them: 'steps', 'sampler', 'num_particles', and with a budget 'calls',
             which the run takes per image at most, and 'budget' itself. Empty where the pipeline and its call did.
         seconds: wall time in 'denoiser', 'decode', 'reward' and 'rest', which add up to 'total'.
@@ -111,6 +122,7 @@ class Trace:
     prompts: list[str]
     reward: str
     steering: dict[str, Any]
+    scheduler: str = ""
     num_steps: int = 0
     events: list[TraceEvent] = field(default_factory=list)
     log_normalizer: list[float] = field(default_factory=list)
@@ -120,8 +132,34 @@ class Trace:
     reward_calls: int = 0
     reward_calls_by_part: dict[str, int] = field(default_factory=dict)
     retries: list[tuple[list[int], Trace]] = field(default_factory=list)
+    returned: list[list[list[int]]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        prompts = repr(self.prompts[0][:40]) if len(self.prompts) == 1 else f"{len(self.prompts)} populations"
+        further = f" and {len(self.retries)} further passes" if self.retries else ""
+        best = f", best reward {_brief(map(_best, self.rewards))}" if self.returned else ""
+        return f"Trace({prompts}: {len(self.events)} events{further}, NFE {self.nfe}{best})"
+
+    @property
+    def rewards(self) -> list[list[float]]:
+        """(P, k) of the particles that were returned, best first; empty before the end."""
+        found = []
+        for population, returned in enumerate(self.returned):
+            passes = self.passes(population)
+            last = [dict(zip(t.events[-1].slots_before[p], t.events[-1].rewards[p])) for t, p in passes]
+            found.append([last[number][slot] for number, slot in returned])
+        return found
+
+    def passes(self, population: int = 0) -> list[tuple[Trace, int]]:
+        """The passes over a population in the order in which they were made, this one first, and which of theirs it
+        is."""
+        found: list[tuple[Trace, int]] = [(self, population)]
+        for populations, trace in self.retries:
+            if population in populations:
+                found += trace.passes(populations.index(population))
+        return found
 
     def add(self, populations: list[int], further: Trace) -> None:
         """Another pass over some populations."""
@@ -140,6 +178,7 @@ class Trace:
             prompts=[self.prompts[population]],
             events=[event.of(population) for event in self.events],
             log_normalizer=self.log_normalizer[population : population + 1],
+            returned=self.returned[population : population + 1],
             retries=[
                 ([0], trace.of(populations.index(population)))
                 for populations, trace in self.retries
@@ -181,6 +220,32 @@ class Trace:
 
         return plot_lineages(self, population)
 
+    def save_html(self, path: str | Path) -> None:
+        """Write a page with the family tree of every population, which opens in any browser without a network.
+
+        With `keep_predictions=True` in the call the nodes are pictures of the x0 predictions, else dots whose colour is
+        the reward.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: for a trace without events.
+        """
+        from .page import trace_page
+
+        write_atomically(path, trace_page(self).encode())
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A table with a row for each particle of each event of each pass, see `report.table.rows_of` for its columns.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        from .table import to_dataframe
+
+        return to_dataframe(self)
+
 
 class Stopwatch:
     """Seconds by part. On a CUDA device events are recorded instead of waiting for it, and read at the end.
@@ -213,6 +278,16 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+
+def _best(rewards: Iterable[float]) -> float:
+    return max((reward for reward in rewards if not math.isnan(reward)), default=math.nan)
+
+
+def _brief(rewards: Iterable[float]) -> str:
+    """A few of some rewards."""
+    shown = [f"{reward:.4g}" for reward in rewards]
+    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
 
 
 def _event(values: dict[str, Any], populations: int) -> TraceEvent:
