@@ -8,6 +8,7 @@ import typer
 
 from llava_reward_guide.terminal import print_version
 
+from .app import serve
 from .compare import compare
 from .evaluation import app as evaluation
 from .generate import generate
@@ -40,3 +41,4 @@ app.add_typer(evaluation, name="eval")
 app.add_typer(rewards, name="rewards")
 for command in (generate, presets, score, judge, compare):
     app.command()(command)
+app.command("app")(serve)
