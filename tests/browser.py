@@ -32,7 +32,7 @@ class Browser:
     """A page in a browser of its own.
 
     Args:
-        page: an HTML file.
+        page: an HTML file, or the URL of a page.
         profile: an empty folder.
 
     Attributes:
@@ -40,7 +40,7 @@ class Browser:
         requests: URLs that it has asked for, the page itself left out.
     """
 
-    def __init__(self, page: Path, profile: Path) -> None:
+    def __init__(self, page: Path | str, profile: Path) -> None:
         assert CHROMIUM is not None
         to_read, self._out = os.pipe()
         self._in, to_write = os.pipe()
@@ -68,9 +68,10 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=page.as_uri())
+        url = page if isinstance(page, str) else page.as_uri()
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + 60
-        while not self.evaluate(f"location.href === {json.dumps(page.as_uri())} && document.readyState === 'complete'"):
+        while not self.evaluate(f"location.href === {json.dumps(url)} && document.readyState === 'complete'"):
             assert time.monotonic() < deadline, "The page did not load."
             time.sleep(0.05)
 

@@ -69,7 +69,11 @@ def build(models: Models, limits: Limits, model: str = "shapes") -> gr.Blocks:
             _score_tab(models, limits)
         with gr.Tab("Compare two"):
             _pair_tab(models, limits)
-        page.unload(lambda request: runs.stop(request.session_hash), None, None)  # type: ignore[misc]
+
+        def leave(request: gr.Request) -> None:
+            runs.stop(request.session_hash)
+
+        page.unload(leave)
     page.queue(default_concurrency_limit=1, max_size=32)
     return page
 
@@ -112,7 +116,7 @@ def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
     names = list(fields)
     shown = [said, pictures, tree, candidates, files, make, stop, *downloads.values()]
 
-    def run(*values: Any, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def run(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         form = dict(zip(names, values))
         form["weights"] = [form[f"weight-{number}"] for number in range(MOST_REWARDS)]
         cleared = {
