@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ..bundled import BUNDLED, BUNDLED_REWARDS
-from ..report.drawing import tree_html
+from ..report.drawing import number, tree_html
 from ..rewards.registry import reward_factory
 from ..search import DEFAULT_PRESET, PRESETS
 from . import parts
@@ -63,11 +63,11 @@ def build(models: Models, limits: Limits, model: str = "shapes") -> gr.Blocks:
             "looks at them while they form, and those that it likes go on.</p></div>",
             padding=False,
         )
-        with gr.Tab("Make a picture"):
+        with gr.Tab("Make"):
             _make_tab(models, limits, runs, model)
-        with gr.Tab("Score pictures"):
+        with gr.Tab("Score"):
             _score_tab(models, limits)
-        with gr.Tab("Compare two"):
+        with gr.Tab("Compare"):
             _pair_tab(models, limits)
 
         def leave(request: gr.Request) -> None:
@@ -80,8 +80,8 @@ def build(models: Models, limits: Limits, model: str = "shapes") -> gr.Blocks:
 
 def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
     fields: dict[str, Any] = {}
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes=["fk-make"]):
+        with gr.Column(elem_classes=["fk-asked"]):
             fields["prompt"] = gr.Textbox(
                 PROMPTS[0],
                 label="Prompt",
@@ -94,36 +94,34 @@ def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
             with gr.Row():
                 make = gr.Button("Make it", variant="primary", elem_id="make")
                 stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+        with gr.Column(elem_classes=["fk-settings"]):
             _choices(fields, limits, model)
             _numbers(fields)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes=["fk-results"]):
             said = gr.HTML(_WELCOME, elem_id="said", padding=False)
             pictures = gr.HTML(elem_id="pictures", padding=False)
             tree = gr.HTML(elem_id="tree", padding=False)
-            candidates = gr.Gallery(
-                label="All candidates, best first",
-                columns=4,
-                height="auto",
-                visible=False,
-                interactive=False,
-                elem_id="candidates",
-            )
-            with gr.Row(visible=False) as files:
-                downloads = {
-                    name: gr.DownloadButton(label, size="sm", elem_id=f"get-{name}", min_width=130)
-                    for name, label in _DOWNLOADS.items()
-                }
+            with gr.Column(visible=False) as files:
+                gr.HTML("<h3>All candidates, best first</h3>", padding=False)
+                candidates = gr.Gallery(
+                    show_label=False, columns=4, height="auto", interactive=False, elem_id="candidates"
+                )
+                with gr.Row():
+                    downloads = {
+                        name: gr.DownloadButton(label, size="sm", elem_id=f"get-{name}", min_width=130)
+                        for name, label in _DOWNLOADS.items()
+                    }
     names = list(fields)
     shown = [said, pictures, tree, candidates, files, make, stop, *downloads.values()]
 
     def run(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         form = dict(zip(names, values))
-        form["weights"] = [form[f"weight-{number}"] for number in range(MOST_REWARDS)]
+        form["weights"] = [form[f"weight-{place}"] for place in range(MOST_REWARDS)]
         cleared = {
             pictures: "",
             tree: "",
-            candidates: gr.Gallery([], visible=False),
-            files: gr.Row(visible=False),
+            candidates: [],
+            files: gr.Column(visible=False),
             make: gr.Button(interactive=False),
             stop: gr.Button(interactive=True),
         }
@@ -161,10 +159,8 @@ def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
                 found = finish(folder, settings, not under_way.stopped)
                 all_of_them = _all(folder, settings)
                 small = any(picture.image.width <= parts.SMALL for _, picture, _ in beside)
-                ended[candidates] = gr.Gallery(
-                    all_of_them, visible=True, elem_classes=["fk-small"] if small else []
-                )
-                ended[files] = gr.Row(visible=True)
+                ended[candidates] = gr.Gallery(all_of_them, elem_classes=["fk-small"] if small else [])
+                ended[files] = gr.Column(visible=True)
                 ended |= {button: str(found[name]) for name, button in downloads.items()}
             yield ended
 
@@ -217,9 +213,9 @@ def _choices(fields: dict[str, Any], limits: Limits, model: str) -> None:
         info="What judges the candidates. Of several the mean counts, after each is brought to the same spread.",
         elem_id="rewards",
     )
-    with gr.Row():
-        for number in range(MOST_REWARDS):
-            fields[f"weight-{number}"] = gr.Textbox("", visible=False, placeholder="1", min_width=110)
+    with gr.Row(visible=False) as row:
+        for place in range(MOST_REWARDS):
+            fields[f"weight-{place}"] = gr.Textbox("", placeholder="1", min_width=110, elem_id=f"weight-{place}")
     fetched = gr.Markdown(visible=False)
     fields["preset"] = gr.Dropdown(
         list(PRESETS),
@@ -234,20 +230,17 @@ def _choices(fields: dict[str, Any], limits: Limits, model: str) -> None:
         info="Makes as many pictures from the same noise without a reward, to see what steering does. Takes as long.",
         elem_id="compare",
     )
-    weights = [fields[f"weight-{number}"] for number in range(MOST_REWARDS)]
+    weights = [fields[f"weight-{place}"] for place in range(MOST_REWARDS)]
 
     def weigh(chosen: list[str]) -> list[Any]:
-        several = len(chosen) > 1
-        return [
-            gr.Textbox(
-                label=f"Weight of {chosen[number]}" if number < len(chosen) else "",
-                visible=several and number < len(chosen),
-            )
-            for number in range(MOST_REWARDS)
+        boxes = [
+            gr.Textbox(label=f"Weight of {chosen[place]}" if place < len(chosen) else "", visible=place < len(chosen))
+            for place in range(MOST_REWARDS)
         ]
+        return [gr.Row(visible=len(chosen) > 1), *boxes]
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    fields["rewards"].change(weigh, fields["rewards"], weights, **quick)
+    fields["rewards"].change(weigh, fields["rewards"], [row, *weights], **quick)
     fields["preset"].change(
         lambda name: gr.Dropdown(info=PRESETS[name].summary if name in PRESETS else ""),
         fields["preset"],
@@ -283,9 +276,9 @@ def _numbers(fields: dict[str, Any]) -> None:
     with gr.Row():
         text("particles", "Candidates", "How many are made side by side (particles).", "the preset's")
         text("steps", "Steps", "How many times the picture is denoised.", "the model's")
-    with gr.Row():
-        text("seed", "Seed", "The noise that everything begins with.", "any")
-        dice = gr.Button("🎲 Other noise", size="sm", min_width=100)
+    with gr.Column(elem_classes=["fk-seed"]):
+        text("seed", "Seed", "The noise that everything begins with; empty for any.", "any")
+        dice = gr.Button("Other noise", size="sm", elem_id="other-noise")
     fields["seed"].value = "0"
     with gr.Accordion("More settings", open=False):
         with gr.Row():
@@ -359,9 +352,9 @@ def _beside(folder: Path, settings: Any) -> list[tuple[str, Any, str]]:
 def _all(folder: Path, settings: Any) -> list[tuple[str, str]]:
     """The file and the caption of every picture."""
     return [
-        (str(folder / picture.file), f"{name} {rank}: {parts.remark(picture)}")
+        (str(folder / picture.file), f"{name} {number(picture.reward)}{parts.MARKS[picture.correct]}")
         for prefix, name in (("", "steered"), ("unsteered-", "without"))
-        for rank, picture in enumerate(kept(folder, settings, prefix)[0], 1)
+        for picture in kept(folder, settings, prefix)[0]
     ]
 
 

@@ -61,8 +61,12 @@ def figures(shown: Sequence[tuple[str, Picture, str]]) -> str:
 
 def remark(picture: Picture) -> str:
     """The reward of a picture, and whether it is right where that can be told."""
-    right = {True: ", shows what was asked for", False: ", shows something else"}.get(picture.correct, "")  # type: ignore[call-overload]
+    right = {True: ", shows what was asked for", False: ", not what was asked for", None: ""}[picture.correct]
     return f"reward {number(picture.reward)}{right}"
+
+
+MARKS = {True: " ✓", False: " ✗", None: ""}
+"""Of pictures of which it is known whether they are right."""
 
 
 def score_table(scored: Sequence[Scored]) -> str:
@@ -124,7 +128,7 @@ def verdict(found: Verdict) -> str:
 
 
 def _judged(picture: Picture) -> str:
-    return {True: ' class="fk-right"', False: ' class="fk-wrong"'}.get(picture.correct, "")  # type: ignore[call-overload]
+    return {True: ' class="fk-right"', False: ' class="fk-wrong"', None: ""}[picture.correct]
 
 
 def _pixelated(image: Image.Image) -> str:

@@ -104,15 +104,19 @@ class Run:
         thread.start()
         try:
             while True:
-                news = self._told.get()
-                # Only the latest is worth showing.
-                while isinstance(news, News) and not self._told.empty():
-                    news = self._told.get()
-                if isinstance(news, BaseException):
-                    raise news
-                if news is None:
+                latest, last = self._told.get(), None
+                # Of several pieces of news only the latest is worth showing.
+                while isinstance(latest, News):
+                    last = latest
+                    if self._told.empty():
+                        break
+                    latest = self._told.get()
+                if last is not None:
+                    yield last
+                if isinstance(latest, BaseException):
+                    raise latest
+                if latest is None:
                     return
-                yield news
         finally:
             self.stop()
 

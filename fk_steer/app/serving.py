@@ -73,13 +73,49 @@ def launch(
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
-        theme=gr.themes.Soft(primary_hue="orange", secondary_hue="orange", neutral_hue="slate", font=FONT, font_mono=MONO),
+        theme=_theme(),
         css=files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
-        head=f"<style>{tree_style()}</style><script>{tree_script()}</script>",
+        head=f"<style>{tree_style()}</style><script>{tree_script()}{_GROWING}</script>",
     )
     if block:
         page.block_thread()
     return page
+
+
+def _theme() -> gr.themes.Base:
+    """Fonts of the system, so that no other host is asked for any; texts that can be read in light and dark."""
+    theme = gr.themes.Soft(
+        primary_hue="orange", secondary_hue="orange", neutral_hue="slate", font=FONT, font_mono=MONO
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_text_weight="600",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
+
+
+_GROWING = """
+new MutationObserver((changes) => {
+  for (const change of changes) {
+    const body = change.target instanceof Element && change.target.closest("#tree") ? change.target.querySelector(".fk-scroll") : null;
+    if (body) body.scrollLeft = body.scrollWidth;
+  }
+}).observe(document.documentElement, { childList: true, subtree: true });
+"""
+"""Keeps the newest event of a tree in sight."""
 
 
 def _free_port(host: str) -> int:
