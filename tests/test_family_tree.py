@@ -23,9 +23,10 @@ from fk_steer.diffusion.recorder import thumbnails
 from fk_steer.report.drawing import BYTES, lay_out, tree_html, tree_script, tree_style
 from fk_steer.report.page import html_report, preset_of
 from fk_steer.report.results import Picture, Result
+from fk_steer.report.table import rows_of
 from fk_steer.report.trace import TraceEvent
 from fk_steer.report.tree import Fate, family_tree
-from fk_steer.search import PRESETS
+from fk_steer.search import PRESETS, Stop
 from fk_steer.testing import PROMPTS, SIZE, redness, sd
 
 
@@ -150,6 +151,35 @@ class TestTrees:
         assert family_tree(trace.of(1)) == family_tree(trace, 1)
         with pytest.raises(IndexError, match="no population 2"):
             family_tree(trace, 2)
+
+    def test_a_population_that_stops_goes_on_as_one(self):
+        settings = FKSteering(num_particles=4, stop=Stop(target_reward=-100.0), seed=0)
+        output = steer(sd(), redness, settings)(PROMPTS, num_inference_steps=8, **SIZE)
+        tree = family_tree(output.trace, 1)
+        assert [column.size for column in tree.columns] == [4, *[1] * (len(tree.columns) - 1)]
+        assert [node.weight for node in tree.nodes[4:]] == pytest.approx([1.0] * (len(tree.columns) - 1))
+        assert all(column.ess == 1.0 for column in tree.columns[1:])
+        assert tree.nodes[tree.winner].column == len(tree.columns) - 1
+        drawn = tree_html(output.trace, 1)
+        assert drawn.count("✓ target") == 1
+        rows = [row for row in rows_of(output.trace) if row["population"] == 1]
+        assert len(rows) == len(tree.nodes)
+
+    def test_pictures_that_cannot_be_read_are_left_out(self):
+        good = thumbnails(16)(torch.rand(1, 3, 16, 16))[0]
+        trace = trace_of(final(3, [0.1, 0.2], predictions=[[good, "data:image/png;base64,AAAA"]]))
+        drawn = tree_html(trace)
+        assert drawn.count("<image") == 1 and drawn.count('class="fk-node') == 2
+
+    def test_a_record_that_names_nobody_is_no_trace(self):
+        plain = resampled().to_dict()
+        for returned in ([[[0, 5]]], [[[3, 0]]], [[[0]]], [[1]], [[], []], [[["a", "b"]]]):
+            with pytest.raises(ValueError, match="`returned`"):
+                Trace.from_dict({**plain, "returned": returned})
+        for pictures in ([["x", "y"]], [["data:image/png;base64,"]], [[1, 2]], [["javascript:1", "data:image/png,"]]):
+            events = [{**plain["events"][0], "predictions": pictures}, plain["events"][1]]
+            with pytest.raises(ValueError, match="picture"):
+                Trace.from_dict({**plain, "events": events})
 
     def test_a_run_under_way_has_a_leader(self):
         whole = resampled()

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from .trace import Trace
-from .tree import Column, Fate, Node, Tree, family_tree
+from .tree import Column, Fate, Tree, family_tree
 
 
 BYTES = 200_000
@@ -213,19 +213,19 @@ def _box(side: float, aspect: float) -> tuple[float, float]:
 
 def _draw(tree: Tree) -> dict[str, Any]:
     """What the template needs."""
-    with_picture = [node for node in tree.nodes if node.picture]
-    aspect = 1.0
-    if with_picture:
-        aspect = (size := _opened(str(with_picture[0].picture)).size)[0] / size[1]
-    layout = lay_out(tree, bool(with_picture), aspect)
+    images = {index: image for index, node in enumerate(tree.nodes) if (image := _opened(node.picture)) is not None}
+    with_picture = bool(images)
+    width, height = next(iter(images.values())).size if images else (1, 1)
+    aspect = width / height
+    layout = lay_out(tree, with_picture, aspect)
     side = max((max(place.width, place.height) for place in layout.places), default=0)
-    small = _pictures(tree, max(48, min(96, round(1.34 * side)))) if with_picture else {}
+    small = _pictures(tree, images, max(48, min(96, round(1.34 * side))))
     finite = [node.reward for node in tree.nodes if math.isfinite(node.reward)]
     span = (min(finite), max(finite)) if finite else None
-    charts, height = _charts(tree, layout)
+    charts, bottom = _charts(tree, layout)
     return {
         "layout": layout,
-        "height": height,
+        "height": bottom,
         "nodes": [_drawn(tree, layout, index, small, span) for index in range(len(tree.nodes))],
         "edges": [edge for index in range(len(tree.nodes)) if (edge := _edge(tree, layout, index))],
         "columns": [_headed(tree, layout, index) for index in range(len(tree.columns))],
@@ -239,13 +239,14 @@ def _draw(tree: Tree) -> dict[str, Any]:
         "charts": charts,
         "span": span,
         "scale": ", ".join(_VIRIDIS),
-        "has_pictures": bool(with_picture),
-        "left_out": len(with_picture) - len(small),
+        "has_pictures": with_picture,
+        "left_out": len(images) - len(small),
         "summary": _summary(tree),
         "described": _described(tree.columns[-1], len(tree.columns) - 1, len(tree.columns)),
         "shown": small.get(tree.winner) if tree.winner is not None else None,
         "told": _told(tree, tree.winner) if tree.winner is not None else "",
         "backwards": any(_goes_back(column) for column in tree.columns),
+        "stops": any(_reaches(tree, index) for index in range(len(tree.columns))),
     }
 
 
@@ -302,7 +303,7 @@ def _headed(tree: Tree, layout: Layout, index: int) -> dict[str, Any]:
         "x": layout.centers[index],
         "width": layout.widths[index],
         "name": "final" if column.final else f"step {column.step}",
-        "note": f"↩ to {column.resume}" if _goes_back(column) else "",
+        "note": f"↩ to {column.resume}" if _goes_back(column) else "✓ target" if _reaches(tree, index) else "",
         "described": _described(column, index, len(tree.columns)),
         "run": column.run,
     }
@@ -310,6 +311,13 @@ def _headed(tree: Tree, layout: Layout, index: int) -> dict[str, Any]:
 
 def _goes_back(column: Column) -> bool:
     return column.resume is not None and column.resume <= column.step
+
+
+def _reaches(tree: Tree, index: int) -> bool:
+    """Whether it is the first event after which the best particle goes on alone."""
+    columns = tree.columns
+    before = columns[index - 1] if index and columns[index - 1].run == columns[index].run else None
+    return columns[index].stopped and not columns[index].final and not (before and before.stopped)
 
 
 def _slots(tree: Tree, layout: Layout) -> list[tuple[float, int]]:
@@ -464,22 +472,19 @@ def _colour(reward: float, span: tuple[float, float] | None) -> str:
     return "#" + "".join(f"{round(a + part * (b - a)):02x}" for a, b in zip(*ends))
 
 
-def _pictures(tree: Tree, side: int) -> dict[int, str]:
+def _pictures(tree: Tree, images: Mapping[int, Image.Image], side: int) -> dict[int, str]:
     """Small pictures by node: those of the winner's lineage first, and as many of the others as there is room for."""
-    nodes = tree.nodes
     order = {Fate.WINNER: 0, Fate.ALIVE: 1, Fate.PRUNED: 2}
-    wanted = sorted((i for i, n in enumerate(nodes) if n.picture), key=lambda i: order[nodes[i].fate])
-    lit = {i: _shrunk(nodes[i], LIT_SIDE) for i in wanted if nodes[i].fate is Fate.WINNER}
-    others = [i for i in wanted if i not in lit]
-    room = BYTES - sum(map(len, lit.values()))
+    wanted = sorted(images, key=lambda index: order[tree.nodes[index].fate])
+    made = {index: _shrunk(images[index], LIT_SIDE) for index in wanted if tree.nodes[index].fate is Fate.WINNER}
+    others = [index for index in wanted if index not in made]
+    room = BYTES - sum(map(len, made.values()))
     sample = others[:: max(1, len(others) // 12)]
-    sizes = [size for size in (96, 72, 48, 32, 24) if size <= side] or [side]
-    for size in sizes:
-        if sample and sum(len(_shrunk(nodes[i], size)) for i in sample) / len(sample) * len(others) <= 0.95 * room:
+    for size in (size for size in (96, 72, 48, 32, 24) if size <= side):
+        if sample and sum(len(_shrunk(images[i], size)) for i in sample) / len(sample) * len(others) <= 0.95 * room:
             break
-    made = dict(lit)
     for index in others:
-        picture = _shrunk(nodes[index], size)
+        picture = _shrunk(images[index], size)
         room -= len(picture)
         if room < 0:
             break
@@ -487,17 +492,22 @@ def _pictures(tree: Tree, side: int) -> dict[int, str]:
     return made
 
 
-def _shrunk(node: Node, side: int) -> str:
-    image = _opened(str(node.picture))
-    if max(image.size) > side:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+def _shrunk(image: Image.Image, side: int) -> str:
+    """A picture of at most that size, as a 'data:' URL."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=78)
+    small.save(buffer, "WEBP", quality=78)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _opened(url: str) -> Image.Image:
-    """The picture in a 'data:' URL; of an animation the middle frame."""
-    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    image.seek(getattr(image, "n_frames", 1) // 2)
-    return image.convert("RGB")
+def _opened(url: str | None) -> Image.Image | None:
+    """The picture in a 'data:' URL, of an animation the middle frame; None if there is none that can be read."""
+    if not url:
+        return None
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        image.seek(getattr(image, "n_frames", 1) // 2)
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None

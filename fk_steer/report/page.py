@@ -136,6 +136,7 @@ def _events(trace: Trace, population: int = 0) -> list[dict[str, Any]]:
     for run, (one, own) in enumerate(passes):
         for event in one.events:
             rewards = [reward for reward in event.rewards[own] if not math.isnan(reward)]
+            alive = len(set(event.slots_before[own]))
             ess, lmbda = event.ess[own], event.lmbda[own]
             rows.append(
                 {
@@ -144,7 +145,7 @@ def _events(trace: Trace, population: int = 0) -> list[dict[str, Any]]:
                     "lambda": "–" if math.isnan(lmbda) else f"{lmbda:.2f}",
                     "best": number(max(rewards, default=math.nan)),
                     "mean": number(sum(rewards) / len(rewards) if rewards else math.nan),
-                    "ess": "–" if math.isnan(ess) else f"{ess:.2f} of {len(event.rewards[own])}",
+                    "ess": "–" if math.isnan(ess) else f"{min(ess, alive):.2f} of {alive}",
                     "resampled": "yes" if event.resampled[own] else "",
                     "roots": event.distinct_roots[own],
                     "nfe": event.nfe,

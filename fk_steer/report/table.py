@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .trace import Trace
+from .trace import Trace, TraceEvent
 
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ def rows_of(trace: Trace) -> list[dict[str, Any]]:
             ancestors = ancestors_of(one, own)
             children = Counter(ancestors.values())
             for index, event in enumerate(one.events):
-                for place, slot in enumerate(event.slots_before[own]):
+                for place, slot, weight in particles_of(event, own):
                     before, parent = ancestors.get((index, slot), (None, None))
-                    weighed = not math.isnan(event.ess[own])
                     rows.append(
                         {
                             "population": population,
@@ -68,7 +67,7 @@ def rows_of(trace: Trace) -> list[dict[str, Any]]:
                             "slot": slot,
                             "reward": event.rewards[own][place],
                             **{f"score.{name}": values[own][place] for name, values in event.scores.items()},
-                            "log_weight": event.log_weights[own][place] if weighed else math.nan,
+                            "log_weight": math.nan if weight is None else math.log(weight) if weight else -math.inf,
                             "parent_event": before,
                             "parent_slot": parent,
                             "descendants": children[index, slot],
@@ -88,6 +87,20 @@ def rows_of(trace: Trace) -> list[dict[str, Any]]:
 
 Seen = tuple[int, int]
 """A particle as it was seen: number of the event, slot."""
+
+
+def particles_of(event: TraceEvent, population: int) -> list[tuple[int, int, float | None]]:
+    """(place in the event's lists, slot, weight) of the particles of a population; a weight is None if there is none.
+
+    One that goes on alone, as its reward was as high as asked for, is in the lists as often as there were particles.
+    """
+    weighed = not math.isnan(event.ess[population])
+    places: dict[int, int] = {}
+    weights: dict[int, float] = {}
+    for place, (slot, weight) in enumerate(zip(event.slots_before[population], event.log_weights[population])):
+        places.setdefault(slot, place)
+        weights[slot] = weights.get(slot, 0.0) + math.exp(weight)
+    return [(place, slot, min(weights[slot], 1.0) if weighed else None) for slot, place in places.items()]
 
 
 def ancestors_of(trace: Trace, population: int) -> dict[Seen, Seen]:

@@ -196,7 +196,10 @@ class Trace:
         events = [_event(event, len(values["prompts"])) for event in values["events"]]
         retries = [(populations, cls.from_dict(trace)) for populations, trace in values["retries"]]
         log_normalizer = lenient(values["log_normalizer"])
-        return cls(**{**values, "events": events, "retries": retries, "log_normalizer": log_normalizer})
+        trace = cls(**{**values, "events": events, "retries": retries, "log_normalizer": log_normalizer})
+        if trace.returned:
+            _check_returned(trace)
+        return trace
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON, at once or not at all."""
@@ -293,6 +296,10 @@ def _brief(rewards: Iterable[float]) -> str:
 def _event(values: dict[str, Any], populations: int) -> TraceEvent:
     values = dict(values)
     pictures = values.pop("predictions", [])
+    if pictures and [len(row) for row in pictures] != [len(row) for row in values["rewards"]]:
+        raise ValueError("expected a picture of each particle")
+    if not all(isinstance(picture, str) and picture.startswith("data:image/") for row in pictures for picture in row):
+        raise ValueError("expected pictures to be 'data:' URLs")
     event = TraceEvent(**lenient(values), predictions=pictures)
     for name in ("rewards", "log_weights", "ess", "resampled", "slots_before", "slots", "parents", "parent_events"):
         if not isinstance(value := getattr(event, name), list) or len(value) != populations:
@@ -301,6 +308,16 @@ def _event(values: dict[str, Any], populations: int) -> TraceEvent:
         if len(before) != len(rewards):
             raise ValueError("expected a reward for each particle")
     return event
+
+
+def _check_returned(trace: Trace) -> None:
+    """Raise ValueError for particles returned that are in no last event."""
+    try:
+        complete = len(trace.rewards) == len(trace.prompts)
+    except (LookupError, TypeError, ValueError):
+        complete = False
+    if not complete:
+        raise ValueError("expected `returned` to name particles of the last events of passes")
 
 
 def told(chosen: Mapping[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from .table import Seen, ancestors_of
+from .table import Seen, ancestors_of, particles_of
 from .trace import Trace, TraceEvent
 
 
@@ -65,6 +67,7 @@ class Column:
         ess: effective sample size, from 1 to `size`; None where the search does not weigh the particles.
         resampled: whether copies of some particles take the place of others.
         resume: the step that the search went on with instead of the next; None for the next.
+        stopped: whether the reward asked for was reached, and the best particle goes on alone.
         best, mean: of the rewards that are finite; None if there are none.
     """
 
@@ -77,6 +80,7 @@ class Column:
     ess: float | None
     resampled: bool
     resume: int | None
+    stopped: bool
     best: float | None
     mean: float | None
 
@@ -126,7 +130,7 @@ def family_tree(trace: Trace, population: int = 0) -> Tree:
     if not 0 <= population < len(trace.prompts):
         raise IndexError(f"There is no population {population}: the trace has {len(trace.prompts)}.")
     columns: list[Column] = []
-    found: list[tuple[int, int, float, TraceEvent, int, int]] = []
+    found: list[dict[str, Any]] = []
     parents: dict[int, int] = {}
     places: list[dict[Seen, int]] = []
     last: list[int] = []
@@ -134,15 +138,27 @@ def family_tree(trace: Trace, population: int = 0) -> Tree:
         numbers: dict[Seen, int] = {}
         ancestors = ancestors_of(one, own)
         for index, event in enumerate(one.events):
-            for place, slot in enumerate(event.slots_before[own]):
+            particles = particles_of(event, own)
+            rewards = [event.rewards[own][place] for place, _, _ in particles]
+            ranking = sorted(map(_order, rewards))
+            for reward, (place, slot, weight) in zip(rewards, particles):
                 numbers[index, slot] = len(found)
                 if (index, slot) in ancestors:
                     parents[len(found)] = numbers[ancestors[index, slot]]
-                found.append((len(columns), slot, event.rewards[own][place], event, own, place))
-            columns.append(_column(event, own, run, one.num_steps))
+                found.append(
+                    {
+                        "column": len(columns),
+                        "slot": slot,
+                        "rank": 1 + len(ranking) - bisect_right(ranking, _order(reward)),
+                        "reward": reward,
+                        "scores": {name: values[own][place] for name, values in event.scores.items()},
+                        "weight": weight,
+                        "picture": event.predictions[own][place] if event.predictions else None,
+                    }
+                )
+            columns.append(_column(event, own, rewards, run, one.num_steps))
         places.append(numbers)
-        if one.events:
-            last += [numbers[len(one.events) - 1, slot] for slot in one.events[-1].slots_before[own]]
+        last += [number for (index, _), number in numbers.items() if index == len(one.events) - 1]
 
     returned = trace.returned[population] if trace.returned else []
     winner: int | None = None
@@ -150,8 +166,8 @@ def family_tree(trace: Trace, population: int = 0) -> Tree:
         number, slot = returned[0]
         winner = places[number][len(trace.passes(population)[number][0].events) - 1, slot]
     elif found:
-        leaders = [index for index, entry in enumerate(found) if entry[0] == len(columns) - 1]
-        winner = max(leaders, key=lambda index: _order(found[index][2]))
+        leaders = [index for index, entry in enumerate(found) if entry["column"] == len(columns) - 1]
+        winner = max(leaders, key=lambda index: _order(found[index]["reward"]))
 
     def lineages(of: Iterable[int | None]) -> set[int]:
         reached: set[int] = set()
@@ -163,39 +179,27 @@ def family_tree(trace: Trace, population: int = 0) -> Tree:
 
     lit, alive, children = lineages([winner]), lineages(last), Counter(parents.values())
     nodes = []
-    for index, (column, slot, reward, event, own, place) in enumerate(found):
+    for index, entry in enumerate(found):
         fate = Fate.WINNER if index in lit else Fate.ALIVE if index in alive else Fate.PRUNED
-        nodes.append(
-            Node(
-                column=column,
-                slot=slot,
-                rank=1 + sum(_order(other) > _order(reward) for other in event.rewards[own]),
-                reward=reward,
-                scores={name: values[own][place] for name, values in event.scores.items()},
-                weight=None if math.isnan(event.ess[own]) else math.exp(event.log_weights[own][place]),
-                parent=parents.get(index),
-                children=children[index],
-                fate=fate,
-                picture=event.predictions[own][place] if event.predictions else None,
-            )
-        )
+        nodes.append(Node(**entry, parent=parents.get(index), children=children[index], fate=fate))
     return Tree(trace.prompts[population], trace.reward, columns, nodes, winner, bool(returned))
 
 
-def _column(event: TraceEvent, own: int, run: int, num_steps: int) -> Column:
-    rewards = [reward for reward in event.rewards[own] if math.isfinite(reward)]
+def _column(event: TraceEvent, own: int, rewards: list[float], run: int, num_steps: int) -> Column:
+    finite, ess = [reward for reward in rewards if math.isfinite(reward)], _known(event.ess[own])
     return Column(
         run=run,
         step=event.step,
         final=event.final,
         num_steps=num_steps,
-        size=len(event.rewards[own]),
+        size=len(rewards),
         lmbda=_known(event.lmbda[own]),
-        ess=_known(event.ess[own]),
+        ess=None if ess is None else min(ess, float(len(rewards))),
         resampled=event.resampled[own],
         resume=event.resume,
-        best=max(rewards, default=None),
-        mean=sum(rewards) / len(rewards) if rewards else None,
+        stopped=event.stopped[own],
+        best=max(finite, default=None),
+        mean=sum(finite) / len(finite) if finite else None,
     )
 
 
