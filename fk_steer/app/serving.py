@@ -108,14 +108,15 @@ def _theme() -> gr.themes.Base:
 
 
 _GROWING = """
-new MutationObserver((changes) => {
-  for (const change of changes) {
-    const body = change.target instanceof Element && change.target.closest("#tree") ? change.target.querySelector(".fk-scroll") : null;
-    if (body) body.scrollLeft = body.scrollWidth;
-  }
-}).observe(document.documentElement, { childList: true, subtree: true });
+let fkWidth = 0;
+new MutationObserver(() => {
+  const body = document.querySelector("#tree .fk-scroll");
+  const width = body ? body.scrollWidth : 0;
+  if (width !== fkWidth && body) body.scrollLeft = width;
+  fkWidth = width;
+}).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ["width"] });
 """
-"""Keeps the newest event of a tree in sight."""
+"""Keeps the newest event of a tree in sight when one comes."""
 
 
 def _free_port(host: str) -> int:
