@@ -123,9 +123,9 @@ def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
             candidates: [],
             files: gr.Column(visible=False),
             make: gr.Button(interactive=False),
-            stop: gr.Button(interactive=True),
+            stop: gr.Button("Stop", interactive=True),
         }
-        idle = {make: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+        idle = {make: gr.Button(interactive=True), stop: gr.Button("Stop", interactive=False)}
         try:
             settings, weights, batch_size = settings_of(form, limits)
         # Each is a field that its owner can mend.
@@ -176,7 +176,7 @@ def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
 
     def ask_to_stop(request: gr.Request) -> dict[Any, Any]:
         runs.stop(request.session_hash)
-        return {stop: gr.Button(interactive=False)}
+        return {stop: gr.Button("Stop at once")}
 
     stop.click(ask_to_stop, None, [stop], queue=False, show_progress="hidden", api_visibility="private")
 
@@ -363,8 +363,8 @@ def _ended(run: Run, news: News, seconds: float) -> str:
     best = news.best
     took = f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     seed = f"seed {run.settings.seed}"
-    if run.stopped and news.trace is None:
-        return f"Stopped after {took}, before the steered candidates were looked at."
+    if run.stopped and not (news.trace is not None and news.trace.returned):
+        return f"Stopped after {took}, before there was a steered picture."
     if run.stopped:
         return f"Stopped after {took}: the pictures are what the candidates would have become, by the last look at them."
     beside = f", {best['unsteered']:.3f} the best without steering" if "unsteered" in best else ""

@@ -84,15 +84,16 @@ class Run:
         self.models, self.settings, self.weights, self.folder = models, settings, weights, folder
         self.batch_size = batch_size
         self.stopped = False
-        self._asked = threading.Event()
+        self._asked, self._at_once = threading.Event(), threading.Event()
         self._told: queue.SimpleQueue[News | BaseException | None] = queue.SimpleQueue()
         self._news = News("waiting")
         self._seen = 0.0
-        self._ending = False
 
     def stop(self) -> None:
         """End the run: at its next scoring event, whose x0 predictions become its pictures, or at its next step if it
-        has not come to one."""
+        has not come to one. Asked again, it ends at its next step in any case, and leaves no steered picture."""
+        if self._asked.is_set():
+            self._at_once.set()
         self._asked.set()
 
     def __iter__(self) -> Iterator[News]:
@@ -118,7 +119,8 @@ class Run:
                 if latest is None:
                     return
         finally:
-            self.stop()
+            self._asked.set()
+            self._at_once.set()
 
     def _thread(self) -> None:
         try:
@@ -200,15 +202,15 @@ class Run:
         if self._asked.is_set():
             if self._news.stage != "steered":
                 raise Stopped
-            self.stopped = self._ending = True
+            self.stopped = True
             event.stop()
         if self._news.stage == "steered":
             best = max(self._news.best.get("steered", float("-inf")), event.rewards.max().item())
             self._tell(trace=event.trace, best={**self._news.best, "steered": best})
 
     def _step(self, done: int, steps: int) -> None:
-        # A search may begin another loop after it was stopped in one, and there is nothing to stop at before an event.
-        if self._asked.is_set() and (self._ending or self._news.trace is None):
+        # Before the first event there is nothing that a stop there would leave.
+        if self._at_once.is_set() or self._asked.is_set() and self._news.trace is None:
             raise Stopped
         now = time.monotonic()
         if done < steps and now - self._seen < EVERY:
@@ -283,7 +285,7 @@ class Runs:
                 del self._runs[session]
 
     def stop(self, session: str | None) -> bool:
-        """Stop the run of a session, if there is one, and say whether there was."""
+        """Stop the run of a session, if there is one, and say whether there was; see `Run.stop`."""
         run = self._runs.get(session or "")
         if run is not None:
             run.stop()
