@@ -121,6 +121,25 @@ class Browser:
         self.click(selector)
         self.call("Input.insertText", text=text)
 
+    def upload(self, selector: str, *files: Path) -> None:
+        """Give files to the first file input that a CSS selector finds."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(path) for path in files], objectId=found["result"]["objectId"])
+
+    def wait(self, expression: str, seconds: float = 60.0) -> Any:
+        """The value of a JavaScript expression as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, (expression, self.problems, self.evaluate("document.body.innerText"))
+            time.sleep(0.1)
+        return value
+
+    def look(self, width: int, scheme: str = "light") -> None:
+        """Be a screen of a width in pixels, in light or dark colours."""
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
     def texts(self, selector: str) -> list[str]:
         """The texts of what a CSS selector finds and is visible."""
         return self.evaluate(

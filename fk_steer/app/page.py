@@ -92,8 +92,8 @@ def _make_tab(models: Models, limits: Limits, runs: Runs, model: str) -> None:
             )
             gr.Examples([[prompt] for prompt in PROMPTS], [fields["prompt"]], label="For the bundled model")
             with gr.Row():
-                make = gr.Button("Make it", variant="primary", elem_id="make")
-                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+                make = gr.Button("Make it", variant="primary", min_width=120, elem_id="make")
+                stop = gr.Button("Stop", variant="stop", interactive=False, min_width=120, elem_id="stop")
         with gr.Column(elem_classes=["fk-settings"]):
             _choices(fields, limits, model)
             _numbers(fields)
