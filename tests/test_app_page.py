@@ -47,7 +47,9 @@ def browser(shared, page):
     shared.requests.clear()
     shared.call("Page.reload")
     time.sleep(0.3)
-    shared.wait("document.readyState === 'complete' && !!document.querySelector('#make') && !!document.querySelector('#said [role]')")
+    shared.wait(
+        "document.readyState === 'complete' && !!document.querySelector('#make') && !!document.querySelector('#said [role]')"
+    )
     yield shared
     assert not shared.problems
     assert not [url for url in shared.requests if not url.startswith((page.local_url, "blob:"))]
@@ -79,7 +81,9 @@ def ended(browser, seconds=90):
 
 
 def open_settings(browser):
-    browser.evaluate("[...document.querySelectorAll('button')].find(e => e.innerText.includes('More settings')).click()")
+    browser.evaluate(
+        "[...document.querySelectorAll('button')].find(e => e.innerText.includes('More settings')).click()"
+    )
     browser.wait("!!document.querySelector('#lmbda textarea, #lmbda input')", 10)
 
 
@@ -97,7 +101,9 @@ def test_a_picture_is_made_and_its_tree_grows(browser, page):
     grown = [number for number in browser.evaluate("grown") if number]
     assert len(grown) > 1 and grown == sorted(grown)
     assert browser.texts("#pictures figcaption b") == ["Without steering", "Best of 3 without", "Steered"]
-    assert browser.evaluate("[...document.querySelectorAll('#pictures img')].every(e => e.naturalWidth === 64 && e.alt)")
+    assert browser.evaluate(
+        "[...document.querySelectorAll('#pictures img')].every(e => e.naturalWidth === 64 && e.alt)"
+    )
     # The slider goes back to the first event.
     assert browser.evaluate("document.querySelectorAll('#tree .fk-later').length") == 0
     browser.evaluate(
@@ -179,7 +185,9 @@ def test_several_rewards_get_weights(browser):
         "[...document.querySelectorAll('[role=option]')].find(e => e.innerText.includes('clip-score'))"
         ".dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))"
     )
-    browser.wait("[...document.querySelectorAll('label')].filter(e => e.innerText.includes('Weight of')).length === 2", 20)
+    browser.wait(
+        "[...document.querySelectorAll('label')].filter(e => e.innerText.includes('Weight of')).length === 2", 20
+    )
 
 
 @pytest.fixture

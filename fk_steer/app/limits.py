@@ -48,7 +48,9 @@ def whole(name: str, text: object, low: int, high: int, default: str = "or nothi
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or number != int(number) or not low <= number <= high:
-        raise ValueError(f"{name}: expected a whole number from {low} to {high}{_otherwise(default)}, but got {typed!r}.")
+        raise ValueError(
+            f"{name}: expected a whole number from {low} to {high}{_otherwise(default)}, but got {typed!r}."
+        )
     return int(number)
 
 

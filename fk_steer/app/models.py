@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..loading import find_model, load_guide, load_pipeline
+from ..loading import load_guide, load_pipeline
 from ..rewards import Ensemble, ZScoreSum
 from ..rewards.base import RewardFunction
 from ..rewards.loading import default_device
@@ -45,7 +45,6 @@ class Models:
         """
 
         def load() -> tuple[Any, Any]:
-            find_model(model)
             pipe = load_pipeline(model, dtype=dtype, device=self.device)
             return pipe, pipe.scheduler
 

@@ -366,7 +366,9 @@ def _ended(run: Run, news: News, seconds: float) -> str:
     if run.stopped and not (news.trace is not None and news.trace.returned):
         return f"Stopped after {took}, before there was a steered picture."
     if run.stopped:
-        return f"Stopped after {took}: the pictures are what the candidates would have become, by the last look at them."
+        return (
+            f"Stopped after {took}: the pictures are what the candidates would have become, by the last look at them."
+        )
     beside = f", {best['unsteered']:.3f} the best without steering" if "unsteered" in best else ""
     return f"Done in {took} ({seed}). Reward {best['steered']:.3f}{beside}."
 
@@ -411,7 +413,13 @@ def _score_tab(models: Models, limits: Limits) -> None:
                 download: gr.DownloadButton(value=str(path), visible=True),
             }
 
-    _serve(go, score, [files, prompt, chosen, world, options], said, {shown: "", download: gr.DownloadButton(visible=False)})
+    _serve(
+        go,
+        score,
+        [files, prompt, chosen, world, options],
+        said,
+        {shown: "", download: gr.DownloadButton(visible=False)},
+    )
 
 
 def _pair_tab(models: Models, limits: Limits) -> None:

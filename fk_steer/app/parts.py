@@ -72,13 +72,13 @@ MARKS = {True: " ✓", False: " ✗", None: ""}
 def score_table(scored: Sequence[Scored]) -> str:
     """Pictures and their scores, best first; the best of each reward is marked."""
     names = list(scored[0].scores)
-    best = {
-        name: max((v for one in scored if (v := one.scores.get(name)) is not None), default=None) for name in names
-    }
+    best = {name: max((v for one in scored if (v := one.scores.get(name)) is not None), default=None) for name in names}
     several = sum(one.image is not None for one in scored) > 1
     head = "".join(f'<th class="fk-number">{escape(name)}</th>' for name in names)
     if several:
-        head += '<th class="fk-number" title="Each reward brought to mean 0 and spread 1 over these pictures">overall</th>'
+        head += (
+            '<th class="fk-number" title="Each reward brought to mean 0 and spread 1 over these pictures">overall</th>'
+        )
     rows = []
     for place, one in enumerate(scored, 1):
         if one.image is None:

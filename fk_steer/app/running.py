@@ -18,7 +18,7 @@ from ..diffusion.budgets import choose
 from ..diffusion.components import makes_videos
 from ..diffusion.events import ScoringEvent
 from ..generate import Generation
-from ..loading import set_scheduler
+from ..loading import find_model, set_scheduler
 from ..report.trace import Trace, told
 from ..rewards import FrameReward
 from ..rewards.base import as_reward
@@ -153,6 +153,8 @@ class Run:
         """Both runs, as `fk-steer generate --compare` makes them."""
         self._tell(stage="loading")
         settings = self.settings
+        # In seconds, before anything is loaded.
+        find_model(settings.model)
         steering = Strategy.from_dict(settings.steering)
         options = settings.reward_options
         of_each = {next(iter(self.weights)): options} if len(self.weights) == 1 else options

@@ -84,9 +84,7 @@ def launch(
 
 def _theme() -> gr.themes.Base:
     """Fonts of the system, so that no other host is asked for any; texts that can be read in light and dark."""
-    theme = gr.themes.Soft(
-        primary_hue="orange", secondary_hue="orange", neutral_hue="slate", font=FONT, font_mono=MONO
-    )
+    theme = gr.themes.Soft(primary_hue="orange", secondary_hue="orange", neutral_hue="slate", font=FONT, font_mono=MONO)
     return theme.set(
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",

@@ -14,9 +14,7 @@ def serve(
     model: Annotated[
         str, typer.Option(help="Choose this model at the start: a hub id, a folder, or a bundled one.")
     ] = "shapes",
-    host: Annotated[
-        str, typer.Option(help="Listen at this address; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Listen at this address; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Listen at this port.", show_default="the first free one from 7860 on"),
