@@ -1,5 +1,6 @@
-"""Makes the screenshots in docs/app.md: `python tests/app_screenshots.py`, from the root of the repository, with Chromium
-and the extra `app`."""
+"""Makes the screenshots in docs/app.md: `python tests/app_screenshots.py`, from the root of the repository.
+
+It needs Chromium and the extra `app`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from browser import Browser
 from PIL import Image
 
@@ -22,7 +24,7 @@ PROMPT = "a photo of a heart and a moon"
 
 
 def screenshot(browser: Browser, to: Path, height: int) -> None:
-    """The upper part of the page, in 64 colours."""
+    """The upper part of the page, in 128 colours."""
     clip = {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}
     shot = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
     image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
@@ -44,8 +46,6 @@ def make(browser: Browser) -> None:
 def compare(browser: Browser, folder: Path) -> None:
     """A verdict on two pictures of the bundled model."""
     pipe = load_pipeline("shapes")
-    import torch
-
     for seed, place in ((4, "a"), (7, "b")):
         image = pipe(
             PROMPT, num_inference_steps=25, guidance_scale=3.0, generator=torch.Generator().manual_seed(seed)

@@ -22,7 +22,7 @@ from fk_steer.app import Limits, launch  # noqa: E402
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
 SAID = "document.querySelector('#said').innerText"
-ENDED = f"document.querySelector('#make button, button#make').disabled === false && {SAID}"
+READY = "document.readyState === 'complete' && !!document.querySelector('#said [role]')"
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def browser(shared, page):
     shared.requests.clear()
     shared.call("Page.reload")
     time.sleep(0.3)
-    shared.wait(
-        "document.readyState === 'complete' && !!document.querySelector('#make') && !!document.querySelector('#said [role]')"
-    )
+    shared.wait(READY)
     yield shared
     assert not shared.problems
     assert not [url for url in shared.requests if not url.startswith((page.local_url, "blob:"))]
@@ -144,7 +142,7 @@ def test_who_leaves_the_page_frees_it_for_others(browser):
     browser.wait(f"{SAID}.includes('step ')", 60)
     browser.call("Page.reload")
     time.sleep(0.3)
-    browser.wait("document.readyState === 'complete' && !!document.querySelector('#said [role]')")
+    browser.wait(READY)
     fill(browser, "steps", "3")
     fill(browser, "particles", "1")
     make(browser)
@@ -250,7 +248,7 @@ def test_it_fits_screens_and_can_be_read(browser, width, scheme):
     browser.look(width, scheme)
     browser.call("Page.reload")
     time.sleep(0.3)
-    browser.wait("document.readyState === 'complete' && !!document.querySelector('#said [role]')")
+    browser.wait(READY)
     for name in ("Make", "Score", "Compare"):
         tab(browser, name)
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, name
@@ -282,7 +280,8 @@ def _contrasts(browser):
           return [255, 255, 255];
         };
         const found = [];
-        for (const e of document.querySelectorAll(".fk-head p, #said [role], #make, label span, .fk-figures span, [role=tab], h3")) {
+        const texts = ".fk-head p, #said [role], #make, label span, .fk-figures span, [role=tab], h3";
+        for (const e of document.querySelectorAll(texts)) {
           if (!e.checkVisibility() || !e.innerText.trim()) continue;
           const color = getComputedStyle(e).color;
           if (!color.startsWith("rgb")) continue;
