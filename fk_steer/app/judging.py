@@ -170,10 +170,8 @@ def judge_pair(
     relative = bool(getattr(reward, "relative", False))
     if all(score is None for score in scores):
         raise RewardError(f"'{name_of(reward)}' said nothing of either picture: {getattr(asker, 'last_failure', '')}")
-    if relative:
-        about = ["A shown first", "B shown first"] if len(replies) > 1 else [""]
-    else:
-        about = ["of A", "of B"]
+    orders = ["A shown first", "B shown first"] if len(replies) > 1 else [""]
+    about = orders if relative else ["of A", "of B"]
     reasons = tuple((title, readable(text)) for title, text in zip(about, replies) if text)
     return Verdict(name_of(reward), (scores[0], scores[1]), relative, reasons)
 

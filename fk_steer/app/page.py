@@ -492,8 +492,8 @@ def _judges(limits: Limits, rewards: list[str], where: str, multiselect: bool) -
     )
     options = gr.Textbox(
         label="Options of rewards",
-        info="KEY=VALUE or REWARD:KEY=VALUE, one a line. A chat judge needs model=NAME, and base_url=ADDRESS unless its "
-        "server is on this machine.",
+        info="KEY=VALUE or REWARD:KEY=VALUE, one a line. A chat judge needs model=NAME, and base_url=ADDRESS unless "
+        "its server is on this machine.",
         lines=2,
         visible=not limits.fixed,
         elem_id=f"{where}-options",
