@@ -78,6 +78,23 @@ def ended(browser, seconds=90):
     return browser.evaluate(SAID)
 
 
+def downloaded(browser, button):
+    """The name and the beginning of the content of the file that a button gives."""
+    browser.evaluate(
+        "window.links = []; HTMLAnchorElement.prototype.click = function () { links.push([this.href, this.download]); }"
+    )
+    browser.wait(f"!!document.querySelector('#{button}')", 10)
+    browser.click(f"#{button}")
+    (url, name), *_ = browser.wait("links.length && links", 10)
+    content = browser.call(
+        "Runtime.evaluate",
+        expression=f"fetch({json.dumps(url)}).then(r => r.text())",
+        awaitPromise=True,
+        returnByValue=True,
+    )["result"]["value"]
+    return name, content
+
+
 def open_settings(browser):
     browser.evaluate(
         "[...document.querySelectorAll('button')].find(e => e.innerText.includes('More settings')).click()"
@@ -110,16 +127,11 @@ def test_a_picture_is_made_and_its_tree_grows(browser, page):
     )
     assert browser.evaluate("document.querySelectorAll('#tree .fk-node.fk-later').length") > 0
     browser.wait("document.querySelectorAll('#candidates img').length === 6", 10)
-    links = browser.evaluate("[...document.querySelectorAll('a[download]')].map(e => e.href)")
-    names = {url.rsplit("/", 1)[-1] for url in links}
-    assert {"fk-steer.zip", "tree.html", "trace.json", "00.png"} <= names
-    fetched = browser.call(
-        "Runtime.evaluate",
-        expression=f"fetch({json.dumps(next(url for url in links if url.endswith('trace.json')))}).then(r => r.json())",
-        awaitPromise=True,
-        returnByValue=True,
-    )["result"]["value"]
-    assert fetched["prompts"] == ["a photo of three hearts"] and fetched["returned"]
+    found = {name: downloaded(browser, f"get-{name}") for name in ("picture", "all", "tree", "trace")}
+    assert [name for name, _ in found.values()] == ["00.png", "fk-steer.zip", "tree.html", "trace.json"]
+    assert found["all"][1].startswith("PK") and "fk-tree" in found["tree"][1]
+    trace = json.loads(found["trace"][1])
+    assert trace["prompts"] == ["a photo of three hearts"] and trace["returned"]
 
 
 def test_a_run_is_stopped(browser):
@@ -214,7 +226,8 @@ def test_pictures_are_scored(browser, pictures):
     assert sorted(rows[:2]) == ["blue.png", "red.png"] and rows[2] == "broken.png"
     assert browser.texts("#scores th.fk-number") == ["llava-reward", "image-reward", "overall"]
     assert "2 scored, 1 cannot be read" in browser.evaluate("document.querySelector('#score-said').innerText")
-    browser.wait("[...document.querySelectorAll('a[download]')].some(e => e.href.endsWith('scores.csv'))", 10)
+    name, content = downloaded(browser, "get-scores")
+    assert name == "scores.csv" and content.startswith("image,llava-reward,image-reward,mean z-score")
 
 
 def test_a_file_that_is_too_large_is_refused(browser, tmp_path):
