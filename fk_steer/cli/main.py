@@ -8,7 +8,6 @@ import typer
 
 from llava_reward_guide.terminal import print_version
 
-from .app import serve
 from .compare import compare
 from .evaluation import app as evaluation
 from .generate import generate
@@ -17,6 +16,7 @@ from .judge import judge
 from .presets import presets
 from .rewards import app as rewards
 from .rewards import score
+from .serve import serve
 
 
 app = typer.Typer(
