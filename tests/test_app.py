@@ -300,7 +300,7 @@ def test_a_pipeline_comes_with_its_own_scheduler(models, tmp_path):
 
 def test_a_session_has_one_run():
     class Told(threading.Event):
-        stop = threading.Event.set
+        stop = abandon = threading.Event.set
 
     runs, first, second = Runs(), Told(), Told()
     with runs.holding("a", first):

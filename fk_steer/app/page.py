@@ -71,7 +71,7 @@ def build(models: Models, limits: Limits, model: str = "shapes") -> gr.Blocks:
             _pair_tab(models, limits)
 
         def leave(request: gr.Request) -> None:
-            runs.stop(request.session_hash)
+            runs.abandon(request.session_hash)
 
         page.unload(leave)
     page.queue(default_concurrency_limit=1, max_size=32)

@@ -96,6 +96,11 @@ class Run:
             self._at_once.set()
         self._asked.set()
 
+    def abandon(self) -> None:
+        """End the run at its next step: nobody looks at it any more."""
+        self._asked.set()
+        self._at_once.set()
+
     def __iter__(self) -> Iterator[News]:
         """
         Raises:
@@ -119,8 +124,7 @@ class Run:
                 if latest is None:
                     return
         finally:
-            self._asked.set()
-            self._at_once.set()
+            self.abandon()
 
     def _thread(self) -> None:
         try:
@@ -277,8 +281,8 @@ class Runs:
 
     @contextmanager
     def holding(self, session: str, run: Run) -> Iterator[None]:
-        """Know a run as long as it lasts; one of the same session before it is stopped."""
-        self.stop(session)
+        """Know a run as long as it lasts; one of the same session before it is given up."""
+        self.abandon(session)
         self._runs[session] = run
         try:
             yield
@@ -292,3 +296,9 @@ class Runs:
         if run is not None:
             run.stop()
         return run is not None
+
+    def abandon(self, session: str | None) -> None:
+        """Give up the run of a session, if there is one."""
+        run = self._runs.get(session or "")
+        if run is not None:
+            run.abandon()

@@ -50,5 +50,11 @@ def serve(
             inbrowser=open_browser,
             block=False,
         )
+        if not fixed and (share or host not in ("127.0.0.1", "localhost", "::1")):
+            console.print(
+                "Whoever reaches the page can have any model downloaded, and any folder read, that you could; --fixed "
+                "offers what comes along alone.",
+                soft_wrap=True,
+            )
         console.print(f"The page is at {page.share_url or page.local_url} until you press Ctrl+C.", highlight=False)
         page.block_thread()
