@@ -32,7 +32,7 @@ class Browser:
     """A page in a browser of its own.
 
     Args:
-        page: an HTML file.
+        page: an HTML file, or the URL of a page.
         profile: an empty folder.
 
     Attributes:
@@ -40,7 +40,7 @@ class Browser:
         requests: URLs that it has asked for, the page itself left out.
     """
 
-    def __init__(self, page: Path, profile: Path) -> None:
+    def __init__(self, page: Path | str, profile: Path) -> None:
         assert CHROMIUM is not None
         to_read, self._out = os.pipe()
         self._in, to_write = os.pipe()
@@ -68,9 +68,10 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=page.as_uri())
+        url = page if isinstance(page, str) else page.as_uri()
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + 60
-        while not self.evaluate(f"location.href === {json.dumps(page.as_uri())} && document.readyState === 'complete'"):
+        while not self.evaluate(f"location.href === {json.dumps(url)} && document.readyState === 'complete'"):
             assert time.monotonic() < deadline, "The page did not load."
             time.sleep(0.05)
 
@@ -119,6 +120,25 @@ class Browser:
         """Click on an input and type."""
         self.click(selector)
         self.call("Input.insertText", text=text)
+
+    def upload(self, selector: str, *files: Path) -> None:
+        """Give files to the first file input that a CSS selector finds."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(path) for path in files], objectId=found["result"]["objectId"])
+
+    def wait(self, expression: str, seconds: float = 60.0) -> Any:
+        """The value of a JavaScript expression as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, (expression, self.problems, self.evaluate("document.body.innerText"))
+            time.sleep(0.1)
+        return value
+
+    def look(self, width: int, scheme: str = "light") -> None:
+        """Be a screen of a width in pixels, in light or dark colours."""
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def texts(self, selector: str) -> list[str]:
         """The texts of what a CSS selector finds and is visible."""

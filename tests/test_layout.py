@@ -29,6 +29,7 @@ FORBIDDEN = {
     "report": {"pipelines", "cli", "testing", "generate"},
     "evaluation": {"cli", "testing", "generate"},
     "generate": {"cli", "testing"},
+    "app": {"cli", "testing"},
     "cli": {"testing"},
 }
 """Part -> those that it may not."""

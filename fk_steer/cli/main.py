@@ -17,6 +17,7 @@ from .judge import judge
 from .presets import presets
 from .rewards import app as rewards
 from .rewards import score
+from .serve import serve
 
 
 class InOrder(TyperGroup):
@@ -27,7 +28,7 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "score", "compare", "judge", "bench", "eval", "presets", "rewards"]
+ORDER = ["generate", "app", "score", "compare", "judge", "bench", "eval", "presets", "rewards"]
 
 app = typer.Typer(
     cls=InOrder,
@@ -55,6 +56,7 @@ def main(
 PICTURES, SCORES, BENCHMARKS, LOOK_UP = "Make pictures", "Score and compare", "Benchmarks", "Look up"
 
 app.command(rich_help_panel=PICTURES)(generate)
+app.command("app", rich_help_panel=PICTURES)(serve)
 for command in (score, compare, judge):
     app.command(rich_help_panel=SCORES)(command)
 app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)

@@ -62,15 +62,21 @@ def results_in(folder: Path, settings: dict[str, Any]) -> list[Result]:
         results.append(
             Result(
                 prompt,
-                steered=_pictures(here, "", prompt, judged),
-                unsteered=_pictures(here, "unsteered-", prompt, judged) if settings["compare"] else [],
+                steered=pictures_in(here, "", prompt, judged),
+                unsteered=pictures_in(here, "unsteered-", prompt, judged) if settings["compare"] else [],
                 trace=Trace.load(here / "trace.json"),
             )
         )
     return results
 
 
-def _pictures(folder: Path, prefix: str, prompt: str, judged: bool) -> list[Picture]:
+def pictures_in(folder: Path, prefix: str, prompt: str, judged: bool) -> list[Picture]:
+    """The pictures of a prompt in its folder, best first.
+
+    Args:
+        prefix: of the files: nothing, or 'unsteered-'.
+        judged: whether the model is one whose pictures can be checked.
+    """
     pictures = []
     for rank, reward in enumerate(Trace.load(folder / f"{prefix}trace.json").rewards[0]):
         path = picture_path(folder, f"{prefix}{rank:02d}")

@@ -1,10 +1,10 @@
 (() => {
   if (window.fkTree) return;
   window.fkTree = true;
-  const known = new WeakMap();
+  const states = new WeakMap();
 
+  /* Looked up anew each time: a page may change a tree in place while its run goes on. */
   function partsOf(tree) {
-    if (known.has(tree)) return known.get(tree);
     const nodes = [...tree.querySelectorAll(".fk-node")].map((element, index) => ({
       element,
       index,
@@ -13,17 +13,18 @@
       reward: { inf: Infinity, "-inf": -Infinity, nan: NaN }[element.dataset.r] ?? Number(element.dataset.r),
     }));
     const columns = [...tree.querySelectorAll(".fk-col")];
-    const parts = {
+    const state = states.get(tree) ?? {};
+    states.set(tree, state);
+    if (state.columns !== columns.length) Object.assign(state, { columns: columns.length, at: columns.length - 1 });
+    return {
       nodes,
       columns,
+      state,
       runs: columns.map((column) => Number(column.dataset.run)),
       edges: new Map([...tree.querySelectorAll(".fk-edge")].map((edge) => [Number(edge.dataset.n), edge])),
       strip: [...tree.querySelectorAll(".fk-strip")],
       points: [...tree.querySelectorAll(".fk-point")],
-      at: columns.length - 1,
     };
-    known.set(tree, parts);
-    return parts;
   }
 
   const better = (a, b) => (b.reward > a.reward || (Number.isNaN(a.reward) && !Number.isNaN(b.reward)) ? b : a);
@@ -41,7 +42,7 @@
     const parts = partsOf(tree);
     const { nodes, columns, runs } = parts;
     const last = columns.length - 1;
-    parts.at = at;
+    parts.state.at = at;
     const present = nodes.filter((node) => node.column === at);
     const leader = at === last ? nodes[Number(tree.dataset.winner)] : present.reduce(better);
     const ended = nodes.filter((node) => runs[node.column] < runs[at] && runs[node.column + 1] !== runs[node.column]);
@@ -121,21 +122,21 @@
     if (!button) return;
     const tree = treeOf(event);
     const parts = partsOf(tree);
-    if (parts.timer) return stop(parts, button);
+    if (parts.state.timer) return stop(parts, button);
     const last = parts.columns.length - 1;
-    show(tree, parts.at === last ? 0 : parts.at);
+    show(tree, parts.state.at === last ? 0 : parts.state.at);
     button.textContent = "❚❚";
     button.setAttribute("aria-label", "Pause");
-    parts.timer = setInterval(() => {
-      if (!tree.isConnected || parts.at >= last) return stop(parts, button);
-      show(tree, parts.at + 1);
-      if (parts.at === last) stop(parts, button);
+    parts.state.timer = setInterval(() => {
+      if (!tree.isConnected || parts.state.at >= last) return stop(parts, button);
+      show(tree, parts.state.at + 1);
+      if (parts.state.at === last) stop(parts, button);
     }, 700);
   });
 
   function stop(parts, button) {
-    clearInterval(parts.timer);
-    parts.timer = null;
+    clearInterval(parts.state.timer);
+    parts.state.timer = null;
     button.textContent = "▶";
     button.setAttribute("aria-label", "Play the events one after another");
   }
@@ -143,7 +144,7 @@
   document.addEventListener("keydown", (event) => {
     const [tree, node] = nodeOf(event);
     if (!node || event.altKey || event.ctrlKey || event.metaKey) return;
-    const { nodes, at } = partsOf(tree);
+    const { nodes, state: { at } } = partsOf(tree);
     const column = nodes.filter((one) => one.column === node.column);
     const place = column.indexOf(node);
     const best = (among) => (among.length ? among.reduce(better) : null);

@@ -55,6 +55,9 @@ class Asker:
 
     Args:
         attempts: how often a question is asked at most, at least 1.
+
+    Attributes:
+        replies: what was said to each question of the last call, in its last attempt; None for nothing.
     """
 
     def __init__(self, chat: Chat, attempts: int = 2) -> None:
@@ -63,10 +66,12 @@ class Asker:
         self.chat, self.attempts = chat, attempts
         self.counts = JudgeCounts()
         self.last_failure = ""
+        self.replies: list[str | None] = []
 
     def __call__(self, task: Task, images: Sequence[tuple[Any, ...]], prompts: Sequence[str]) -> list[float | None]:
         """A score for each tuple of images, None where it could not be had."""
         scores: list[float | None] = [None] * len(prompts)
+        self.replies = [None] * len(prompts)
         pending = list(range(len(prompts)))
         for attempt in range(self.attempts):
             ending = f"\n\n{task.reminder}" if attempt else ""
@@ -78,6 +83,7 @@ class Asker:
             unparsed = []
             for i, answer in zip(pending, settled(self.chat.ask(questions, task.max_tokens)), strict=True):
                 scores[i] = task.parse(answer)
+                self.replies[i] = answer.text
                 if scores[i] is not None:
                     continue
                 self.last_failure = answer.error or f"the reply was {_shortened(answer.text or '')!r}"

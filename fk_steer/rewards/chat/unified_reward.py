@@ -158,13 +158,13 @@ class UnifiedReward(Reward):
         question = _task(
             variant, axis, read_template(template or TEMPLATES / f"unified-reward-{variant}.txt"), max_tokens
         )
-        self._ask = Asker(_chat(backend, path, model, device, options), attempts)
-        self.chat = self._ask.chat
+        self.ask = Asker(_chat(backend, path, model, device, options), attempts)
+        self.chat = self.ask.chat
         if variant in ("pair", "think", "video-pair"):
-            comparer = PairComparer(self._ask, question)
+            comparer = PairComparer(self.ask, question)
             self._method: ChatJudge | PairwiseReward = PairwiseReward(comparer, opponents, both_orders, name=self.name)
         else:
-            self._method = ChatJudge(self._ask, question, self.name)
+            self._method = ChatJudge(self.ask, question, self.name)
         self.relative = self._method.relative
         self.default_lmbda = self.card.variant(variant).default_lmbda
 
@@ -176,7 +176,7 @@ class UnifiedReward(Reward):
     @property
     def counts(self) -> JudgeCounts:
         """What the judge has been through so far."""
-        return self._ask.counts
+        return self.ask.counts
 
     def encode(self, images: Images, prompts: Sequence[str]) -> Sequence[Any]:
         """What is kept of each image; of a video, its frames or what the model says of them."""
