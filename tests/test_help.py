@@ -30,8 +30,8 @@ PROGRAMS = {"fk-steer": app, "llava-reward": llava_reward, "train": train, "data
 VERBS = {
     "Add", "Agree", "Average", "Build", "Call", "Change", "Check", "Choose", "Clip", "Compare", "Compute",
     "Copy", "Count", "Cut", "Decode", "Denoise", "Divide", "Draw", "Drop", "Expect", "Favour", "Find",
-    "Generate", "Give", "Go", "Hold", "Insist", "Judge", "Keep", "Let", "List", "Load", "Log", "Look", "Make",
-    "Measure", "Move", "Normalise", "Pass", "Prepare", "Print", "Put", "Rank", "Read", "Repeat", "Run",
+    "Generate", "Give", "Go", "Hold", "Insist", "Judge", "Keep", "Let", "List", "Listen", "Load", "Log", "Look", "Make",
+    "Measure", "Move", "Normalise", "Offer", "Open", "Pass", "Prepare", "Print", "Put", "Rank", "Read", "Repeat", "Run",
     "Sample", "Save", "Say", "Scale", "Score", "Set", "Share", "Show", "Solve", "Spend", "Start", "Steer",
     "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try", "Tune", "Use", "Validate", "Write",
 }  # fmt: skip

@@ -113,11 +113,13 @@ OF_TERMINALS = (
     "llava_reward_guide.training",
 )
 """Show their progress in one."""
+OF_THE_APP = ("fk_steer.app.",)
+"""Imported by `fk_steer.app.launch`, which looks for Gradio first; the extra brings the packages of commands too."""
 PLAIN = [
     name
     for package in ("fk_steer", "llava_reward_guide")
     for name, _ in modules(package)
-    if not name.startswith((*OF_COMMANDS, *SCRIPTS, *OF_TERMINALS))
+    if not name.startswith((*OF_COMMANDS, *SCRIPTS, *OF_TERMINALS, *OF_THE_APP))
 ]
 
 
@@ -218,7 +220,7 @@ def test_optional_packages_are_looked_for_before_they_are_imported(package):
     for name, path in modules(package):
         source = path.read_text(encoding="utf-8")
         for imported in {one.partition(".")[0] for one in imports(name, path)} - sys.stdlib_module_names:
-            if imported in base | of_base | ours or name.startswith((*OF_COMMANDS, *SCRIPTS)):
+            if imported in base | of_base | ours or name.startswith((*OF_COMMANDS, *SCRIPTS, *OF_THE_APP)):
                 continue
             assert imported in PACKAGES, f"{name} imports {imported}, which neither the base nor an extra brings"
             looked_for = re.search(rf'(require|missing)\("{imported}"', source)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llava_reward_guide.packages import require
+
 from .limits import Limits
 
 
@@ -17,10 +19,7 @@ def launch(**options: Any) -> Any:
     Raises:
         ImportError: without Gradio.
     """
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise ImportError('The app is made with Gradio: pip install "gradio>=6.29"') from error
+    require("gradio")
     from .serving import launch as launch_it
 
     return launch_it(**options)

@@ -33,7 +33,7 @@ def serve(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     device: Device = None,
 ) -> None:
-    """Open a page to make steered pictures, to score pictures and to compare two, in a browser.
+    """Make steered pictures, score pictures and compare two, on a page in your browser.
 
     It starts with a model that comes along and needs no download.
     """
