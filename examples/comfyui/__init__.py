@@ -4,6 +4,9 @@ from .nodes import FKScoreImages, FKSteerSample
 
 
 NODE_CLASS_MAPPINGS = {"FKSteerSample": FKSteerSample, "FKScoreImages": FKScoreImages}
-NODE_DISPLAY_NAME_MAPPINGS = {"FKSteerSample": "Steer and Sample (fk-steer)", "FKScoreImages": "Score Images (fk-steer)"}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FKSteerSample": "Steer and Sample (fk-steer)",
+    "FKScoreImages": "Score Images (fk-steer)",
+}
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -21,8 +21,8 @@ PREVIEW_SIDE = 512
 
 
 def _part(name: str) -> Any:
-    """A module of ComfyUI, which has imported it before any node runs; None elsewhere. It is not imported here, as other
-    packages have the same names."""
+    """A module of ComfyUI, which has imported it before any node runs; None elsewhere. It is not imported here, as
+    other packages have the same names."""
     return sys.modules.get(name)
 
 

@@ -71,7 +71,9 @@ def read_options(text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"Expected the options of a reward as JSON, such as {{\"variant\": \"v2.1\"}}: {error}") from error
+        raise ValueError(
+            f'Expected the options of a reward as JSON, such as {{"variant": "v2.1"}}, but: {error}'
+        ) from error
     if not isinstance(options, dict):
         raise ValueError(f"Expected the options of a reward as JSON in braces, but got {text.strip()!r}.")
     return options

@@ -45,6 +45,8 @@ _REWARD_OPTIONS = {
     "tooltip": 'Options of the reward as JSON, such as {"variant": "v2.1"}; of several by their names. Empty for none.',
 }
 _BATCH_SIZE = {"default": 0, "min": 0, "max": 1024, "tooltip": "Do so many at a time, to save memory. 0 for all."}
+_SIDE = {"default": 0, "min": 0, "max": 16384, "step": 8, "tooltip": "In pixels. 0 for the model's own."}
+_FRAMES = {"default": 0, "min": 0, "max": 4096, "tooltip": "Length of a video. 0 for the model's own."}
 
 
 class FKSteerSample:
@@ -72,8 +74,8 @@ class FKSteerSample:
                     "STRING",
                     {
                         "default": "shapes-xl",
-                        "tooltip": "A pipeline of Diffusers: 'shapes' or 'shapes-xl', which come with fk-steer and draw "
-                        "coloured shapes, a hub id, a folder, or the name of one in models/diffusers.",
+                        "tooltip": "A pipeline of Diffusers: 'shapes' or 'shapes-xl', which come with fk-steer and "
+                        "draw coloured shapes, a hub id, a folder, or the name of one in models/diffusers.",
                     },
                 ),
                 "reward": ("STRING", dict(_REWARD)),
@@ -106,7 +108,7 @@ class FKSteerSample:
                         "min": 0.0,
                         "max": 100.0,
                         "step": 0.1,
-                        "tooltip": "Scale of classifier-free guidance: 3 suits the bundled models, 5 to 7.5 most others.",
+                        "tooltip": "Scale of guidance (CFG): 3 suits the bundled models, 5 to 7.5 most others.",
                     },
                 ),
                 "seed": ("INT", {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True}),
@@ -130,13 +132,13 @@ class FKSteerSample:
                         "default": 0.0,
                         "min": 0.0,
                         "max": 1e6,
-                        "step": 0.1,
+                        "step": 0.01,
                         "tooltip": "Strength of steering (lambda). 0 for what the preset finds.",
                     },
                 ),
-                "width": ("INT", {"default": 0, "min": 0, "max": 16384, "step": 8, "tooltip": "0 for the model's own."}),
-                "height": ("INT", {"default": 0, "min": 0, "max": 16384, "step": 8, "tooltip": "0 for the model's own."}),
-                "frames": ("INT", {"default": 0, "min": 0, "max": 4096, "tooltip": "Of a video. 0 for the model's own."}),
+                "width": ("INT", dict(_SIDE)),
+                "height": ("INT", dict(_SIDE)),
+                "frames": ("INT", dict(_FRAMES)),
                 "batch_size": ("INT", dict(_BATCH_SIZE)),
                 "dtype": (list(DTYPES), {"default": "auto"}),
             },
@@ -148,19 +150,14 @@ class FKSteerSample:
         model: str | None = None,
         reward: str | None = None,
         reward_options: str | None = "",
-        preset: str | None = None,
-        particles: int | None = 0,
-        budget: int | None = 0,
-        lmbda: float | None = 0.0,
     ) -> bool | str:
-        # What comes by a link is None here: it has no value yet.
+        # Of these alone, as ComfyUI leaves the ranges of what is named here unchecked. What comes by a link is None: it
+        # has no value yet.
         try:
             if model is not None:
                 models.check_model(model)
             if reward is not None and reward_options is not None:
                 models.check_reward(reward, reward_options)
-            if preset is not None:
-                _settings(preset, particles or 0, budget or 0, lmbda or 0.0)
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -335,7 +332,6 @@ def _from_comfy(images: Tensor) -> Tensor:
     colours = images[..., :3] if images.shape[-1] > 2 else images[..., :1].expand(*images.shape[:-1], 3)
     # A copy: what ComfyUI's nodes make within its inference mode cannot be changed outside of it.
     return colours.movedim(-1, 1).float().clamp(0.0, 1.0).clone()
-
 
 
 def _picture(url: str) -> Image.Image:
