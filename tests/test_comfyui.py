@@ -316,7 +316,9 @@ class TestWorkflow:
     def executor(tmp_path_factory) -> Executor:
         workflow = json.loads(json.dumps(WORKFLOW))
         workflow["1"]["inputs"]["steps"] = STEPS
-        return Executor().run(workflow)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("comfyui")))
+            return Executor().run(workflow)
 
     def test_the_one_in_the_folder_is_valid_as_it_stands(self):
         assert Executor().validate(json.loads(json.dumps(WORKFLOW))) == {}

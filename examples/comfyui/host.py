@@ -116,10 +116,12 @@ class _Steps(tqdm):
     monitor_interval = 0
 
     def __init__(self, *arguments: Any, told: Callable[[int, int], None], **options: Any) -> None:
-        self._told = told
+        self._told, self._last = told, 0
         super().__init__(*arguments, **options, file=io.StringIO(), mininterval=0.0, miniters=1)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if self.total and msg is None and self.n:
+        # It is drawn at the beginning and once more at the end, too.
+        if self.total and self.n > self._last:
+            self._last = self.n
             self._told(self.n, self.total)
         return True
