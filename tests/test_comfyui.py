@@ -469,11 +469,10 @@ class TestWithinComfyUI:
 
 def test_videos_are_batches_of_frames(tmp_path):
     wan().save_pretrained(tmp_path / "wan")
-    out = Executor().run(
-        sample(model=str(tmp_path / "wan"), reward_options='{"path": "shapes"}', width=SIZE, height=SIZE, frames=5)
-    )
+    inputs = {"model": str(tmp_path / "wan"), "reward_options": '{"path": "shapes"}', **SIZE, "frames": 5}
+    out = Executor().run(sample(**inputs))
     best, particles = out.outputs["1"][0][0], out.outputs["1"][1][0]
-    assert best.shape == (5, SIZE, SIZE, 3) and particles.shape == (10, SIZE, SIZE, 3)
+    assert best.shape == (5, 16, 16, 3) and particles.shape == (10, 16, 16, 3)
     assert torch.equal(particles[:5], best)
 
 
