@@ -14,7 +14,14 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md"))
-PAGES = [*DOCS, "README.md", "examples/README.md", "benchmarks/README.md", "fk_steer/shapes/README.md"]
+PAGES = [
+    *DOCS,
+    "README.md",
+    "examples/README.md",
+    "examples/comfyui/README.md",
+    "benchmarks/README.md",
+    "fk_steer/shapes/README.md",
+]
 
 
 def blocks(page: str, *languages: str) -> list[str]:

@@ -239,7 +239,10 @@ def test_the_base_is_small():
 
 def test_all_is_everything_that_can_be_had_without_a_compiler():
     everything = {name for extra in EXTRAS for name in of_extra(extra)}
-    of_tests = {"hypothesis", "mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", "torchsde"}
+    of_tests = {
+        "hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-randomly",
+        "pytest-xdist", "ruff", "torchsde",
+    }  # fmt: skip
     assert everything - of_tests - set(of_extra("all")) <= {"flash-attn"} | set(
         of_extra("docs") if "docs" in EXTRAS else ()
     )
