@@ -18,16 +18,16 @@ from fk_steer.app import launch
 
 
 DOCS = Path(__file__).parent.parent / "docs"
-SIZES = {"app.png": (1280, 1340, "dark"), "app-phone.png": (390, 1180, "light")}
+SIZES = {"app.png": (1280, 1345, "light"), "app-phone.png": (390, 1180, "light")}
 """Of each picture: the width, the height and the colours of the screen."""
 
 
 def screenshot(browser: Browser, to: Path, width: int, height: int) -> None:
-    """The upper part of the page, in 128 colours."""
+    """The upper part of the page, in 256 colours."""
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
     shot = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
     image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(to, optimize=True)
+    image.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(to, optimize=True)
 
 
 def main() -> None:
