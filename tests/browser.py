@@ -107,11 +107,20 @@ class Browser:
     def click(self, selector: str) -> None:
         """Press and release the mouse over the middle of the first element that a CSS selector finds."""
         found = json.dumps(selector)
-        self.evaluate(f"document.querySelector({found}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        box = self.evaluate(
-            f"(() => {{ const b = document.querySelector({found}).getBoundingClientRect();"
-            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
+        box = None
+        # A page that is still being laid out moves what is to be hit.
+        for _ in range(50):
+            self.evaluate(f"document.querySelector({found}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+            before, box = (
+                box,
+                self.evaluate(
+                    f"(() => {{ const b = document.querySelector({found}).getBoundingClientRect();"
+                    "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+                ),
+            )
+            if box == before:
+                break
+            time.sleep(0.1)
         place = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **place)

@@ -25,6 +25,10 @@ SAID = "document.querySelector('#said').innerText"
 READY = "document.readyState === 'complete' && !!document.querySelector('#said [role]')"
 
 
+GRADIOS_OWN = ("Method not implemented.",)
+"""What Gradio's own scripts put on the console when a file is uploaded."""
+
+
 @pytest.fixture(scope="module")
 def page():
     torch.set_num_threads(1)
@@ -49,15 +53,16 @@ def browser(shared, page):
     time.sleep(0.3)
     shared.wait(READY)
     yield shared
-    assert not shared.problems
+    assert not [problem for problem in shared.problems if not any(own in problem for own in GRADIOS_OWN)]
     assert not [url for url in shared.requests if not url.startswith((page.local_url, "blob:"))]
 
 
 def fill(browser, field, text):
     """Replace what is in a field."""
     selector = f"#{field} textarea, #{field} input"
-    browser.click(selector)
-    browser.evaluate("document.activeElement.select()")
+    found = f"document.querySelector({json.dumps(selector)})"
+    browser.wait(f"!!{found}", 10)
+    browser.evaluate(f"{found}.focus(), {found}.select()")
     browser.call("Input.insertText", text=text) if text else browser.call(
         "Input.dispatchKeyEvent", type="keyDown", key="Delete", code="Delete", windowsVirtualKeyCode=46
     )
@@ -155,6 +160,7 @@ def test_who_leaves_the_page_frees_it_for_others(browser):
     browser.call("Page.reload")
     time.sleep(0.3)
     browser.wait(READY)
+    browser.problems.clear()  # the page that was left says that its connection is gone
     fill(browser, "steps", "3")
     fill(browser, "particles", "1")
     make(browser)
