@@ -25,8 +25,8 @@ SAID = "document.querySelector('#said').innerText"
 READY = "document.readyState === 'complete' && !!document.querySelector('#said [role]')"
 
 
-GRADIOS_OWN = ("Method not implemented.",)
-"""What Gradio's own scripts put on the console when a file is uploaded."""
+GRADIOS_OWN = ("Method not implemented.", "AbortError: signal is aborted")
+"""What Gradio's own scripts put on the console when a file is uploaded, and when a request of theirs is given up."""
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_generate(models, tmp_path):
     assert report.count('class="fk-tree"') == 2
     assert report.count("<image href=") == 2 * sum(len(event.rewards[0]) for event in trace.events)
     assert all(f"<dt>{what}</dt>" in report for what in ("preset", "particles", "lambda", "steps", "scheduler", "time"))
-    assert "<dd>adaptive</dd>" in report and "<dd>DDIMScheduler</dd>" in report
+    assert "<dd>finish</dd>" in report and "<dd>DDIMScheduler</dd>" in report
     assert all(f'<a href="00{index}/0{rank}.png"' in report for index in range(2) for rank in range(3))
 
 

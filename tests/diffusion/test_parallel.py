@@ -346,7 +346,7 @@ def test_a_backend_that_does_not_fit():
 def test_command(folder, found):
     """Rank 0 writes what a single process writes; the others are silent."""
     assert [rank["command"][0] for rank in found] == [0, 0, 0], found[0]["command"][1]
-    assert "ESS" in found[0]["command"][1]
+    assert "best reward" in found[0]["command"][1]
     # Not stderr, which has the warnings of libraries.
     assert [rank["command"][2] for rank in found[1:]] == ["", ""]
     result = CliRunner().invoke(app, generate(folder, "alone"))
@@ -359,7 +359,7 @@ def test_command(folder, found):
             assert abs(images[0] - images[1]).max() <= 1
     # A folder that one process has filled is complete for several, and the other way round.
     again = CliRunner().invoke(app, generate(folder, "parallel"))
-    assert "ESS" not in again.output
+    assert "best reward" not in again.output
 
 
 def test_command_needs_several_processes(folder):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from llava_fixtures import HIDDEN_TOLERANCE, REWARD_TOLERANCE, folders, golden, loaded
+from PIL import Image
+from pillow_order import OLDER, resize_as_pillow_13
 
 from llava_reward_guide import CheckpointError, LlavaReward
 from llava_reward_guide.backbones import BackboneInputs, Row
@@ -71,7 +73,15 @@ def test_qwen_fixed(place):
     assert (alone - torch.tensor(cases["single_sq_c0_nopad"]["reward"])).abs() > 0.01
 
 
+@pytest.fixture
+def order_of_pillow_13(monkeypatch):
+    """The golden pixels were made with it."""
+    if OLDER:
+        monkeypatch.setattr(Image.Image, "resize", resize_as_pillow_13)
+
+
 @pytest.mark.parametrize("place", folders("llava"))
+@pytest.mark.usefixtures("order_of_pillow_13")
 def test_llava(place):
     fixture, reward = loaded(place)
     rewards = {}

@@ -353,11 +353,8 @@ def test_modular_pipelines_read_what_is_saved(tmp_path):
 
 
 def test_the_passage_about_saving_runs(tmp_path, monkeypatch):
-    (passage,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
-        if "save_pretrained" in block
-    ]
+    page = (REPOSITORY / "docs" / "saving.md").read_text()
+    (passage,) = [block for block in re.findall(r"```py(?:thon)?\n(.*?)```", page, re.S) if "save_pretrained" in block]
     monkeypatch.chdir(tmp_path)
     names = {"stock_pipe": KINDS["FKFluxPipeline"][0]()}
     exec(passage, names)

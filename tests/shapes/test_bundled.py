@@ -138,10 +138,10 @@ def test_generate(name, tmp_path):
         "--out",
         tmp_path,
     )
-    assert "ESS" in invoke(*arguments).output
+    assert "best reward" in invoke(*arguments).output
     assert "without steering" in (tmp_path / "report.html").read_text()
     stamp = (tmp_path / "000" / "00.png").stat().st_mtime_ns
-    assert "ESS" not in invoke(*arguments).output
+    assert "best reward" not in invoke(*arguments).output
     assert (tmp_path / "000" / "00.png").stat().st_mtime_ns == stamp
 
 

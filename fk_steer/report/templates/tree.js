@@ -90,8 +90,9 @@
       return element;
     }));
     for (const other of nodes) {
-      other.element.setAttribute("tabindex", other === node ? 0 : -1);
-      other.element.classList.toggle("fk-chosen", mark && other === node);
+      const same = other.element === node.element;
+      other.element.setAttribute("tabindex", same ? 0 : -1);
+      other.element.classList.toggle("fk-chosen", mark && same);
     }
   }
 
@@ -142,9 +143,10 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    const [tree, node] = nodeOf(event);
-    if (!node || event.altKey || event.ctrlKey || event.metaKey) return;
+    const [tree, focused] = nodeOf(event);
+    if (!focused || event.altKey || event.ctrlKey || event.metaKey) return;
     const { nodes, state: { at } } = partsOf(tree);
+    const node = nodes[focused.index];
     const column = nodes.filter((one) => one.column === node.column);
     const place = column.indexOf(node);
     const best = (among) => (among.length ? among.reduce(better) : null);
