@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict
 from enum import Enum
@@ -201,7 +202,8 @@ def generate(
             fits = [f"'{name}'" for name in names if bundled_options(model, name) and "path" not in given[name]]
             own = f" and its {' and '.join(fits)}" if fits else ""
             console.print(f"No --model is given: using the bundled '{model}'{own}.", highlight=False, soft_wrap=True)
-        start()
+        # Of several processes that share the particles, the first speaks.
+        start(not particle_parallel or os.environ.get("RANK", "0") == "0")
         from ..evaluation.prompts import prompts_in_file
         from ..generate import Generation, generate_into
 
