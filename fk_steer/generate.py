@@ -28,10 +28,9 @@ from .combinations import by_reward
 from .console import console, duration
 from .defaults import DEFAULT_REWARD
 from .diffusion import Execution, steer
-from .diffusion.budgets import choose
-from .diffusion.components import makes_videos
-from .files import FPS, alone, check_settings, png, record_settings, webp, write_atomically
-from .loading import find_model, join_processes, load_guide, load_pipeline, set_scheduler
+from .files import alone, check_settings, png, record_settings, write_atomically
+from .loading import find_model, join_processes, load_guide, load_pipeline
+from .preparation import prepare, write_images
 from .records import (
     Misplaced,
     UnreadableFile,
@@ -44,16 +43,13 @@ from .records import (
 )
 from .report.figures import figure_png
 from .report.page import html_report
-from .report.results import VIDEO, picture_path, results_in, summarize
+from .report.results import UNSTEERED, VIDEO, picture_path, results_in, summarize
 from .report.sheet import contact_sheet
-from .report.trace import Trace, told
-from .rewards import FrameReward
-from .rewards.base import as_reward
+from .report.trace import Trace
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
 from .running import Watched, costs_with, say_loading, show_costs
-from .search import DEFAULT_PRESET, Strategy
-from .search import preset as settings_of
+from .search import DEFAULT_PRESET
 from .search.presets import asked
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from .smc.checks import integer, real
@@ -224,7 +220,7 @@ def _update(path: Path, content: bytes) -> None:
 
 
 def _prefixes(settings: Generation) -> tuple[str, ...]:
-    return ("", "unsteered-") if settings.compare else ("",)
+    return ("", UNSTEERED) if settings.compare else ("",)
 
 
 def _missing(out: Path, settings: Generation) -> list[int]:
@@ -321,37 +317,18 @@ def _generate(
 ) -> None:
     place = find_model(settings.model)
     target = default_device(device)
-    steering = Strategy.from_dict(settings.steering)
     say_loading(place, settings.reward, settings.reward_options)
     reward = load_guide(settings.reward, target, **settings.reward_options)
     pipe = load_pipeline(settings.model, kind, settings.dtype, target)
-    if makes_videos(pipe) and not as_reward(reward).takes_videos:
-        reward = FrameReward(reward)
-    unsteered_scheduler = pipe.scheduler
-    if note := set_scheduler(pipe, settings.scheduler, steering, settings.steps):
-        console.print(f"{note} Choose another with --scheduler.", highlight=False, soft_wrap=True)
-    elif settings.scheduler:
-        unsteered_scheduler, steering = pipe.scheduler, steering.replace(sampler=settings.scheduler)
-    call: dict[str, Any] = {
-        "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance,
-        "negative_prompt": settings.negative_prompt,
-        "height": settings.height,
-        "width": settings.width,
-        "num_frames": settings.frames,
-        "output_type": "pil",  # of some pipelines arrays are what they give unasked
-    }
-    call = {name: value for name, value in call.items() if value is not None}
-    choice = choose(pipe, steering, call)
-    if choice.chosen:
-        console.print(f"{told(choice.chosen)}.", highlight=False, soft_wrap=True)
-    runs = {"": (steering, pipe.scheduler)}
-    if settings.compare:
-        alike = {name: getattr(choice.strategy, name) for name in ("num_particles", "seed", "steps", "sampler")}
-        unsteered = settings_of("best-of-n", **alike)
-        runs = {"unsteered-": (unsteered, unsteered_scheduler), **runs}
+    prepared = prepare(pipe, reward, settings)
+    if prepared.scheduler_note:
+        note = f"{prepared.scheduler_note} Choose another with --scheduler."
+        console.print(note, highlight=False, soft_wrap=True)
+    if prepared.choice_note:
+        console.print(prepared.choice_note, highlight=False, soft_wrap=True)
     if writes:
         record_settings(out, asdict(settings))
+    choice = prepared.choice
     show_costs(costs_with(pipe, choice.strategy, choice.arguments, len(missing), batch_size))
 
     def write_new(path: Path, content: bytes) -> None:
@@ -359,28 +336,24 @@ def _generate(
         if not path.exists():
             write_atomically(path, content)
 
-    with Watched(len(missing), len(runs), writes) as watched, watched.steps_of(pipe):
+    with Watched(len(missing), len(prepared.runs), writes) as watched, watched.steps_of(pipe):
         for index in missing:
             prompt, folder = settings.prompts[index], out / f"{index:03d}"
             best = {}
-            for prefix, (run_settings, pipe.scheduler) in runs.items():
+            for prefix, (run_settings, pipe.scheduler) in prepared.runs.items():
                 generator = torch.Generator().manual_seed(settings.seed)
-                steered = steer(pipe, reward, run_settings, Execution.in_batches(batch_size))
+                steered = steer(pipe, prepared.reward, run_settings, Execution.in_batches(batch_size))
                 output = steered(
                     prompt,
                     generator=generator,
                     particle_parallel=particle_parallel,
                     keep_predictions=not prefix,
                     on_event=None if prefix else watched.see,
-                    **call,
+                    **prepared.call,
                 )
                 if not writes:
                     continue
-                for rank, image in enumerate(output.particles[0]):
-                    if isinstance(image, list):
-                        write_new(folder / f"{prefix}{rank:02d}{VIDEO}", webp(image, FPS))
-                    else:
-                        write_new(folder / f"{prefix}{rank:02d}.png", png(image))
+                write_images(folder, prefix, output, write_new)
                 if not prefix:
                     write_new(folder / "lineage.png", figure_png(output.trace.plot()))
                 best[prefix] = output.rewards[0].max().item()
@@ -397,7 +370,7 @@ def _summary(best: Mapping[str, float], trace: Trace) -> str:
         best: prefix of a run -> its best reward.
         trace: of the steered run.
     """
-    unsteered = f" ({best['unsteered-']:.3f} without steering)" if "unsteered-" in best else ""
+    unsteered = f" ({best[UNSTEERED]:.3f} without steering)" if UNSTEERED in best else ""
     first = len(trace.events[0].rewards[0])
     left = trace.events[-1].distinct_roots[0]
     parts = [

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .combinations import by_reward, names_in
 from .console import Bar, Panel, console, duration, say
 from .diffusion.budgets import loop_length
 from .search import Strategy
 from .search.feynman_kac import FKSteering
+from .steps import steps_told
 
 
 FIRST_STEPS = 3
@@ -152,21 +151,6 @@ def _size(number: int) -> str:
     return f"{number / 2**30:.1f} GB" if number >= 2**30 else f"{number / 2**20:.0f} MB"
 
 
-class _StepBar(tqdm):
-    """The pipeline's own bar, which tells somebody instead of drawing."""
-
-    monitor_interval = 0
-
-    def __init__(self, *arguments: Any, told: Callable[[int, int, float], None], **options: Any) -> None:
-        self._told = told
-        super().__init__(*arguments, **{**options, "file": io.StringIO(), "mininterval": 0.0, "miniters": 1})
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if self.total and msg is None:
-            self._told(self.n, self.total, self.format_dict["elapsed"])
-        return True
-
-
 class Watched:
     """A run over prompts, as it goes on. On a terminal a bar over prompts, with the best reward so far, and one over
     steps; elsewhere the lines that `line` prints, and one that says after the first steps how long a loop takes.
@@ -194,24 +178,9 @@ class Watched:
     ) -> None:
         self._bar.stop()
 
-    @contextmanager
-    def steps_of(self, pipe: Any) -> Iterator[None]:
+    def steps_of(self, pipe: Any) -> AbstractContextManager[None]:
         """Take the place of a pipeline's own bar."""
-        # Modular pipelines have theirs within their blocks.
-        if not callable(getattr(pipe, "progress_bar", None)):
-            pipe.set_progress_bar_config(disable=True)
-            yield
-            return
-
-        def progress_bar(iterable: Any = None, total: int | None = None) -> _StepBar:
-            config = getattr(pipe, "_progress_bar_config", {})
-            return _StepBar(iterable, total=total, told=self._step, **config)
-
-        pipe.progress_bar = progress_bar
-        try:
-            yield
-        finally:
-            del pipe.progress_bar
+        return steps_told(pipe, self._step)
 
     def see(self, event: Any) -> None:
         """A scoring event of the pipeline's call."""

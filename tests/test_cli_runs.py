@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import types
 import warnings
 
 import pytest
@@ -18,6 +19,7 @@ from fk_steer.cli.options import warn_of_lmbda
 from fk_steer.console import Bar, duration, show
 from fk_steer.running import Watched, costs, needs_download
 from fk_steer.search import DEFAULT_PRESET
+from fk_steer.steps import steps_told
 
 
 FEW = ("--steps", 4, "--particles", 2, "--preset", "adaptive", "--set", "schedule.at=0.5", "--device", "cpu")
@@ -284,6 +286,18 @@ def test_a_pipeline_whose_bar_is_off_tells_no_steps(terminal):
     with Watched(1, 1, True) as watched, watched.steps_of(pipe):
         pipe.loop(5)
         assert watched._bar.tasks[1].completed == 0
+
+
+def test_steps_are_told_of_what_is_gone_through():
+    """By the bars that pipelines make: of an iterable, with options for drawing, or counted by hand."""
+    pipe, seen = types.SimpleNamespace(progress_bar=None), []
+    pipe.progress_bar = lambda *_: None
+    with steps_told(pipe, lambda done, total, seconds: seen.append((done, total, seconds >= 0.0))):
+        assert list(pipe.progress_bar("abc", leave=False, desc="steps")) == ["a", "b", "c"]
+        with pipe.progress_bar(total=2) as bar:
+            bar.set_description("now")
+            bar.update(2)
+    assert seen == [(1, 3, True), (2, 3, True), (3, 3, True), (2, 2, True)]
 
 
 def test_lines_of_a_bar_come_now_and_then(terminal, monkeypatch):

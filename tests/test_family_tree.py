@@ -20,10 +20,12 @@ from PIL import Image
 
 from fk_steer import FKSteering, Trace, preset, steer
 from fk_steer.diffusion.recorder import thumbnails
-from fk_steer.report.drawing import BYTES, lay_out, tree_html, tree_script, tree_style
+from fk_steer.report.drawing import tree_html, tree_script, tree_style
+from fk_steer.report.layout import lay_out
 from fk_steer.report.page import html_report, preset_of
 from fk_steer.report.results import Picture, Result
 from fk_steer.report.table import rows_of
+from fk_steer.report.thumbnails import BYTES
 from fk_steer.report.trace import TraceEvent
 from fk_steer.report.tree import Fate, family_tree
 from fk_steer.search import PRESETS, Stop

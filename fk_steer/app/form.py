@@ -20,6 +20,15 @@ from .limits import Limits, decimal, whole
 MOST_REWARDS = 4
 """That can be combined."""
 
+PROMPTS = (
+    "a photo of three hearts",
+    "a photo of a heart and a moon",
+    "a photo of a blue triangle and a purple star",
+    "a photo of four triangles",
+    "a photo of a green star above a red circle",
+)
+"""To begin with: captions that the bundled models know."""
+
 FIXED_REWARDS = (*BUNDLED_REWARDS, "shapes-oracle")
 """Rewards that need no download and no options."""
 

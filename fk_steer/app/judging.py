@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from llava_reward_guide.images import ImageError, load_image
@@ -115,8 +116,6 @@ def _overall(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The mean z-score of each row, over columns."""
     if len(rows) == 1:
         return [None]
-    import torch
-
     values = torch.tensor([[math.nan if value is None else value for value in row] for row in rows]).double()
     means = standardize(values.T).nanmean(0).tolist()
     return [None if math.isnan(mean) else mean for mean in means]

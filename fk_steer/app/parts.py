@@ -10,8 +10,8 @@ from html import escape
 from PIL import Image
 
 from ..files import FPS, webp
-from ..report.drawing import number
 from ..report.results import Picture
+from ..report.wording import number
 from .judging import Scored, Verdict
 
 

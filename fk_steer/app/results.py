@@ -9,8 +9,9 @@ from typing import Any
 
 from ..bundled import BUNDLED
 from ..diffusion.steer import SteeredOutput
-from ..files import FPS, png, record_settings, webp, write_atomically
+from ..files import png, record_settings, write_atomically
 from ..generate import Generation
+from ..preparation import write_images
 from ..report.figures import figure_png
 from ..report.page import html_report
 from ..report.results import VIDEO, Picture, pictures_in, results_in
@@ -29,11 +30,7 @@ def keep(folder: Path, output: SteeredOutput, prefix: str = "") -> None:
     """
     assert output.trace is not None
     here = folder / RUN
-    for rank, image in enumerate(output.particles[0]):
-        if isinstance(image, list):
-            write_atomically(here / f"{prefix}{rank:02d}{VIDEO}", webp(image, FPS))
-        else:
-            write_atomically(here / f"{prefix}{rank:02d}.png", png(image))
+    write_images(here, prefix, output, write_atomically)
     output.trace.save(here / f"{prefix}trace.json")
 
 

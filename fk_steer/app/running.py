@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,15 +14,13 @@ from typing import Any
 import torch
 
 from ..diffusion import Execution, steer
-from ..diffusion.budgets import choose
-from ..diffusion.components import makes_videos
 from ..diffusion.events import ScoringEvent
 from ..generate import Generation
-from ..loading import find_model, set_scheduler
-from ..report.trace import Trace, told
-from ..rewards import FrameReward
-from ..rewards.base import as_reward
-from ..search import Strategy, preset
+from ..loading import find_model
+from ..preparation import prepare
+from ..report.results import UNSTEERED
+from ..report.trace import Trace
+from ..steps import steps_told
 from .models import Models
 from .results import keep
 
@@ -42,7 +40,6 @@ class News:
     Attributes:
         stage: 'waiting' for another run, 'loading', 'unsteered', 'steered' or 'done'.
         done, steps: of the loop at hand; 0 before the first.
-        loops: pipeline calls so far and in all, as far as is known.
         trace: of the steered run so far; None before its first event.
         notes: what was chosen, in sentences.
         best: the highest reward that was seen so far, steered and unsteered.
@@ -65,7 +62,6 @@ class Run:
         models: where pipeline and rewards are.
         settings: see `Generation`; its first prompt is what is made.
         weights: of the rewards that it names.
-        options: of each reward.
         folder: an empty one.
         batch_size: denoiser rows, latents decoded and images scored at a time; None for all.
 
@@ -159,46 +155,27 @@ class Run:
         settings = self.settings
         # In seconds, before anything is loaded.
         find_model(settings.model)
-        steering = Strategy.from_dict(settings.steering)
         options = settings.reward_options
         of_each = {next(iter(self.weights)): options} if len(self.weights) == 1 else options
         reward = self.models.guide(self.weights, of_each)
         pipe = self.models.pipeline(settings.model, settings.dtype)
         self._check()
-        if makes_videos(pipe) and not as_reward(reward).takes_videos:
-            reward = FrameReward(reward)
-        plain = pipe.scheduler
-        note = set_scheduler(pipe, settings.scheduler, steering, settings.steps)
-        if settings.scheduler:
-            plain, steering = pipe.scheduler, steering.replace(sampler=settings.scheduler)
-        call: dict[str, Any] = {
-            "num_inference_steps": settings.steps,
-            "guidance_scale": settings.guidance,
-            "negative_prompt": settings.negative_prompt,
-            "height": settings.height,
-            "width": settings.width,
-            "output_type": "pil",
-        }
-        call = {name: value for name, value in call.items() if value is not None}
-        choice = choose(pipe, steering, call)
-        notes = (note or "", f"{told(choice.chosen)}." if choice.chosen else "")
-        self._tell(notes=tuple(text for text in notes if text))
-        runs = {"steered": (steering, pipe.scheduler)}
-        if settings.compare:
-            alike = {name: getattr(choice.strategy, name) for name in ("num_particles", "seed", "steps", "sampler")}
-            runs = {"unsteered": (preset("best-of-n", **alike), plain), **runs}
-        with self._steps_of(pipe):
-            for stage, (strategy, pipe.scheduler) in runs.items():
+        prepared = prepare(pipe, reward, settings)
+        notes = (prepared.scheduler_note, prepared.choice_note)
+        self._tell(notes=tuple(note for note in notes if note))
+        with steps_told(pipe, self._step):
+            for prefix, (strategy, pipe.scheduler) in prepared.runs.items():
+                stage = "unsteered" if prefix == UNSTEERED else "steered"
                 self._tell(stage=stage, done=0, steps=0)
-                steered = steer(pipe, reward, strategy, Execution.in_batches(self.batch_size))
+                steered = steer(pipe, prepared.reward, strategy, Execution.in_batches(self.batch_size))
                 output = steered(
                     settings.prompts[0],
                     generator=torch.Generator().manual_seed(settings.seed),
                     on_event=self._see,
                     keep_predictions=stage == "steered",
-                    **call,
+                    **prepared.call,
                 )
-                keep(self.folder, output, "" if stage == "steered" else "unsteered-")
+                keep(self.folder, output, prefix)
                 best = output.rewards.max().item()
                 final = {"trace": output.trace} if stage == "steered" else {}
                 self._tell(best={**self._news.best, stage: best}, **final)
@@ -214,7 +191,7 @@ class Run:
             best = max(self._news.best.get("steered", float("-inf")), event.rewards.max().item())
             self._tell(trace=event.trace, best={**self._news.best, "steered": best})
 
-    def _step(self, done: int, steps: int) -> None:
+    def _step(self, done: int, steps: int, seconds: float) -> None:
         # Before the first event there is nothing that a stop there would leave.
         if self._at_once.is_set() or self._asked.is_set() and self._news.trace is None:
             raise Stopped
@@ -224,53 +201,6 @@ class Run:
             return
         self._seen = now
         self._tell(done=done, steps=steps)
-
-    @contextmanager
-    def _steps_of(self, pipe: Any) -> Iterator[None]:
-        """Take the place of a pipeline's own bar, if it has one."""
-        if not callable(getattr(pipe, "progress_bar", None)):
-            yield
-            return
-        pipe.progress_bar = lambda iterable=None, total=None: _Bar(iterable, total, self._step)
-        try:
-            yield
-        finally:
-            del pipe.progress_bar
-
-
-class _Bar:
-    """What pipelines do with a bar, which tells somebody instead of drawing.
-
-    One of tqdm's would keep its lock for ever when a run is stopped from within it.
-    """
-
-    def __init__(self, iterable: Iterable[Any] | None, total: int | None, told: Callable[[int, int], None]) -> None:
-        self._iterable, self._done, self._told_to = iterable, 0, told
-        self._total = len(iterable) if total is None and isinstance(iterable, Sized) else total or 0
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self._iterable or ():
-            yield item
-            self.update()
-
-    def update(self, n: int = 1) -> None:
-        """So many steps are done."""
-        self._done += n
-        self._told_to(self._done, self._total)
-
-    def close(self) -> None:
-        """Nothing is left behind."""
-
-    def set_description(self, *_: object, **__: object) -> None:
-        """Nothing is drawn."""
-
-    set_postfix = refresh = set_description
 
 
 class Runs:

@@ -30,12 +30,14 @@ from .options import (
     STEPS_DEFAULT,
     Budget,
     Device,
+    Height,
     Lmbda,
     Particles,
     Preset,
     Repair,
     RewardOption,
     Set,
+    Width,
     one_line_errors,
     start,
     warn_of_lmbda,
@@ -91,14 +93,8 @@ def generate(
         str | None,
         typer.Option(help="Say what to keep out of the images.", show_default="nothing", rich_help_panel=MAKE),
     ] = None,
-    height: Annotated[
-        int | None,
-        typer.Option(help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE),
-    ] = None,
+    height: Height = None,
+    width: Width = None,
     frames: Annotated[
         int | None,
         typer.Option(

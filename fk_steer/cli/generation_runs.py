@@ -26,12 +26,14 @@ from .options import (
     STEPS_DEFAULT,
     Budget,
     Device,
+    Height,
     Lmbda,
     Particles,
     Preset,
     Repair,
     RewardOption,
     Set,
+    Width,
     one_line_errors,
     start,
     warn_of_lmbda,
@@ -93,18 +95,8 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, help="Repeat all samples this often, with other noise.", rich_help_panel=MAKE)
     ] = 1,
-    height: Annotated[
-        int | None,
-        typer.Option(
-            min=8, help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            min=8, help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE
-        ),
-    ] = None,
+    height: Height = None,
+    width: Width = None,
     reward: Annotated[
         str,
         typer.Option(

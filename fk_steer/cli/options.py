@@ -48,6 +48,15 @@ Repair = Annotated[
     ),
 ]
 
+Height = Annotated[
+    int | None,
+    typer.Option(min=8, help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(min=8, help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE),
+]
+
 # Steering, of `generate` and of runs over lists of prompts.
 REWARD_FORMS = (
     "'a+b' takes the mean of two rewards, each brought to mean 0 and spread 1 over a prompt's images (z-scores); "

@@ -6,33 +6,26 @@ slider, keys and details work; a page needs it once, however many trees are put 
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from llava_reward_guide.packages import require
 
+from .layout import Layout, lay_out
+from .thumbnails import VIRIDIS, colour, opened, thumbnails
 from .trace import Trace
-from .tree import Column, Fate, Tree, family_tree
+from .tree import Column, Tree, family_tree
+from .wording import number, short, summary, told_of_event, told_of_node
 
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-BYTES = 200_000
-"""Of all pictures of a tree, as text. Of more, and larger ones, the size is reduced, then those of pruned branches are
-left out."""
-
-LIT_SIDE = 128
-"""Of the pictures of the winner and its ancestors, in pixels."""
+CHART = 84
+"""Height of a chart below the tree, in pixels."""
 
 THEMES = ("auto", "light", "dark")
 
@@ -94,143 +87,15 @@ def tree_script() -> str:
     return environment().get_template("tree.js").render()
 
 
-def number(value: float | None) -> str:
-    """A reward or another quantity in a few digits."""
-    if value is None or math.isnan(value):
-        return "unknown" if value is None else "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def short(value: float) -> str:
-    """A number in three digits."""
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-# Where everything is.
-
-
-@dataclass(frozen=True)
-class Place:
-    """The box of a node, by its middle."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything is, in pixels.
-
-    Attributes:
-        width, height: of all.
-        centers, widths: of the columns.
-        places: of the nodes.
-        starts: of the noise that particles begin with, by node.
-        strip: the middle of a row with the winner's lineage; None if its pictures are large in the tree already.
-        body: top and bottom of the tree.
-        lane: the distance between rows.
-    """
-
-    width: float
-    height: float
-    centers: list[float]
-    widths: list[float]
-    places: list[Place]
-    starts: dict[int, tuple[float, float]]
-    strip: float | None
-    body: tuple[float, float]
-    lane: float
-
-
-GUTTER, HEADER, STRIP, CHART = 46, 40, 64, 84
-
-
-def lay_out(tree: Tree, pictures: bool, aspect: float = 1.0) -> Layout:
-    """Columns from left to right, slots from top to bottom; the particles of a pass with one event stand in a grid.
-
-    Args:
-        pictures: whether nodes are pictures, else dots.
-        aspect: width through height of a picture.
-    """
-    by_run = defaultdict(list)
-    for index, column in enumerate(tree.columns):
-        by_run[column.run].append(index)
-    grids = {columns[0] for columns in by_run.values() if len(columns) == 1 and tree.columns[columns[0]].size > 1}
-    slots = [node.slot for node in tree.nodes if node.column not in grids]
-    rows = max(slots, default=0) + 1
-    side, gap = _size(rows, pictures)
-    width, height = _box(side, aspect)
-    with_strip = pictures and side < 40 and any(index not in grids for index in range(len(tree.columns)))
-    strip = HEADER + STRIP / 2 if with_strip else None
-    top = HEADER + (STRIP + 12 if with_strip else 0)
-    many = len(tree.columns)
-    between = max(34.0, 0.6 * width) if many <= 14 else max(26.0, 0.4 * width)
-    pitch = max(width + between, STRIP + 10 if with_strip else 52, min(870 / many, 1.9 * width + 60))
-
-    at = defaultdict(list)
-    for index, node in enumerate(tree.nodes):
-        at[node.column].append(index)
-    places: dict[int, Place] = {}
-    starts: dict[int, tuple[float, float]] = {}
-    centers, widths, left, bottom = [], [], float(GUTTER), 0.0
-    for index, column in enumerate(tree.columns):
-        if index and column.run != tree.columns[index - 1].run:
-            left += 28
-        if index in grids:
-            tile, space = _size(math.ceil(math.sqrt(column.size)) + 3, pictures)
-            w, h = _box(tile, aspect)
-            across = min(column.size, 10) if many == 1 else math.ceil(math.sqrt(column.size))
-            wide = max(across * (w + space) + 20, 52)
-            for number, own in enumerate(at[index]):
-                down, right = divmod(number, across)
-                x = left + wide / 2 + (right - (across - 1) / 2) * (w + space)
-                places[own] = Place(x, top + (down + 0.5) * (h + space), w, h)
-        else:
-            wide = pitch
-            for own in at[index]:
-                y = top + (tree.nodes[own].slot + 0.5) * (height + gap)
-                places[own] = Place(left + wide / 2, y, width, height)
-                if tree.nodes[own].parent is None:
-                    starts[own] = (max(left - 8, GUTTER - 12), y)
-        centers.append(left + wide / 2)
-        widths.append(wide)
-        left += wide
-        bottom = max([bottom, *(places[own].y + places[own].height / 2 for own in at[index])])
-    body = (top, bottom + 14)
-    ordered = [places[index] for index in range(len(tree.nodes))]
-    return Layout(left + 14, body[1], centers, widths, ordered, starts, strip, body, height + gap)
-
-
-def _size(rows: int, pictures: bool) -> tuple[float, float]:
-    """The side of a node and the gap to the next row."""
-    if pictures:
-        sizes = ((6, 72, 12), (10, 56, 10), (16, 40, 8), (32, 24, 6), (64, 14, 3))
-    else:
-        sizes = ((10, 22, 14), (20, 16, 8), (32, 12, 5), (64, 10, 3), (64, 10, 3))
-    return next(((side, gap) for most, side, gap in sizes if rows <= most), (8, 2))
-
-
-def _box(side: float, aspect: float) -> tuple[float, float]:
-    root = math.sqrt(min(max(aspect, 0.4), 2.5))
-    return side * root, side / root
-
-
-# What is drawn.
-
-
 def _draw(tree: Tree) -> dict[str, Any]:
     """What the template needs."""
-    images = {index: image for index, node in enumerate(tree.nodes) if (image := _opened(node.picture)) is not None}
+    images = {index: image for index, node in enumerate(tree.nodes) if (image := opened(node.picture)) is not None}
     with_picture = bool(images)
     width, height = next(iter(images.values())).size if images else (1, 1)
     aspect = width / height
     layout = lay_out(tree, with_picture, aspect)
     side = max((max(place.width, place.height) for place in layout.places), default=0)
-    small = _pictures(tree, images, max(48, min(96, round(1.34 * side))))
+    small = thumbnails(tree, images, max(48, min(96, round(1.34 * side))))
     finite = [node.reward for node in tree.nodes if math.isfinite(node.reward)]
     span = (min(finite), max(finite)) if finite else None
     charts, bottom = _charts(tree, layout)
@@ -249,13 +114,13 @@ def _draw(tree: Tree) -> dict[str, Any]:
         "strip": [] if layout.strip is None else _strip(tree, layout, small),
         "charts": charts,
         "span": span,
-        "scale": ", ".join(_VIRIDIS),
+        "scale": ", ".join(VIRIDIS),
         "has_pictures": with_picture,
         "left_out": len(images) - len(small),
-        "summary": _summary(tree),
-        "described": _described(tree.columns[-1], len(tree.columns) - 1, len(tree.columns)),
+        "summary": summary(tree),
+        "described": told_of_event(tree.columns[-1], len(tree.columns) - 1, len(tree.columns)),
         "shown": small.get(tree.winner) if tree.winner is not None else None,
-        "told": _told(tree, tree.winner) if tree.winner is not None else "",
+        "told": told_of_node(tree, tree.winner) if tree.winner is not None else "",
         "backwards": any(_goes_back(column) for column in tree.columns),
         "stops": any(_reaches(tree, index) for index in range(len(tree.columns))),
     }
@@ -271,9 +136,9 @@ def _drawn(
         "place": place,
         "is_dot": index not in small or min(place.width, place.height) < 16,
         "picture": small.get(index),
-        "colour": _colour(node.reward, span),
+        "colour": colour(node.reward, span),
         "ends": node.children == 0 and not last and layout.lane >= 14,
-        "told": _told(tree, index),
+        "told": told_of_node(tree, index),
         "is_winner": index == tree.winner,
     }
 
@@ -315,7 +180,7 @@ def _headed(tree: Tree, layout: Layout, index: int) -> dict[str, Any]:
         "width": layout.widths[index],
         "name": "final" if column.final else f"step {column.step}",
         "note": f"↩ to {column.resume}" if _goes_back(column) else "✓ target" if _reaches(tree, index) else "",
-        "described": _described(column, index, len(tree.columns)),
+        "described": told_of_event(column, index, len(tree.columns)),
         "run": column.run,
     }
 
@@ -344,7 +209,7 @@ def _strip(tree: Tree, layout: Layout, small: Mapping[int, str]) -> list[dict[st
             "x": layout.centers[tree.nodes[index].column],
             "picture": small[index],
             "index": index,
-            "told": _told(tree, index),
+            "told": told_of_node(tree, index),
         }
         for index in reversed(tree.lineage(tree.winner))
         if index in small
@@ -402,123 +267,3 @@ def _charts(tree: Tree, layout: Layout) -> tuple[list[dict[str, Any]], float]:
         explained = "how strongly the reward tilts the choice: weights are exp(lambda · reward)"
         add("lambda", explained, [column.lmbda for column in columns], 0.0, max(lambdas), "line")
     return charts, top + 8
-
-
-# What is said.
-
-
-def _told(tree: Tree, index: int) -> str:
-    """A node in words."""
-    node = tree.nodes[index]
-    column = tree.columns[node.column]
-    run = f"pass {column.run + 1}, " if tree.num_runs > 1 else ""
-    what = "final image" if column.final else f"step {column.step} of {column.num_steps}"
-    parts = [f"{run}{what}, particle {node.slot}", f"reward {number(node.reward)} ({node.rank} of {column.size})"]
-    if len(node.scores) > 1:
-        parts.append(", ".join(f"{name} {number(score)}" for name, score in node.scores.items()))
-    if node.weight is not None:
-        parts.append(f"weight {100 * node.weight:.0f}%")
-    if node.parent is not None and tree.nodes[node.parent].slot != node.slot:
-        parts.append(f"continues particle {tree.nodes[node.parent].slot}")
-    if node.children > 1:
-        parts.append(f"goes on as {node.children} particles")
-    if index == tree.winner:
-        parts.append("the best one" if tree.finished else "in the lead")
-    elif node.fate is Fate.WINNER:
-        parts.append("ancestor of the best one" if tree.finished else "ancestor of the leader")
-    elif node.fate is Fate.PRUNED:
-        parts.append("pruned" if node.children == 0 else "without descendants at the end")
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:]
-
-
-def _described(column: Column, index: int, count: int) -> str:
-    """An event in words."""
-    what = "final images" if column.final else f"step {column.step} of {column.num_steps}"
-    parts = [f"event {index + 1} of {count}: {what}"]
-    if column.best is not None:
-        parts.append(f"best reward {number(column.best)}")
-    if column.ess is not None:
-        parts.append(f"ESS {column.ess:.1f} of {column.size}")
-    if column.lmbda is not None:
-        parts.append(f"lambda {short(column.lmbda)}")
-    return ", ".join(parts)
-
-
-def _summary(tree: Tree) -> str:
-    """The tree in a sentence, for those who do not see it."""
-    first, last, nodes = tree.columns[0], tree.columns[-1], tree.nodes
-    passes = f" in {tree.num_runs} passes" if tree.num_runs > 1 else ""
-    events = f"{len(tree.columns)} event{'s'[: len(tree.columns) != 1]}"
-    text = f"{first.size} particle{'s'[: first.size != 1]} over {events}{passes}."
-    if tree.winner is not None:
-        lineage = tree.lineage(tree.winner)
-        began, best = nodes[lineage[-1]], nodes[tree.winner]
-        slots = [nodes[index].slot for index in reversed(lineage)]
-        changes = [slot for slot, before in zip(slots, [None, *slots]) if slot != before]
-        text += f" The {'best' if tree.finished else 'leading'} one, with reward {number(best.reward)},"
-        text += f" descends from particle {began.slot}" if len(lineage) > 1 else f" is particle {best.slot}"
-        text += f" by way of {', '.join(map(str, changes[1:]))}." if len(changes) > 1 else "."
-    pruned = sum(node.fate is Fate.PRUNED for node in nodes)
-    if pruned:
-        text += f" {pruned} of {len(nodes)} predictions have no descendants {'at the end' if tree.finished else 'now'}."
-    if all(column.ess is None for column in tree.columns) and last.size > 1:
-        text += " This search does not weigh its particles: there is no effective sample size."
-    return text
-
-
-# Colours and pictures.
-
-_VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
-
-
-def _colour(reward: float, span: tuple[float, float] | None) -> str:
-    """Of a reward within the span of those that are finite."""
-    if span is None or math.isnan(reward):
-        return "#888"
-    share = 0.5 if span[0] == span[1] else (min(max(reward, span[0]), span[1]) - span[0]) / (span[1] - span[0])
-    low = min(int(share * (len(_VIRIDIS) - 1)), len(_VIRIDIS) - 2)
-    part = share * (len(_VIRIDIS) - 1) - low
-    ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _VIRIDIS[low : low + 2]]
-    return "#" + "".join(f"{round(a + part * (b - a)):02x}" for a, b in zip(*ends))
-
-
-def _pictures(tree: Tree, images: Mapping[int, Image.Image], side: int) -> dict[int, str]:
-    """Small pictures by node: those of the winner's lineage first, and as many of the others as there is room for."""
-    order = {Fate.WINNER: 0, Fate.ALIVE: 1, Fate.PRUNED: 2}
-    wanted = sorted(images, key=lambda index: order[tree.nodes[index].fate])
-    made = {index: _shrunk(images[index], LIT_SIDE) for index in wanted if tree.nodes[index].fate is Fate.WINNER}
-    others = [index for index in wanted if index not in made]
-    room = BYTES - sum(map(len, made.values()))
-    sample = others[:: max(1, len(others) // 12)]
-    for size in (size for size in (96, 72, 48, 32, 24) if size <= side):
-        if sample and sum(len(_shrunk(images[i], size)) for i in sample) / len(sample) * len(others) <= 0.95 * room:
-            break
-    for index in others:
-        picture = _shrunk(images[index], size)
-        room -= len(picture)
-        if room < 0:
-            break
-        made[index] = picture
-    return made
-
-
-def _shrunk(image: Image.Image, side: int) -> str:
-    """A picture of at most that size, as a 'data:' URL."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=78)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _opened(url: str | None) -> Image.Image | None:
-    """The picture in a 'data:' URL, of an animation the middle frame; None if there is none that can be read."""
-    if not url:
-        return None
-    try:
-        image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-        image.seek(getattr(image, "n_frames", 1) // 2)
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
-        return None

@@ -12,10 +12,11 @@ from typing import Any
 from PIL.Image import Image
 
 from ..files import FPS, differences, png, webp
-from .drawing import environment, number, short, tree_html, tree_script, tree_style
+from .drawing import environment, tree_html, tree_script, tree_style
 from .results import Picture, Result, summarize
 from .sheet import fit
 from .trace import Trace
+from .wording import number, short
 
 
 THUMBNAIL = 300

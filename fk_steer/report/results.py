@@ -20,6 +20,9 @@ from .trace import Trace
 VIDEO = ".webp"
 """Of files with a video, an animation that keeps every pixel."""
 
+UNSTEERED = "unsteered-"
+"""Before the names of files of the run without steering; those of the steered run have nothing before them."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -63,7 +66,7 @@ def results_in(folder: Path, settings: dict[str, Any]) -> list[Result]:
             Result(
                 prompt,
                 steered=pictures_in(here, "", prompt, judged),
-                unsteered=pictures_in(here, "unsteered-", prompt, judged) if settings["compare"] else [],
+                unsteered=pictures_in(here, UNSTEERED, prompt, judged) if settings["compare"] else [],
                 trace=Trace.load(here / "trace.json"),
             )
         )
