@@ -50,11 +50,11 @@ Repair = Annotated[
 
 Height = Annotated[
     int | None,
-    typer.Option(min=8, help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE),
+    typer.Option(help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE),
 ]
 Width = Annotated[
     int | None,
-    typer.Option(min=8, help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE),
+    typer.Option(help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE),
 ]
 
 # Steering, of `generate` and of runs over lists of prompts.

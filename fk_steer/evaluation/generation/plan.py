@@ -88,8 +88,8 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         for name in ("samples_per_prompt", "batch_size"):
             object.__setattr__(self, name, integer(name, getattr(self, name), 1))
-        for name in ("limit", "steps", "height", "width", "max_rows"):
-            object.__setattr__(self, name, integer(name, getattr(self, name), 1, optional=True))
+        for name, least in {"limit": 1, "steps": 1, "height": 8, "width": 8, "max_rows": 1}.items():
+            object.__setattr__(self, name, integer(name, getattr(self, name), least, optional=True))
         object.__setattr__(self, "guidance", real("guidance", self.guidance, optional=True))
         seeds = numbers("seeds", self.seeds)
         if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(seed, int) or seed < 0 for seed in seeds):
