@@ -257,3 +257,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_plot_of_several_passes():
+    """Each pass is drawn, and the wide line is that of the image returned, in whichever pass it was made."""
+    trace = steer(sd(), redness, preset("screen", num_particles=2))(PROMPTS[0], num_inference_steps=8, **SIZE).trace
+    passes = [one for one, _ in trace.passes(0)]
+    assert len(passes) > 1
+    tree, _, rewards = trace.plot().axes[:3]
+    columns = sum(len(one.events) for one in passes)
+    assert [label.get_text() for label in rewards.get_xticklabels()] == [
+        str(event.step) for one in passes for event in one.events
+    ]
+    segments = [line for line in tree.get_lines() if line.get_marker() == "None"]
+    scored = sum(len(event.rewards[0]) for one in passes for event in one.events)
+    # And a line where each later pass begins.
+    assert len(segments) == scored + len(passes) - 1
+    number, slot = trace.returned[0][0]
+    ends = [line for line in segments if line.get_linewidth() > 2][-1]
+    last = sum(len(one.events) for one in passes[: number + 1])
+    assert (ends.get_xdata()[-1], ends.get_ydata()[-1]) == (last, slot)
+    assert columns >= last

@@ -1,4 +1,4 @@
-"""Lineage plots."""
+"""Lineage plots: the family tree of a population as lines and dots, for papers and notebooks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from llava_reward_guide.packages import require
 
-from .table import Seen, ancestors_of
+from .tree import Fate, Tree, family_tree
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .trace import Trace
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 def plot_lineages(trace: Trace, population: int = 0) -> Figure:
     """Who descends from whom in one population, and how its weights and rewards went.
 
-    Top: one line per particle from event to event, coloured by the reward of its x0 prediction; the best final image's
-    lineage is drawn wide and particles without descendants end in a cross. Middle: effective sample size as a fraction
-    of the particles alive, where they have weights, with filled markers where the population was resampled. Bottom: all
-    rewards, and the best.
+    Top: one line per particle from event to event, coloured by the reward of its x0 prediction; the lineage of the
+    image returned first is drawn wide and particles without descendants end in a cross. Middle: effective sample size
+    as a fraction of the particles alive, where they have weights, with filled markers where the population was
+    resampled. Bottom: all rewards, and the best of each event. A search of several passes has them side by side.
 
     Args:
         trace: of a finished run.
@@ -34,75 +35,82 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
         ImportError: without Matplotlib.
     """
     require("matplotlib")
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     if not trace.events:
         raise ValueError("There is no lineage to plot: the trace has no events. Plot it when the run is finished.")
-    events, prompt = trace.events, trace.prompts[population]
-    rewards = [dict(zip(event.slots_before[population], event.rewards[population])) for event in events]
-    finite = [value for by_slot in rewards for value in by_slot.values() if math.isfinite(value)] or [0.0]
-    colour = Normalize(min(finite), max(finite))
-    steps = [event.step for event in events]
-    # A search that goes back sees the same step again: its events stand side by side.
-    goes_back = any(later <= earlier for earlier, later in zip(steps, steps[1:]))
-    places = list(range(1, len(events) + 1)) if goes_back else steps
-    ancestors = ancestors_of(trace, population)
-    best, continued = set(_best_lineage(trace, population)), set(ancestors.values())
+    tree = family_tree(trace, population)
+    steps = [column.step for column in tree.columns]
+    # Later passes, and a search that goes back, see the same step again: their events stand side by side.
+    in_order = tree.num_runs == 1 and all(later > earlier for earlier, later in zip(steps, steps[1:]))
+    places = steps if in_order else list(range(1, len(steps) + 1))
 
     figure = Figure(figsize=(9, 7), layout="constrained")
-    tree, ess, levels = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1, 1.4]})
-    for index, by_slot in enumerate(rewards):
-        for slot in by_slot:
-            before, start = ancestors.get((index, slot), (-1, slot))
-            tree.plot(
-                [places[before] if before >= 0 else 0, places[index]],
-                [start, slot],
-                color="0.25" if (index, slot) in best else "0.75",
-                linewidth=2.5 if (index, slot) in best else 1.0,
-                zorder=1,
-            )
-        ends = [slot for slot in by_slot if (index, slot) not in continued and index < len(events) - 1]
-        tree.plot([places[index]] * len(ends), ends, "x", color="0.4", markersize=9, zorder=3)
-        points = tree.scatter(
-            [places[index]] * len(by_slot),
-            list(by_slot),
-            c=list(by_slot.values()),
-            norm=colour,
-            cmap="viridis",
-            zorder=2,
-        )
-    tree.set(ylabel="particle", title=f"{trace.reward}: {prompt}")
-    tree.invert_yaxis()
-    tree.yaxis.get_major_locator().set_params(integer=True)
-    figure.colorbar(points, ax=tree, label="reward")
-
-    fractions = [event.ess[population] / len(event.slots_before[population]) for event in events]
-    ess.plot(places, fractions, color="0.4", marker="o", markerfacecolor="white")
-    resampled = [index for index, event in enumerate(events) if event.resampled[population]]
-    ess.plot([places[i] for i in resampled], [fractions[i] for i in resampled], "o", color="0.2", label="resampled")
-    threshold = trace.steering.get("resampling", {}).get("ess_threshold")
-    if threshold is not None:
-        ess.axhline(threshold, color="0.6", linestyle=":", label="threshold")
-    ess.set(ylabel="ESS / particles", ylim=(0, 1.05))
-    ess.legend(loc="upper left", fontsize="small")
-
-    for place, by_slot in zip(places, rewards):
-        levels.plot([place] * len(by_slot), list(by_slot.values()), ".", color="0.6")
-    levels.plot(places, [max(by_slot.values()) for by_slot in rewards], color="0.2", label="best")
-    levels.set(ylabel="reward", xlabel="denoising step")
-    if goes_back:
-        levels.set_xticks(places, [str(step) for step in steps])
-    levels.legend(loc="upper left", fontsize="small")
+    particles, ess, rewards = axes = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1, 1.4]})
+    _plot_particles(particles, tree, places)
+    _plot_ess(ess, tree, places, trace.steering.get("resampling", {}).get("ess_threshold"))
+    _plot_rewards(rewards, tree, places)
+    rewards.set(ylabel="reward", xlabel="denoising step")
+    if not in_order:
+        rewards.set_xticks(places, [str(step) for step in steps])
+    begin = [i for i in range(1, len(places)) if tree.columns[i].run != tree.columns[i - 1].run]
+    for index in begin:
+        for one in axes:
+            one.axvline(places[index] - 0.5, color="0.85", linewidth=1.0, zorder=0)
     return figure
 
 
-def _best_lineage(trace: Trace, population: int) -> list[Seen]:
-    """The best final image's particle and its ancestors, the last one first."""
-    last = trace.events[-1]
-    slots, rewards = last.slots_before[population], last.rewards[population]
-    ancestors = ancestors_of(trace, population)
-    lineage = [(len(trace.events) - 1, slots[rewards.index(max(rewards))])]
-    while lineage[-1] in ancestors:
-        lineage.append(ancestors[lineage[-1]])
-    return lineage
+def _plot_particles(axes: Axes, tree: Tree, places: list[int]) -> None:
+    from matplotlib.colors import Normalize
+
+    finite = [node.reward for node in tree.nodes if math.isfinite(node.reward)] or [0.0]
+    for node in tree.nodes:
+        here, winning = places[node.column], node.fate is Fate.WINNER
+        if node.parent is not None:
+            parent = tree.nodes[node.parent]
+            start, slot = places[parent.column], parent.slot
+        else:
+            # The noise that a pass begins with is half a column before its first event, or at step 0.
+            start, slot = (0 if tree.columns[node.column].run == 0 else here - 0.5), node.slot
+        axes.plot(
+            [start, here],
+            [slot, node.slot],
+            color="0.25" if winning else "0.75",
+            linewidth=2.5 if winning else 1.0,
+            zorder=1,
+        )
+    last = {column.run: index for index, column in enumerate(tree.columns)}
+    ends = [node for node in tree.nodes if not node.children and node.column not in last.values()]
+    axes.plot(
+        [places[node.column] for node in ends], [node.slot for node in ends], "x", color="0.4", markersize=9, zorder=3
+    )
+    points = axes.scatter(
+        [places[node.column] for node in tree.nodes],
+        [node.slot for node in tree.nodes],
+        c=[node.reward for node in tree.nodes],
+        norm=Normalize(min(finite), max(finite)),
+        cmap="viridis",
+        zorder=2,
+    )
+    axes.set(ylabel="particle", title=f"{tree.reward}: {tree.prompt}")
+    axes.invert_yaxis()
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.figure.colorbar(points, ax=axes, label="reward")
+
+
+def _plot_ess(axes: Axes, tree: Tree, places: list[int], threshold: float | None) -> None:
+    fractions = [math.nan if column.ess is None else column.ess / column.size for column in tree.columns]
+    axes.plot(places, fractions, color="0.4", marker="o", markerfacecolor="white")
+    resampled = [index for index, column in enumerate(tree.columns) if column.resampled]
+    axes.plot([places[i] for i in resampled], [fractions[i] for i in resampled], "o", color="0.2", label="resampled")
+    if threshold is not None:
+        axes.axhline(threshold, color="0.6", linestyle=":", label="threshold")
+    axes.set(ylabel="ESS / particles", ylim=(0, 1.05))
+    axes.legend(loc="upper left", fontsize="small")
+
+
+def _plot_rewards(axes: Axes, tree: Tree, places: list[int]) -> None:
+    axes.plot([places[node.column] for node in tree.nodes], [node.reward for node in tree.nodes], ".", color="0.6")
+    best = [math.nan if column.best is None else column.best for column in tree.columns]
+    axes.plot(places, best, color="0.2", label="best")
+    axes.legend(loc="upper left", fontsize="small")

@@ -497,7 +497,7 @@ def test_page_opens(browser, study):
     assert browser.texts("h1") == ["Rewards as guides"]
     assert len(browser.texts(".card")) == 4
     # The first six of the twelve steered samples.
-    assert browser.evaluate("document.querySelectorAll('img.lineage').length") == 6
+    assert browser.evaluate("document.querySelectorAll('details .fk-tree svg').length") == 6
     assert browser.evaluate("[...document.images].filter(e => e.checkVisibility()).every(e => e.naturalWidth > 0)")
     assert browser.evaluate("document.querySelectorAll('.large').length") == 4 * 2
     assert len(browser.texts("#rows tbody tr")) == 6 * 2
@@ -604,9 +604,16 @@ def test_the_page_on_a_phone(browser, dark):
         browser.evaluate(f"{table}.parentElement.scrollLeft = 200")
         assert browser.evaluate(f"{table}.parentElement.scrollLeft") > 0
         assert browser.evaluate(f"{table}.querySelector('tbody th').getBoundingClientRect().left") >= 0
-        background = "getComputedStyle(document.querySelector('.lineage')).filter"
-        assert (browser.evaluate(background) != "none") == dark
+        ink = "getComputedStyle(document.querySelector('.fk-tree')).color"
+        page = "getComputedStyle(document.body).color"
+        luminance = "(color => color.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0))"
+        assert (browser.evaluate(f"{luminance}({ink})") > 384) == dark
+        # And as the page is when its button has been pressed.
+        browser.evaluate("document.getElementById('theme').click()")
+        assert (browser.evaluate(f"{luminance}({ink})") > 384) != dark
+        assert (browser.evaluate(f"{luminance}({page})") > 384) != dark
     finally:
+        browser.evaluate("delete document.documentElement.dataset.theme")
         browser.call("Emulation.clearDeviceMetricsOverride")
         browser.call("Emulation.setEmulatedMedia", features=[])
     assert browser.problems == []

@@ -19,7 +19,7 @@ from llava_reward_guide.images import load_image
 from llava_reward_guide.packages import require
 
 from ...records import UnreadableFile
-from ...report.figures import figure_png
+from ...report.drawing import tree_html, tree_script, tree_style
 from ...report.trace import Trace
 from ...rewards.registry import reward_factory
 from ...shapes import NUM_INFERENCE_STEPS
@@ -72,6 +72,7 @@ def digest(results: Mapping[str, Any], images: int) -> str:
     """Of everything that the page is made from, given `to_dict` of the results and the number of prompts shown."""
     content = [json.dumps(results, sort_keys=True), str(images)]
     content += [(files(__package__) / "templates" / name).read_text(encoding="utf-8") for name in TEMPLATES]
+    content += [tree_style(), tree_script()]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
@@ -115,7 +116,9 @@ def page(results: Sequence[CellResults], plain: Mapping[str, Any], out: Path, im
         cards=cards(results, images),
         metrics=list(dict.fromkeys(label for one in results for label in one.metrics)),
         rows=_rows(results),
-        lineages=_lineages(results, out),
+        trees=_trees(results, out),
+        tree_style=tree_style(),
+        tree_script=tree_script(),
         results=results,
         tasks=TASK_TITLES,
         unsteered=next((one.cell.guide for one in results if one.cell.settings.reward is None), None),
@@ -273,8 +276,8 @@ def _rows(results: Sequence[CellResults]) -> list[list[Any]]:
     return rows
 
 
-def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[dict[str, str]]:
-    """Plots of steered samples, as many of each run; the first ones whose traces are there."""
+def _trees(results: Sequence[CellResults], out: Path, most: int = 6) -> list[dict[str, str]]:
+    """Family trees of steered samples, as many of each run; the first ones whose traces are there."""
     by_run = []
     for one in results:
         named = (
@@ -284,19 +287,18 @@ def _lineages(results: Sequence[CellResults], out: Path, most: int = 6) -> list[
         there = ((one.cell, item, name) for name, item in named if (out / name).exists())
         if found := list(itertools.islice(there, most)):
             by_run.append(found)
-    plots = []
+    trees = []
     for cell, item, name in [one for found in by_run for one in found[: max(1, most // len(by_run))]]:
         try:
             trace = Trace.load(out / name)
         # Of a run that failed; it is among the failures.
         except UnreadableFile:
             continue
-        plot = base64.b64encode(figure_png(trace.plot())).decode()
-        plots.append(
+        trees.append(
             {
                 "title": f"{cell.model}, {cell.guide}: {item.prompt}, image {int(item.path.stem) + 1}",
                 "file": name,
-                "src": f"data:image/png;base64,{plot}",
+                "html": tree_html(trace, style=False),
             }
         )
-    return plots
+    return trees
