@@ -311,7 +311,7 @@ class TestFragments:
     def test_themes_controls_and_style(self):
         trace = resampled()
         plain = tree_html(trace)
-        assert plain.startswith("<style>") and 'type="range"' in plain and "prefers-color-scheme: dark" in plain
+        assert plain.startswith("<style>") and 'type="range"' in plain and "light-dark(" in plain
         bare = tree_html(trace, theme="dark", controls=False, style=False)
         assert "<style>" not in bare and 'type="range"' not in bare
         assert bare.lstrip().startswith('<figure class="fk-tree fk-dark"')
