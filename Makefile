@@ -35,7 +35,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # In random order; the seed that pytest prints repeats it: `pytest --randomly-seed=...`, or `-p no:randomly` for none.
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 slow: $(VENV)/.installed
