@@ -56,5 +56,6 @@ def page(
                 "offers what comes along alone.",
                 soft_wrap=True,
             )
-        console.print(f"The page is at {launched.share_url or launched.local_url} until you press Ctrl+C.", highlight=False)
+        where = launched.share_url or launched.local_url
+        console.print(f"The page is at {where} until you press Ctrl+C.", highlight=False)
         launched.block_thread()

@@ -36,6 +36,9 @@ AGAIN = (408, 425, 429, 502, 503, 504)
 LONGEST_WAIT = 30.0
 """Seconds between two attempts, at most."""
 
+_FACTS = {"relative", "standardize", "default_lmbda", "card"}
+"""What a server tells of a reward, among others."""
+
 _PNG = ("1", "P", "L", "LA", "RGBA", "RGB")
 """Modes that a PNG file keeps."""
 
@@ -178,19 +181,19 @@ class RemoteReward(Reward):
             told = response.json()
             served = {str(one["name"]): one for one in told["rewards"]}
             most = int(told["limits"]["images"])
-            one = served.get(reward) if reward is not None else next(iter(served.values()))
-            facts = (
-                {key: one[key] for key in ("name", "relative", "standardize", "default_lmbda", "card")} if one else {}
-            )
-        except (ValueError, LookupError, TypeError, StopIteration, AttributeError):
-            raise RewardLoadError(self._stranger("its /rewards is not what one says")) from None
-        if one is None:
-            raise unknown("reward", str(reward), served, of=f" of {self.url}")
+            complete = all(one.keys() >= _FACTS for one in served.values())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            complete = False
+        if not complete or not served:
+            raise RewardLoadError(self._stranger("its /rewards is not what one says"))
         if reward is None and len(served) > 1:
             raise ValueError(
                 f"{self.url} serves several rewards: {', '.join(served)}. Say which is meant with the option `reward`."
             )
-        return {**one, **facts}, most
+        name = next(iter(served)) if reward is None else reward
+        if name not in served:
+            raise unknown("reward", name, served, of=f" of {self.url}")
+        return served[name], most
 
     def _own_card(self) -> RewardCard:
         told = self.served["card"]

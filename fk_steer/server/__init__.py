@@ -1,7 +1,7 @@
 """A server of rewards, `fk-steer serve`: other programs send it images and prompts over HTTP, and get scores.
 
-`create_app` makes the application and `serve` runs it; both need the extra `server`. A reward that asks such a server is
-`load_reward("remote", url=...)`, which needs nothing.
+`create_app` makes the application and `serve` runs it; both need the extra `server`. A reward that asks such a server,
+`load_reward("remote", url=...)`, needs nothing.
 """
 
 from __future__ import annotations
