@@ -140,7 +140,7 @@ def serve(
             private_hosts=allow_private,
             max_batch=batch_size,
             max_wait=batch_wait,
-            models={name: model for name in names if (model := model_of(options[name])) is not None},
+            models={name: model for name in names if (model := model_of(loaded[name], options[name])) is not None},
         )
         if key is None and host not in ("127.0.0.1", "localhost", "::1"):
             console.print(

@@ -37,6 +37,7 @@ class Card(BaseModel):
 
     summary: str | None
     paper: str | None
+    hub_id: Annotated[str | None, Field(description="Where its published weights are.")]
     licence: str | None
     typical_range: tuple[float, float] | None
 

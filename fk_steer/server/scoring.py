@@ -37,13 +37,14 @@ class Served:
         card = _card(reward)
         self.facts = RewardFacts(
             name=name,
-            model=model or getattr(getattr(reward, "chat", None), "model", None) or (card.hub_id if card else None),
+            model=model or getattr(getattr(reward, "chat", None), "model", None),
             relative=self.reward.relative,
             standardize=self.reward.standardize,
             default_lmbda=self.reward.default_lmbda,
             card=Card(
                 summary=card.summary if card else None,
                 paper=card.paper if card else None,
+                hub_id=card.hub_id if card else None,
                 licence=card.licence if card else None,
                 typical_range=card.typical_range if card else None,
             ),
@@ -89,12 +90,13 @@ def error_of(reward: str, error: Exception) -> RequestError:
     return RequestError(500, "reward_failed", f"The reward '{reward}' failed. The server's log says how.")
 
 
-def model_of(options: Mapping[str, Any]) -> str | None:
-    """The model that the options of a reward name: a hub id, or the last part of a folder's path."""
+def model_of(reward: RewardFunction, options: Mapping[str, Any]) -> str | None:
+    """The model behind a reward that was loaded with options: a hub id, the last part of a folder's path, or a name."""
     model = options.get("model") or options.get("path")
-    if not isinstance(model, str):
-        return None
-    return Path(model).name if Path(model).exists() else model
+    if isinstance(model, str):
+        return Path(model).name if Path(model).exists() else model
+    card = _card(reward)
+    return card.hub_id if card else None
 
 
 def _card(reward: Any) -> RewardCard | None:
