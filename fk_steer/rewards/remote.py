@@ -8,10 +8,10 @@ import math
 import os
 import random
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -248,7 +248,7 @@ class RemoteReward(Reward):
                     raise RewardError(failure)
                 waiting = _asked_for(response) or waiting
             if attempt + 1 < attempts:
-                time.sleep(min(waiting, LONGEST_WAIT))
+                sleep(min(waiting, LONGEST_WAIT))
         tries = f" in {attempts} attempts" if attempts > 1 else ""
         raise RewardError(
             f"Could not get an answer from {self.url}{tries}: {failure.rstrip('.')}. Does `fk-steer serve` run there?"

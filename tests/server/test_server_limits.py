@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import socket
@@ -204,11 +205,9 @@ def test_what_nobody_waits_for_is_not_scored():
     with RewardServer({"red": as_pil(held_up)}, max_batch=1) as server:
 
         def ask(value: int, timeout: float) -> None:
-            try:
-                httpx2.post(f"{server.url}/score", files=[("images", ("a", filled(value)))], data={"prompts": ["a"]},
-                            timeout=timeout)  # fmt: skip
-            except httpx2.TimeoutException:
-                pass
+            files = [("images", ("a", filled(value)))]
+            with contextlib.suppress(httpx2.TimeoutException):
+                httpx2.post(f"{server.url}/score", files=files, data={"prompts": ["a"]}, timeout=timeout)
 
         first = threading.Thread(target=ask, args=(1, 30))
         first.start()
