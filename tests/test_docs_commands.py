@@ -21,7 +21,7 @@ from pages import DOCS, PAGES, REPOSITORY, commands
 from fk_steer.search import DEFAULT_PRESET, PRESETS
 
 
-OTHERS = {"cd", "cp", "git", "hf", "jupyter", "mkdir", "pip", "vllm"}
+OTHERS = {"cd", "cp", "curl", "git", "hf", "jupyter", "mkdir", "pip", "vllm"}
 """Programs that are not ours, in whose words nothing is looked up."""
 
 SCRIPTS_OF_PAGES = {"make_data.py", "generate.py"}
