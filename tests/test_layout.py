@@ -24,16 +24,7 @@ ALLOWED = {
 FORBIDDEN = {
     "diffusion": {"pipelines", "evaluation", "cli", "testing", "generate"},
     "rewards": {
-        "diffusion",
-        "shapes",
-        "pipelines",
-        "evaluation",
-        "report",
-        "cli",
-        "testing",
-        "generate",
-        "search",
-        "server",
+        "diffusion", "shapes", "pipelines", "evaluation", "report", "cli", "testing", "generate", "search", "server",
     },
     "shapes": {"cli", "testing", "generate"},
     "modular": {"pipelines", "evaluation", "cli", "testing", "generate", "shapes"},
@@ -43,7 +34,7 @@ FORBIDDEN = {
     "app": {"cli", "testing"},
     "server": {"diffusion", "pipelines", "evaluation", "app", "cli", "testing", "generate"},
     "cli": {"testing"},
-}
+}  # fmt: skip
 """Part -> those that it may not."""
 
 

@@ -225,9 +225,8 @@ def test_optional_packages_are_looked_for_before_they_are_imported(package):
     for name, path in modules(package):
         source = path.read_text(encoding="utf-8")
         for imported in {one.partition(".")[0] for one in imports(name, path)} - sys.stdlib_module_names:
-            if imported in base | of_base | ours or name.startswith(
-                (*OF_COMMANDS, *SCRIPTS, *OF_THE_APP, *OF_THE_SERVER)
-            ):
+            elsewhere = (*OF_COMMANDS, *SCRIPTS, *OF_THE_APP, *OF_THE_SERVER)
+            if imported in base | of_base | ours or name.startswith(elsewhere):
                 continue
             assert imported in PACKAGES, f"{name} imports {imported}, which neither the base nor an extra brings"
             looked_for = re.search(rf'(require|missing)\("{imported}"', source)
