@@ -98,7 +98,7 @@ class RemoteReward(Reward):
         self.batch_size, self.concurrency = integer("batch_size", batch_size, 1), integer("concurrency", concurrency, 1)
         self.max_retries, self.timeout = integer("max_retries", max_retries, 0), real("timeout", timeout, 0.001)
         self._connect()
-        self.served, self.most = self._look_up(reward)
+        self.served, self.most, self.most_bytes = self._look_up(reward)
         self.reward = str(self.served["name"])
         self.relative, self.standardize = bool(self.served["relative"]), bool(self.served["standardize"])
         self.default_lmbda = self.served["default_lmbda"]
@@ -121,10 +121,7 @@ class RemoteReward(Reward):
         files = [_png(image) for image in to_uint8(images, "cpu")] if isinstance(images, Tensor) else _files(images)
         if self.relative:
             return files
-        size = min(self.batch_size, self.most)
-        starts = range(0, len(files), size)
-        requests = [(files[start : start + size], list(prompts[start : start + size])) for start in starts]
-        return [score for scores in self._ask_all(requests) for score in scores]
+        return [score for scores in self._ask_all(self._portions(files, prompts)) for score in scores]
 
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
@@ -143,6 +140,25 @@ class RemoteReward(Reward):
     def scores_or_none(self, images: Images, prompts: Sequence[str]) -> list[float | None]:
         """The scores of images, None where a judge had none; see `fk_steer.rewards.judge.scores_or_none`."""
         return list(self(images, prompts).tolist() if self.relative else self.encode(images, prompts))
+
+    def _portions(self, files: Sequence[bytes], prompts: Sequence[str]) -> list[tuple[list[bytes], list[str]]]:
+        """Images and prompts of requests, none larger than is asked for, or than the server takes."""
+        portions: list[tuple[list[bytes], list[str]]] = []
+        size = 0
+        for file, prompt in zip(files, prompts):
+            # Beside the files there is some text.
+            needed = len(file) + 4 * len(prompt) + 1000
+            if (
+                not portions
+                or len(portions[-1][0]) == min(self.batch_size, self.most)
+                or size + needed > self.most_bytes
+            ):
+                portions.append(([], []))
+                size = 0
+            portions[-1][0].append(file)
+            portions[-1][1].append(prompt)
+            size += needed
+        return portions
 
     def _complete(self, scores: list[float | None], prompt: str) -> Tensor:
         known = [score for score in scores if score is not None]
@@ -171,8 +187,8 @@ class RemoteReward(Reward):
                 self._process, self._client = os.getpid(), self._new_client()
             return self._client
 
-    def _look_up(self, reward: str | None) -> tuple[Mapping[str, Any], int]:
-        """What the server tells of a reward, and how many images it takes at a time."""
+    def _look_up(self, reward: str | None) -> tuple[Mapping[str, Any], int, int]:
+        """What the server tells of a reward, and how many images, and bytes, it takes at a time."""
         try:
             response = self._send("GET", "/rewards", attempts=1)
         except RewardError as error:
@@ -180,7 +196,7 @@ class RemoteReward(Reward):
         try:
             told = response.json()
             served = {str(one["name"]): one for one in told["rewards"]}
-            most = int(told["limits"]["images"])
+            most, most_bytes = (int(told["limits"][name]) for name in ("images", "bytes"))
             complete = all(one.keys() >= _FACTS for one in served.values())
         except (ValueError, LookupError, TypeError, AttributeError):
             complete = False
@@ -193,7 +209,7 @@ class RemoteReward(Reward):
         name = next(iter(served)) if reward is None else reward
         if name not in served:
             raise unknown("reward", name, served, of=f" of {self.url}")
-        return served[name], most
+        return served[name], most, most_bytes
 
     def _own_card(self) -> RewardCard:
         told = self.served["card"]

@@ -26,6 +26,8 @@ from .service import SenderLeft, Service
 
 logger = logging.getLogger(__name__)
 
+BEARER = HTTPBearer(auto_error=False, description="The key that the server was started with.")
+
 DESCRIPTION = """Scores of images for prompts, by rewards: higher is better. Every error has the same form, a code for
 programs and a sentence for people."""
 
@@ -143,9 +145,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _key_check(key: str) -> Any:
-    bearer = HTTPBearer(auto_error=False, description="The key that the server was started with.")
-
-    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         # In constant time, so that how long it takes says nothing of the key.
         if given is None or not hmac.compare_digest(given.credentials.encode(), key.encode()):
             raise RequestError(

@@ -35,7 +35,9 @@ def pixels_of(data: bytes, name: str, most: int) -> int:
         raise too_large(f"Expected {name} to have at most {most} pixels, but it has many times as many.") from None
     except UnidentifiedImageError:
         raise RequestError(
-            415, "unknown_image_type", f"Expected {name} to be a file of {', '.join(FORMATS)}, but it is none of these."
+            415,
+            "unknown_image_type",
+            f"Expected {name} to be a file of {', '.join(FORMATS)}, but it is none of these, or its head is corrupt.",
         ) from None
     # Broken files raise nearly anything, by format.
     except Exception:

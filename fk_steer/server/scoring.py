@@ -53,8 +53,8 @@ class Served:
     @property
     def place(self) -> object:
         """Rewards of the same place, a device, are not to score at the same time; one that has none is its own."""
-        device = getattr(self.reward, "device", None)
-        return self if device is None else str(device)
+        devices = [getattr(leaf, "device", None) for leaf in self.reward.leaves]
+        return next((str(device) for device in devices if device is not None), self)
 
     @torch.no_grad()
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[Score]:

@@ -110,6 +110,10 @@ class TestScores:
         with RewardServer(limits=Limits(images=2)) as small:
             assert remote(small, "red", batch_size=100)(images, ["a"] * 10).shape == (10,)
             assert small.metric('fk_steer_requests_total{path="/score",status="200"}') == 5
+        noise = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))  # about 5 kB each
+        with RewardServer(limits=Limits(body=20_000)) as small:
+            assert remote(small, "red")(noise, ["a"] * 6).shape == (6,)
+            assert small.metric('fk_steer_requests_total{path="/score",status="200"}') == 2
 
 
 class TestComparing:
@@ -180,7 +184,7 @@ class Stub:
     REWARDS = json.dumps({
         "rewards": [{"name": "red", "relative": False, "standardize": False, "default_lmbda": 1.0,
                      "card": {"summary": "Red.", "paper": None, "licence": None, "typical_range": None}}],
-        "limits": {"images": 64},
+        "limits": {"images": 64, "bytes": 100_000},
     })  # fmt: skip
 
     def __init__(self, *answers: tuple[int, dict[str, str], str], rewards: tuple[int, str] = (200, REWARDS)) -> None:
