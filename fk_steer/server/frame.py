@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -50,19 +51,20 @@ class Frame:
             if message["type"] == "http.response.start":
                 self.metrics.requests.labels(path, str(message["status"])).inc()
                 self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
-                if message["status"] >= 400 and not ended and (asked or not waits):
-                    await _discard(receive_and_note, lambda: ended)
+                if message["status"] >= 400 and not ended:
+                    if asked or not waits:
+                        await _discard(receive_and_note, lambda: ended)
+                    if not ended:
+                        # Otherwise the rest would be waited for.
+                        message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
 
         await self.app(scope, receive_and_note, send_in_peace)
 
 
-async def _discard(receive: Receive, ended: object) -> None:
-    assert callable(ended)
+async def _discard(receive: Receive, ended: Callable[[], bool]) -> None:
     size = 0
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             while not ended() and size < DISCARDED:
                 size += len((await receive()).get("body", b""))
-    except TimeoutError:
-        pass

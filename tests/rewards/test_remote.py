@@ -326,12 +326,13 @@ class TestFailures:
             remote(server, **option)
 
 
-class TestKey:
-    @pytest.fixture(scope="class")
-    def locked(self):
-        with RewardServer(api_key=KEY) as running:
-            yield running
+@pytest.fixture(scope="module")
+def locked():
+    with RewardServer(api_key=KEY) as running:
+        yield running
 
+
+class TestKey:
     def test_comes_from_the_environment(self, locked, monkeypatch):
         monkeypatch.setenv("FK_STEER_API_KEY", KEY)
         assert remote(locked, None)([picture()], ["a"]).item() > 0

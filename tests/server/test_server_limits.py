@@ -297,12 +297,13 @@ class TestFull:
         assert [one.json()["scores"]["red"] for one in self.replies] == [[7.0]] * 5
 
 
-class TestKey:
-    @pytest.fixture(scope="class")
-    def locked(self):
-        with RewardServer(api_key=SECRET) as running:
-            yield running
+@pytest.fixture(scope="module")
+def locked():
+    with RewardServer(api_key=SECRET) as running:
+        yield running
 
+
+class TestKey:
     @pytest.mark.parametrize(
         "header", [None, "", "Bearer", "Bearer wrong", f"Basic {SECRET}", f"Bearer {SECRET}x", "Bearer caf\xe9"]
     )
