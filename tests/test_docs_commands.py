@@ -172,7 +172,7 @@ BUNDLED = [
     for words in commands(page)
     if words[0] == "fk-steer"
     and (words[1] == "presets" or any(model in words for model in ("shapes", "shapes-xl", "shapes,shapes-xl")))
-    and "--detector" not in words
+    and not {"--detector", "remote"} & set(words)
 ]
 
 

@@ -79,7 +79,7 @@ class RemoteReward(Reward):
     name = "remote"
     card: RewardCard = RewardCard(
         summary="What a reward on a server of `fk-steer serve` makes of the image, in another process or elsewhere.",
-        licence="of the reward that is served",
+        licence="the reward's",
     )
     served: Mapping[str, Any]
 
