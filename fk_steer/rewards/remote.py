@@ -132,10 +132,17 @@ class RemoteReward(Reward):
             MissingScoreError: if there is no score for any image of a prompt.
             RewardError: see the class.
         """
-        groups = [[encodings[i] for i in group.tolist()] for group in members]
-        if self.relative:
-            groups = self._ask_all([(files, [prompt] * len(files)) for files, prompt in zip(groups, prompts)])
-        return [self._complete(scores, prompt) for scores, prompt in zip(groups, prompts)]
+        if not self.relative:
+            groups = [[encodings[i] for i in group.tolist()] for group in members]
+            return [self._complete(scores, prompt) for scores, prompt in zip(groups, prompts)]
+        # In the order in which they would be compared here: a judge may prefer a place.
+        orders = [group.argsort(stable=True) for group in members]
+        requests = [
+            ([encodings[i] for i in group[order].tolist()], [prompt] * len(group))
+            for group, order, prompt in zip(members, orders, prompts)
+        ]
+        found = [self._complete(scores, prompt) for scores, prompt in zip(self._ask_all(requests), prompts)]
+        return [scores[order.argsort()] for scores, order in zip(found, orders)]
 
     def scores_or_none(self, images: Images, prompts: Sequence[str]) -> list[float | None]:
         """The scores of images, None where a judge had none; see `fk_steer.rewards.judge.scores_or_none`."""
