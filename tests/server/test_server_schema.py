@@ -6,8 +6,9 @@ import base64
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, given, settings
 from reward_server import RewardServer, filled, red
+from schemathesis import GenerationMode
 
 
 KEY = "a-key-of-the-tests"
@@ -24,24 +25,22 @@ def described(server):
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
-schema = schemathesis.pytest.from_fixture("described")
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/rewards", "/score"])
+def test_every_answer_is_as_the_schema_says(described, path, mode):
+    operation = described[path]["POST" if path == "/score" else "GET"]
+    if mode is GenerationMode.NEGATIVE and path != "/score":
+        pytest.skip("takes nothing that could be wrong")
 
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def check(case):
+        # Texts that are no images are refused, and a schema cannot say which these are.
+        case.call_and_validate(
+            headers={"Authorization": f"Bearer {KEY}"}, excluded_checks=[schemathesis.checks.positive_data_acceptance]
+        )
 
-@schema.parametrize()
-@settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_every_answer_is_as_the_schema_says(case):
-    # Texts that are no images are refused, and a schema cannot say which these are.
-    case.call_and_validate(
-        headers={"Authorization": f"Bearer {KEY}"},
-        excluded_checks=[schemathesis.checks.positive_data_acceptance],
-    )
+    check()
 
 
 def test_the_schema_is_complete(server):
