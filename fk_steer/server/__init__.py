@@ -82,8 +82,10 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8008) -> None:
 
 
 def _require() -> None:
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
-        require(module)
+    require("fastapi")
+    require("uvicorn")
+    require("python_multipart")
+    require("prometheus_client")
 
 
 __all__ = ["Limits", "create_app", "serve"]
