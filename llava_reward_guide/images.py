@@ -68,17 +68,18 @@ def load_image(path: str | Path, keep_mode: bool = False) -> Image.Image:
         raise ImageError(f"Expected a readable image at '{path}', but {_reason(error)}.") from None
 
 
-def decode_image(data: bytes, name: str = "the data") -> Image.Image:
+def decode_image(data: bytes, name: str = "the data", keep_mode: bool = False) -> Image.Image:
     """An image file's content, as `load_image` makes it RGB.
 
     Args:
         name: for messages.
+        keep_mode: see `load_image`.
 
     Raises:
         ImageError: if it is not a readable image, or `as_rgb` refuses it.
     """
     try:
-        return _load(BytesIO(data), keep_mode=False)
+        return _load(BytesIO(data), keep_mode)
     except Exception as error:  # As above.
         raise ImageError(f"Expected a readable image in {name}, but {_reason(error)}.") from None
 

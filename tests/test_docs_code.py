@@ -16,10 +16,14 @@ from typing import Any
 import pytest
 import torch
 from pages import DOCS, PAGES, REPOSITORY, blocks, runnable
+from PIL import Image
+from reward_server import RewardServer
 
+from fk_steer import load_reward
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.testing import CALLS, flux, redness, sd
 from fk_steer.testing.rewards import tiny_reward
+from llava_reward_guide.images import to_pil
 
 
 GIVEN = {
@@ -35,6 +39,7 @@ GIVEN = {
     "docs/rewards.md": {"images", "prompts", "clip", "aesthetic", "image_reward", "hps", "compare", "brightness"},
     "docs/saving.md": {"stock_pipe", "reward", "prompt", "call"},
     "docs/search.md": {"pipe", "reward", "prompt", "call"},
+    "docs/serving.md": {"pipe", "prompt", "call", "images", "prompts"},
     "docs/training.md": {"images", "prompts"},
     "docs/video.md": {"pipe", "of_images", "call"},
 }
@@ -216,6 +221,25 @@ def generation(page: str) -> None:
     assert len(list(Path("out").rglob("samples/*.png"))) == 6 * 4
 
 
+def serving(page: str) -> None:
+    asked, of_trainers, without_us, of_ones_own = runnable(page)
+    clip = load_reward("clip-score", path="shapes")
+    with RewardServer({"clip-score": clip}) as server:
+        names = tiny()
+        exec(asked.replace("http://127.0.0.1:8008", server.url), names)
+        torch.testing.assert_close(names["scores"], clip(names["images"], names["prompts"]), atol=1e-6, rtol=0)
+        assert names["out"].rewards.isfinite().all()
+        exec(of_trainers, names)
+        pictures = to_pil(names["images"])
+        assert names["reward_function"](names["prompts"], pictures) == pytest.approx(names["scores"].tolist())
+        exec(without_us, names)
+        over_http = names["scores_over_http"](server.url, pictures, names["prompts"])
+        assert over_http["clip-score"] == pytest.approx(names["scores"].tolist(), abs=1e-6)
+    exec(of_ones_own, names)
+    served = names["app"].state.service.served["red"]
+    assert served.score([Image.new("RGB", (3, 3), (7, 0, 0))], ["a"]) == [7.0]
+
+
 def training(page: str) -> None:
     (block,) = runnable(page)
     exec(block, {})
@@ -232,6 +256,7 @@ RUNS: dict[str, Callable[[str], None]] = {
     "docs/presets.md": presets,
     "docs/rewards.md": rewards,
     "docs/saving.md": saving,
+    "docs/serving.md": serving,
     "docs/training.md": training,
 }
 

@@ -21,7 +21,7 @@ from pages import DOCS, PAGES, REPOSITORY, commands
 from fk_steer.search import DEFAULT_PRESET, PRESETS
 
 
-OTHERS = {"cd", "cp", "git", "hf", "jupyter", "mkdir", "pip", "vllm"}
+OTHERS = {"cd", "cp", "curl", "git", "hf", "jupyter", "mkdir", "pip", "vllm"}
 """Programs that are not ours, in whose words nothing is looked up."""
 
 SCRIPTS_OF_PAGES = {"make_data.py", "generate.py"}
@@ -172,7 +172,7 @@ BUNDLED = [
     for words in commands(page)
     if words[0] == "fk-steer"
     and (words[1] == "presets" or any(model in words for model in ("shapes", "shapes-xl", "shapes,shapes-xl")))
-    and "--detector" not in words
+    and not {"--detector", "remote"} & set(words)
 ]
 
 

@@ -20,6 +20,7 @@ MODULES = (
     "fk_steer.diffusion",
     "fk_steer.pipelines",
     "fk_steer.modular",
+    "fk_steer.server",
     "fk_steer.evaluation.generation",
     "llava_reward_guide",
     "llava_reward_guide.data",

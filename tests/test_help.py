@@ -32,7 +32,7 @@ VERBS = {
     "Copy", "Count", "Cut", "Decode", "Denoise", "Divide", "Draw", "Drop", "Expect", "Favour", "Find",
     "Generate", "Give", "Go", "Hold", "Insist", "Judge", "Keep", "Let", "List", "Listen", "Load", "Log", "Look", "Make",
     "Measure", "Move", "Normalise", "Offer", "Open", "Pass", "Prepare", "Print", "Put", "Rank", "Read", "Repeat", "Run",
-    "Sample", "Save", "Say", "Scale", "Score", "Set", "Share", "Show", "Solve", "Spend", "Start", "Steer",
+    "Sample", "Save", "Say", "Scale", "Score", "Serve", "Set", "Share", "Show", "Solve", "Spend", "Start", "Steer",
     "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try", "Tune", "Use", "Validate", "Write",
 }  # fmt: skip
 """What a text of help may begin with: it says what the option does."""

@@ -23,15 +23,18 @@ ALLOWED = {
 
 FORBIDDEN = {
     "diffusion": {"pipelines", "evaluation", "cli", "testing", "generate"},
-    "rewards": {"diffusion", "shapes", "pipelines", "evaluation", "report", "cli", "testing", "generate", "search"},
+    "rewards": {
+        "diffusion", "shapes", "pipelines", "evaluation", "report", "cli", "testing", "generate", "search", "server",
+    },
     "shapes": {"cli", "testing", "generate"},
     "modular": {"pipelines", "evaluation", "cli", "testing", "generate", "shapes"},
     "report": {"pipelines", "cli", "testing", "generate"},
     "evaluation": {"cli", "testing", "generate"},
     "generate": {"cli", "testing"},
     "app": {"cli", "testing"},
+    "server": {"diffusion", "pipelines", "evaluation", "app", "cli", "testing", "generate"},
     "cli": {"testing"},
-}
+}  # fmt: skip
 """Part -> those that it may not."""
 
 

@@ -25,11 +25,12 @@ SETTINGS.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 EXTRAS = SETTINGS["options.extras_require"]
 IMPORTED_AS = {
     "accelerate": "accelerate", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
+    "fastapi": "fastapi", "prometheus-client": "prometheus_client", "python-multipart": "python_multipart",
     "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
     "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
     "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz",
     "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard",
-    "torch": "torch", "torchsde": "torchsde", "transformers": "transformers", "typer": "typer",
+    "torch": "torch", "torchsde": "torchsde", "transformers": "transformers", "typer": "typer", "uvicorn": "uvicorn",
 }  # fmt: skip
 """Distribution -> module."""
 
@@ -115,11 +116,13 @@ OF_TERMINALS = (
 """Show their progress in one."""
 OF_THE_APP = ("fk_steer.app.",)
 """Imported by `fk_steer.app.launch`, which looks for Gradio first; the extra brings the packages of commands too."""
+OF_THE_SERVER = ("fk_steer.server.",)
+"""Imported by `fk_steer.server.create_app`, which looks for what its extra brings first."""
 PLAIN = [
     name
     for package in ("fk_steer", "llava_reward_guide")
     for name, _ in modules(package)
-    if not name.startswith((*OF_COMMANDS, *SCRIPTS, *OF_TERMINALS, *OF_THE_APP))
+    if not name.startswith((*OF_COMMANDS, *SCRIPTS, *OF_TERMINALS, *OF_THE_APP, *OF_THE_SERVER))
 ]
 
 
@@ -172,6 +175,7 @@ USES = {
     "bitsandbytes": "import torch; from llava_reward_guide.loading import quantization_config\n"
     "quantization_config('4bit', torch.float16)",
     "ray": "from fk_steer.evaluation.generation.ray import run_on_ray; run_on_ray(None, 1, None, None)",
+    "fastapi": "from fk_steer.server import create_app; create_app({})",
     "rich": "import fk_steer.console",
     "typer": "import llava_reward_guide.terminal",
 }
@@ -215,12 +219,14 @@ def test_the_extra_that_is_named_brings_the_package(package):
 @pytest.mark.parametrize("package", ["fk_steer", "llava_reward_guide"])
 def test_optional_packages_are_looked_for_before_they_are_imported(package):
     base = {IMPORTED_AS[one.name] for one in requirements(SETTINGS["options"]["install_requires"])}
-    of_base = {"tqdm", "packaging", "regex", "tokenizers"}  # Transformers brings these
+    # Transformers and huggingface_hub bring these.
+    of_base = {"tqdm", "packaging", "regex", "tokenizers", "httpx2"}
     ours = {"fk_steer", "llava_reward_guide"}
     for name, path in modules(package):
         source = path.read_text(encoding="utf-8")
         for imported in {one.partition(".")[0] for one in imports(name, path)} - sys.stdlib_module_names:
-            if imported in base | of_base | ours or name.startswith((*OF_COMMANDS, *SCRIPTS, *OF_THE_APP)):
+            elsewhere = (*OF_COMMANDS, *SCRIPTS, *OF_THE_APP, *OF_THE_SERVER)
+            if imported in base | of_base | ours or name.startswith(elsewhere):
                 continue
             assert imported in PACKAGES, f"{name} imports {imported}, which neither the base nor an extra brings"
             looked_for = re.search(rf'(require|missing)\("{imported}"', source)
@@ -241,7 +247,7 @@ def test_all_is_everything_that_can_be_had_without_a_compiler():
     everything = {name for extra in EXTRAS for name in of_extra(extra)}
     of_tests = {
         "hypothesis", "ipykernel", "mypy", "nbclient", "nbformat", "pytest", "pytest-randomly",
-        "pytest-xdist", "ruff", "torchsde",
+        "pytest-xdist", "ruff", "schemathesis", "torchsde",
     }  # fmt: skip
     assert everything - of_tests - set(of_extra("all")) <= {"flash-attn"} | set(
         of_extra("docs") if "docs" in EXTRAS else ()

@@ -84,7 +84,8 @@ def test_the_wheel_is_small_and_says_what_it_is(built, installed):
     metadata = email.message_from_string((folder / "METADATA").read_text(encoding="utf-8"))
     assert metadata["Version"] == fk_steer.__version__ and f"-{fk_steer.__version__}-" in wheel.name
     assert metadata["Description-Content-Type"] == "text/markdown" and metadata.get_payload().startswith("# ")
-    assert {"cli", "reports", "llava", "train", "server", "app", "all"} <= set(metadata.get_all("Provides-Extra"))
+    extras = set(metadata.get_all("Provides-Extra"))
+    assert {"cli", "reports", "llava", "train", "chat", "server", "app", "all"} <= extras
     scripts = (folder / "entry_points.txt").read_text(encoding="utf-8")
     assert "fk-steer = fk_steer.__main__:main" in scripts
     assert "llava-reward = llava_reward_guide.__main__:main" in scripts

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from importlib.resources import files
 
 import gradio as gr
 
 from ..loading import find_model, quiet_libraries
+from ..ports import check_port
 from ..report.drawing import tree_script, tree_style
 from .limits import Limits
 from .models import Models
@@ -57,7 +57,7 @@ def launch(
     quiet_libraries()
     find_model(model)
     port = _free_port(host) if port is None else port
-    _check_port(host, port)
+    check_port(host, port)
     page = build(Models(device), limits, model)
     page.launch(
         server_name=host,
@@ -120,19 +120,8 @@ new MutationObserver(() => {
 def _free_port(host: str) -> int:
     for port in PORTS:
         try:
-            _check_port(host, port)
+            check_port(host, port)
         except OSError:
             continue
         return port
     raise OSError(f"No port from {PORTS[0]} to {PORTS[-1]} is free at {host}. Choose another with --port.")
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise OSError(f"Cannot listen at {host}, port {port}: {why}. Choose another with --host or --port.") from error

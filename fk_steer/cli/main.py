@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from llava_reward_guide.terminal import flowing, print_version
 
+from .app import page
 from .compare import compare
 from .evaluation import app as evaluation
 from .generate import generate
@@ -28,7 +29,7 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "app", "score", "compare", "judge", "bench", "eval", "presets", "rewards"]
+ORDER = ["generate", "app", "score", "compare", "judge", "serve", "bench", "eval", "presets", "rewards"]
 
 app = typer.Typer(
     cls=InOrder,
@@ -56,8 +57,8 @@ def main(
 PICTURES, SCORES, BENCHMARKS, LOOK_UP = "Make pictures", "Score and compare", "Benchmarks", "Look up"
 
 app.command(rich_help_panel=PICTURES)(generate)
-app.command("app", rich_help_panel=PICTURES)(serve)
-for command in (score, compare, judge):
+app.command("app", rich_help_panel=PICTURES)(page)
+for command in (score, compare, judge, serve):
     app.command(rich_help_panel=SCORES)(command)
 app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)
 app.add_typer(evaluation, name="eval", rich_help_panel=BENCHMARKS)

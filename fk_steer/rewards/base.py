@@ -99,37 +99,9 @@ class Reward:
         of_prompt: dict[str, list[int]] = {}
         for index, prompt in enumerate(prompts):
             of_prompt.setdefault(prompt, []).append(index)
-        members, texts = [torch.tensor(indices) for indices in of_prompt.values()], list(of_prompt)
-        reward = self.at(1.0)
-        scores: list[dict[Reward, Tensor]] = [{} for _ in members]
-        asked: list[dict[Reward, Tensor]] = [{} for _ in members]
-        while True:
-            wanted = [
-                # What was scored NaN is not asked for again.
-                {leaf: mask for leaf, mask in missing.items() if not (leaf in old and (mask <= old[leaf]).all())}
-                for missing, old in zip(
-                    (reward.missing(known, torch.ones(len(m)).bool()) for known, m in zip(scores, members)), asked
-                )
-            ]
-            leaves = dict.fromkeys(leaf for some in wanted for leaf in some)
-            if not leaves:
-                break
-            for leaf in leaves:
-                groups = [p for p, some in enumerate(wanted) if leaf in some]
-                chosen = [members[p][wanted[p][leaf]] for p in groups]
-                indices = torch.cat(chosen).sort().values
-                encodings = leaf.encode(_some_of(images, indices), [prompts[i] for i in indices.tolist()])
-                if isinstance(encodings, Tensor):
-                    encodings = encodings.to("cpu", torch.float64)
-                places = [torch.searchsorted(indices, some) for some in chosen]
-                found = leaf.of_particles(encodings, places, [texts[p] for p in groups])
-                for p, values in zip(groups, found):
-                    mask = wanted[p][leaf]
-                    scores[p][leaf] = placed(values, mask, scores[p].get(leaf))
-                    asked[p][leaf] = mask | asked[p].get(leaf, mask)
+        members = [torch.tensor(indices) for indices in of_prompt.values()]
         rewards = torch.empty(len(prompts), dtype=torch.float32, device=device_of(images, torch.device("cpu")))
-        for p, indices in enumerate(members):
-            values = reward.combine(scores[p])
+        for indices, values in zip(members, rewards_of_particles(self, images, members, list(of_prompt))):
             rewards[indices.to(rewards.device)] = values.to(rewards)
         return rewards
 
@@ -273,6 +245,50 @@ def as_pil(
         TypeError: unless it can be called with images and prompts, or with images.
     """
     return PILReward(function, name, default_lmbda)
+
+
+def rewards_of_particles(
+    reward: Reward, images: Images, members: Sequence[Tensor], prompts: Sequence[str]
+) -> list[Tensor]:
+    """The rewards of all particles of all prompts as final images, each leaf asked for each image once.
+
+    Args:
+        images: D distinct ones, each of one prompt.
+        members: for each of P prompts (K_p,) indices into `images`, one per particle; copies of a particle share one.
+        prompts: P texts.
+
+    Returns:
+        (K_p,) float64 on the CPU for each prompt.
+    """
+    reward = reward.at(1.0)
+    prompt_of = {i: prompt for group, prompt in zip(members, prompts) for i in group.tolist()}
+    scores: list[dict[Reward, Tensor]] = [{} for _ in members]
+    asked: list[dict[Reward, Tensor]] = [{} for _ in members]
+    while True:
+        wanted = [
+            # What was scored NaN is not asked for again.
+            {leaf: mask for leaf, mask in missing.items() if not (leaf in old and (mask <= old[leaf]).all())}
+            for missing, old in zip(
+                (reward.missing(known, torch.ones(len(m)).bool()) for known, m in zip(scores, members)), asked
+            )
+        ]
+        leaves = dict.fromkeys(leaf for some in wanted for leaf in some)
+        if not leaves:
+            break
+        for leaf in leaves:
+            groups = [p for p, some in enumerate(wanted) if leaf in some]
+            chosen = [members[p][wanted[p][leaf]] for p in groups]
+            indices = torch.cat(chosen).unique()
+            encodings = leaf.encode(_some_of(images, indices), [prompt_of[i] for i in indices.tolist()])
+            if isinstance(encodings, Tensor):
+                encodings = encodings.to("cpu", torch.float64)
+            places = [torch.searchsorted(indices, some) for some in chosen]
+            found = leaf.of_particles(encodings, places, [prompts[p] for p in groups])
+            for p, values in zip(groups, found):
+                mask = wanted[p][leaf]
+                scores[p][leaf] = placed(values, mask, scores[p].get(leaf))
+                asked[p][leaf] = mask | asked[p].get(leaf, mask)
+    return [reward.combine(of_prompt) for of_prompt in scores]
 
 
 def as_reward(value: RewardFunction | str | Mapping[Any, float]) -> Reward:

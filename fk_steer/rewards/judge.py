@@ -29,13 +29,17 @@ class JudgeCounts:
 
 def scores_or_none(reward: RewardFunction, images: Images, prompts: Sequence[str], where: str) -> list[float | None]:
     """The scores of a batch for statistics: None where a judge had none, which steering would put the mean of the other
-    images in place of. A reward that asks a `ChatJudge` has it as `judge`; None if it only compares.
+    images in place of. A reward that asks a `ChatJudge` has it as `judge`; None if it only compares. One that knows by
+    other means which scores are missing has a method `scores_or_none` of images and prompts.
 
     Raises:
         RewardError: if none of a judge's requests was answered; see also `check_scores`.
     """
     from .chat.judge import ChatJudge
 
+    own = getattr(reward, "scores_or_none", None)
+    if own is not None:
+        return list(own(images, prompts))
     judge = getattr(reward, "judge", None)
     if not isinstance(judge, ChatJudge):
         return list(check_scores(reward, as_reward(reward)(images, prompts), prompts, where).tolist())

@@ -23,6 +23,7 @@ _BUILT_IN = {
     "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
     "llm-grader": "fk_steer.rewards.chat.llm_grader:LLMGrader",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
+    "remote": "fk_steer.rewards.remote:RemoteReward",
     "unified-reward": "fk_steer.rewards.chat.unified_reward:UnifiedReward",
     "vqa-chat": "fk_steer.rewards.chat.vqa_chat:VQAChat",
     "vqa-score": "fk_steer.rewards.vqa_score:VQAScore",

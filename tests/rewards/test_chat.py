@@ -106,7 +106,7 @@ class TestRequests:
 
     def test_missing_package(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "openai", None)
-        with pytest.raises(ImportError, match=r'pip install -e "\.\[server\]"'):
+        with pytest.raises(ImportError, match=r'pip install -e "\.\[chat\]"'):
             load_reward("llm-grader", model=MODEL)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from chat_server import CHAT_REWARDS, chat_options
 from PIL import Image
+from reward_server import RewardServer
 
 from fk_steer import FKSteering, load_reward, steer
 from fk_steer.rewards import Reward, RewardCard, available_rewards
@@ -18,9 +19,17 @@ from fk_steer.shapes import load_pipeline
 from fk_steer.testing.rewards import TINY_REWARDS, TinyReward, tiny_reward
 
 
+def served_clip(folder):
+    """The options of a reward that asks a server of a tiny CLIP, which runs for the rest of the process."""
+    clip = tiny_reward("clip-score", folder)
+    return {"url": RewardServer({"clip-score": clip}).__enter__().url, "max_retries": 0}
+
+
 # Judges are asked through a server; the one of the tests looks at colours alone.
 CHATS = {label: TinyReward(chat_options(label), uses_prompt=False) for label in CHAT_REWARDS}
-ALL = {**TINY_REWARDS, **CHATS}
+# A reward that runs elsewhere has the scores of the one that runs there.
+REMOTE = {"remote": TinyReward(served_clip)}
+ALL = {**TINY_REWARDS, **CHATS, **REMOTE}
 
 FACTORIES = {key: reward_factory(key.split(":")[0]) for key in ALL}
 LOCAL = [key for key, factory in FACTORIES.items() if isinstance(factory, type) and issubclass(factory, LocalReward)]

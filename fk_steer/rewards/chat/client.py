@@ -230,8 +230,13 @@ def check_recordable(options: Mapping[str, Any]) -> None:
     """Make sure that the options of a reward may be written down beside results.
 
     Raises:
-        ValueError: if `base_url` holds a user or password.
+        ValueError: if `base_url` or `url` holds a user or password.
     """
+    if _without_credentials(str(options.get("url", "")))[1]:
+        raise ValueError(
+            "Expected `url` without a user and password, as options are recorded with the results. A server's key "
+            "belongs into the environment variable FK_STEER_API_KEY."
+        )
     if _without_credentials(str(options.get("base_url", "")))[1]:
         raise ValueError(
             "Expected `base_url` without a user and password, as options are recorded with the results. Put the whole "
