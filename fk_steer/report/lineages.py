@@ -62,16 +62,17 @@ def plot_lineages(trace: Trace, population: int = 0) -> Figure:
 
 def _plot_particles(axes: Axes, tree: Tree, places: list[int]) -> None:
     from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
 
     finite = [node.reward for node in tree.nodes if math.isfinite(node.reward)] or [0.0]
     for node in tree.nodes:
         here, winning = places[node.column], node.fate is Fate.WINNER
         if node.parent is not None:
             parent = tree.nodes[node.parent]
-            start, slot = places[parent.column], parent.slot
+            start, slot = float(places[parent.column]), parent.slot
         else:
             # The noise that a pass begins with is half a column before its first event, or at step 0.
-            start, slot = (0 if tree.columns[node.column].run == 0 else here - 0.5), node.slot
+            start, slot = (0.0 if tree.columns[node.column].run == 0 else here - 0.5), node.slot
         axes.plot(
             [start, here],
             [slot, node.slot],
@@ -94,7 +95,7 @@ def _plot_particles(axes: Axes, tree: Tree, places: list[int]) -> None:
     )
     axes.set(ylabel="particle", title=f"{tree.reward}: {tree.prompt}")
     axes.invert_yaxis()
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.figure.colorbar(points, ax=axes, label="reward")
 
 

@@ -132,13 +132,14 @@ class RemoteReward(Reward):
             MissingScoreError: if there is no score for any image of a prompt.
             RewardError: see the class.
         """
+        kept: list[Any] = list(encodings)
         if not self.relative:
-            groups = [[encodings[i] for i in group.tolist()] for group in members]
+            groups = [[kept[i] for i in group.tolist()] for group in members]
             return [self._complete(scores, prompt) for scores, prompt in zip(groups, prompts)]
         # In the order in which they would be compared here: a judge may prefer a place.
         orders = [group.argsort(stable=True) for group in members]
         requests = [
-            ([encodings[i] for i in group[order].tolist()], [prompt] * len(group))
+            ([kept[i] for i in group[order].tolist()], [prompt] * len(group))
             for group, order, prompt in zip(members, orders, prompts)
         ]
         found = [self._complete(scores, prompt) for scores, prompt in zip(self._ask_all(requests), prompts)]
