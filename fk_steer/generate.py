@@ -166,6 +166,7 @@ def generate_into(
     device: str | None = None,
     particle_parallel: bool = False,
     repair: bool = False,
+    pages: bool = True,
 ) -> None:
     """Make what is missing in a folder, and its report.
 
@@ -176,6 +177,8 @@ def generate_into(
         particle_parallel: share the particles of each prompt between the processes that torchrun or accelerate has
             started; the first one writes.
         repair: set aside what cannot be read, in `.unreadable` within the folder, and make it anew.
+        pages: whether to make the report and what is only for it: the contact sheet and pictures in traces, which long
+            lists of prompts would make huge.
 
     Raises:
         ValueError: if the folder was made with other settings, naming the first that differs, or another command is at
@@ -203,8 +206,8 @@ def generate_into(
                 # Another command may have been at it just before.
                 missing = _missing(out, settings)
                 check_settings(out, plain)
-            _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes)
-    if writes:
+            _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes, pages)
+    if writes and pages:
         results = results_in(out, plain)
         _update(out / "contact_sheet.png", png(contact_sheet(results)))
         _update(out / "report.html", html_report(results, plain).encode())
@@ -314,6 +317,7 @@ def _generate(
     device: str | None,
     particle_parallel: bool,
     writes: bool,
+    pages: bool,
 ) -> None:
     place = find_model(settings.model)
     target = default_device(device)
@@ -347,7 +351,7 @@ def _generate(
                     prompt,
                     generator=generator,
                     particle_parallel=particle_parallel,
-                    keep_predictions=not prefix,
+                    keep_predictions=pages and not prefix,
                     on_event=None if prefix else watched.see,
                     **prepared.call,
                 )

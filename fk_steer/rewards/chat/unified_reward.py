@@ -174,6 +174,11 @@ class UnifiedReward(Reward):
         return self._method if isinstance(self._method, ChatJudge) else None
 
     @property
+    def pairwise(self) -> PairwiseReward | None:
+        """What compares two images or videos; None for the variants that score each."""
+        return self._method if isinstance(self._method, PairwiseReward) else None
+
+    @property
     def counts(self) -> JudgeCounts:
         """What the judge has been through so far."""
         return self.ask.counts

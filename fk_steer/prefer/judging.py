@@ -1,0 +1,330 @@
+"""Rewards and judges as what decides about the candidates of a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence
+
+from llava_reward_guide.images import ImageError, as_rgb, load_image
+
+from ..rewards import FrameReward
+from ..rewards.base import MissingScoreError, Reward, RewardError, RewardFunction, as_reward, check_scores
+from ..rewards.chat.judge import Asker, ChatJudge
+from ..rewards.judge import JudgeCounts
+from ..rewards.pairwise import PairwiseReward
+from ..rewards.waiting import settled
+from .candidates import ANIMATIONS, Candidate
+from .rules import Comparison
+
+
+KINDS = ("image", "video", "text")
+"""Of candidates."""
+
+
+@dataclass
+class Verdicts:
+    """What was said of the candidates of a prompt, by their numbers.
+
+    Attributes:
+        scores: None where there was none.
+        replies: of a judge that was asked for them, in its words.
+        comparisons: of pairs.
+        spoken: of pairs, what the judge said in either order.
+        template: SHA-256 of the text that the judge was asked with; None for rewards that are not asked.
+        failed: requests that were never answered.
+    """
+
+    scores: dict[int, float | None]
+    replies: dict[int, str | None]
+    comparisons: dict[tuple[int, int], Comparison]
+    spoken: dict[tuple[int, int], tuple[str | None, str | None]]
+    template: str | None = None
+    failed: int = 0
+
+    @classmethod
+    def none(cls) -> Verdicts:
+        """Nothing yet."""
+        return cls({}, {}, {}, {})
+
+
+class Recorded:
+    """The rewards that candidates got when they were made, as a judge."""
+
+    compares = False
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.verdicts = Verdicts.none()
+        self.verdicts.scores |= {
+            # An infinite reward says nothing of how much better.
+            number: one.reward if one.reward is not None and math.isfinite(one.reward) else None
+            for number, one in enumerate(candidates)
+        }
+
+    def scores(self, which: Sequence[int]) -> dict[int, float | None]:
+        """See `Judge`."""
+        return {number: self.verdicts.scores[number] for number in which}
+
+    def comparisons(self, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Comparison]:
+        """What the rewards say of pairs, which in either order is the same."""
+        return by_scores(pairs, self.scores(sorted({one for pair in pairs for one in pair})))
+
+
+class Panel:
+    """A reward for scores, one for comparisons, or both.
+
+    Args:
+        point: gives scores; None if only comparisons are needed.
+        pair: compares two candidates; None to compare their scores.
+        kind: of the candidates, one of `KINDS`.
+        batch_size: candidates or pairs per call; a reward that only compares gets all of a prompt.
+
+    Raises:
+        ValueError: for rewards of another kind, or one that should score and only compares two.
+    """
+
+    def __init__(
+        self, point: RewardFunction | None, pair: RewardFunction | None, kind: str, batch_size: int = 16
+    ) -> None:
+        self.point = None if point is None else _of_kind(as_reward(point), kind, comparing=False)
+        self.pair = None if pair is None else _of_kind(as_reward(pair), kind, comparing=True)
+        self.comparing = None if self.pair is None else pairwise_of(self.pair)
+        self.kind, self.batch_size = kind, batch_size
+
+    def of(self, candidates: Sequence[Candidate], items: Sequence[Any]) -> OfPrompt:
+        """What decides about the candidates of one prompt.
+
+        Args:
+            items: what is seen of each: an image, or a video (1, F, 3, H, W).
+        """
+        return OfPrompt(self, candidates, items)
+
+
+class OfPrompt:
+    """See `Panel.of`. What was said is kept in `verdicts`, and asked for once."""
+
+    def __init__(self, panel: Panel, candidates: Sequence[Candidate], items: Sequence[Any]) -> None:
+        self.panel, self.candidates, self.items = panel, candidates, items
+        self.compares = panel.comparing is not None
+        self.verdicts = Verdicts.none()
+
+    def _text(self, number: int) -> str:
+        one = self.candidates[number]
+        return one.prompt if one.answer is None else one.answer
+
+    def scores(self, which: Sequence[int]) -> dict[int, float | None]:
+        """See `Judge`.
+
+        Raises:
+            RewardError: if the reward returns something unusable, or a judge answers nothing at all.
+        """
+        reward = self.panel.point
+        assert reward is not None
+        known = self.verdicts.scores
+        together = reward.relative
+        missing = list(range(len(self.items))) if together else list(which)
+        missing = [number for number in missing if number not in known]
+        size = len(missing) if together else self.panel.batch_size
+        for start in range(0, len(missing), max(size, 1)):
+            numbers = missing[start : start + size]
+            with self._counted(reward):
+                values, replies = self._scored(reward, numbers)
+            known |= dict(zip(numbers, values))
+            self.verdicts.replies |= dict(zip(numbers, replies))
+        return {number: known[number] for number in which}
+
+    def _scored(self, reward: Reward, numbers: list[int]) -> tuple[list[float | None], list[str | None]]:
+        texts = [self._text(number) for number in numbers]
+        where = f"for the prompt {self.candidates[numbers[0]].prompt!r}"
+        judge = getattr(reward, "judge", None)
+        if isinstance(judge, ChatJudge):
+            failed = judge.counts.failed
+            values = list(reward.encode(self._shown(numbers), texts))
+            if judge.counts.failed - failed >= len(numbers):
+                raise RewardError(f"'{judge.name}' got no answer {where}: {judge.ask.last_failure}.")
+            self.verdicts.template = _digest(judge.task.template)
+            return values, list(judge.ask.replies)
+        missing = _missing(reward)
+        try:
+            if self.panel.kind == "video" and not reward.relative:
+                # Videos may be of several sizes.
+                videos = zip(self.items_of(numbers), texts)
+                found = [float(check_scores(reward, reward(one, [text]), [text], where)) for one, text in videos]
+            else:
+                found = check_scores(reward, reward(self._shown(numbers), texts), texts, where).tolist()
+        except MissingScoreError:
+            return [None] * len(numbers), [None] * len(numbers)
+        # Something in a combination has no score for somebody, and steering would take the mean of the others for it.
+        lost = _missing(reward) > missing
+        return [None if lost or not math.isfinite(value) else value for value in found], [None] * len(numbers)
+
+    def items_of(self, numbers: Sequence[int]) -> list[Any]:
+        """What is seen of some candidates."""
+        return [self.items[number] for number in numbers]
+
+    def _shown(self, numbers: Sequence[int]) -> Any:
+        items = self.items_of(numbers)
+        if self.panel.kind != "video":
+            return items
+        if len({item.shape for item in items}) > 1:
+            raise RewardError(
+                f"Expected the videos of the prompt {self.candidates[numbers[0]].prompt!r} to be of one size, as they "
+                "are judged together."
+            )
+        return torch.cat(items)
+
+    def comparisons(self, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Comparison]:
+        """See `Judge`.
+
+        Raises:
+            RewardError: see `scores`.
+        """
+        if self.panel.comparing is None:
+            return by_scores(pairs, self.scores(sorted({one for pair in pairs for one in pair})))
+        missing = [pair for pair in pairs if pair not in self.verdicts.comparisons]
+        for start in range(0, len(missing), self.panel.batch_size):
+            self._compare(missing[start : start + self.panel.batch_size])
+        return {pair: self.verdicts.comparisons[pair] for pair in pairs}
+
+    def _compare(self, pairs: Sequence[tuple[int, int]]) -> None:
+        reward, comparing = self.panel.pair, self.panel.comparing
+        assert reward is not None and comparing is not None
+        seen = {
+            number: reward.encode(self._shown([number]), [self._text(number)])[0]
+            for number in sorted({one for pair in pairs for one in pair})
+        }
+        texts = [self.candidates[first].prompt for first, _ in pairs]
+        said = []
+        with self._counted(reward):
+            for order in ([(a, b) for a, b in pairs], [(b, a) for a, b in pairs]):
+                first, second = [seen[a] for a, _ in order], [seen[b] for _, b in order]
+                said.append(_asked(comparing, first, second, texts))
+        (forward, replies), (backward, others) = said
+        for number, pair in enumerate(pairs):
+            turned = backward[number]
+            self.verdicts.comparisons[pair] = Comparison(forward[number], None if turned is None else 1.0 - turned)
+            self.verdicts.spoken[pair] = (replies[number], others[number])
+        task = getattr(comparing.comparer, "task", None)
+        if task is not None:
+            self.verdicts.template = _digest(task.template)
+
+    def _counted(self, reward: Reward) -> _Failures:
+        return _Failures(reward, self.verdicts)
+
+
+class _Failures:
+    """Adds the requests that fail meanwhile to verdicts."""
+
+    def __init__(self, reward: Reward, verdicts: Verdicts) -> None:
+        self.reward, self.verdicts = reward, verdicts
+
+    def __enter__(self) -> None:
+        self.before = sum(counts.failed for counts in _counts(self.reward))
+
+    def __exit__(self, *exception: object) -> None:
+        self.verdicts.failed += sum(counts.failed for counts in _counts(self.reward)) - self.before
+
+
+def by_scores(
+    pairs: Sequence[tuple[int, int]], scores: Mapping[int, float | None]
+) -> dict[tuple[int, int], Comparison]:
+    """Comparisons that scores stand for: the higher one wins for certain."""
+    verdicts = {}
+    for first, second in pairs:
+        a, b = scores[first], scores[second]
+        value = None if a is None or b is None else (1.0 if a > b else 0.0 if a < b else 0.5)
+        verdicts[first, second] = Comparison(value, value)
+    return verdicts
+
+
+def pairwise_of(reward: Reward) -> PairwiseReward | None:
+    """What compares two images of a reward that does nothing else; None for rewards that score."""
+    found = reward if isinstance(reward, PairwiseReward) else getattr(reward, "pairwise", None)
+    return found if isinstance(found, PairwiseReward) else None
+
+
+def _of_kind(reward: Reward, kind: str, comparing: bool) -> Reward:
+    if comparing != (pairwise_of(reward) is not None):
+        what = "compares two" if comparing else "scores each"
+        raise ValueError(f"Expected a judge that {what} of the candidates, which '{reward.name}' does not.")
+    if kind == "text" and comparing:
+        raise ValueError(f"'{reward.name}' compares images, and the candidates are texts. Choose one that scores.")
+    if kind == "video" and not reward.takes_videos:
+        if comparing:
+            raise ValueError(f"'{reward.name}' compares images, and the candidates are videos.")
+        return FrameReward(reward)
+    if kind != "video" and reward.takes_videos:
+        raise ValueError(f"'{reward.name}' judges videos, and the candidates are {kind}s.")
+    return reward
+
+
+def _asked(
+    comparing: PairwiseReward, first: list[Any], second: list[Any], prompts: list[str]
+) -> tuple[list[float | None], list[str | None]]:
+    """Of each pair the probability that the first is better, and the reply."""
+    values = settled(comparing.comparer(first, second, prompts))
+    given = [None if value is None or math.isnan(float(value)) else float(value) for value in values]
+    if len(given) != len(prompts) or any(value is not None and not 0.0 <= value <= 1.0 for value in given):
+        raise RewardError(
+            f"Expected the comparer of '{comparing.name}' to return {len(prompts)} probabilities in [0, 1], but got "
+            f"{given}."
+        )
+    ask = getattr(comparing.comparer, "ask", None)
+    if not isinstance(ask, Asker):
+        return given, [None] * len(given)
+    return given, list(ask.replies)
+
+
+def _counts(reward: Reward) -> Iterator[JudgeCounts]:
+    for leaf in {id(one): one for one in (reward, *reward.leaves)}.values():
+        if isinstance(found := getattr(leaf, "counts", None), JudgeCounts):
+            yield found
+
+
+def _missing(reward: Reward) -> int:
+    return sum(counts.missing for counts in _counts(reward))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def kind_of(candidates: Sequence[Candidate]) -> str:
+    """What candidates are, one of `KINDS`, by the first of them.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    if candidates[0].answer is not None:
+        return "text"
+    return "video" if _frames(candidates[0]) > 1 else "image"
+
+
+def _frames(one: Candidate) -> int:
+    if one.path.suffix.lower() not in ANIMATIONS:
+        return 1
+    try:
+        with Image.open(one.path) as image:
+            return int(getattr(image, "n_frames", 1))
+    except OSError as error:
+        raise ImageError(f"Expected an image or video at '{one.path}', but it cannot be read: {error}.") from None
+
+
+def opened(kind: str) -> Callable[[Candidate], Any]:
+    """What opens a candidate for a judge: its image, or its video (1, F, 3, H, W) in [0, 1]; `ImageError` if it cannot
+    be read."""
+    return _video if kind == "video" else lambda one: load_image(one.path, keep_mode=True)
+
+
+def _video(one: Candidate) -> torch.Tensor:
+    if _frames(one) < 2:
+        raise ImageError(f"Expected a video of several frames at '{one.path}', but it is an image.")
+    with Image.open(one.path) as image:
+        frames = [np.asarray(as_rgb(frame)) for frame in ImageSequence.Iterator(image)]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)[None].float() / 255
