@@ -62,7 +62,8 @@ def prefer(
     judge: Annotated[
         str | None,
         typer.Option(
-            help="Let this reward or judge decide; `fk-steer rewards` lists them. It may be a combination, as --reward.",
+            help="Let this reward or judge decide; `fk-steer rewards` lists them. It may be a combination, as with"
+            " --reward.",
             show_default="the rewards that images got when they were made",
             rich_help_panel=DECIDE,
         ),

@@ -74,8 +74,8 @@ class Source:
 
 
 def read_source(place: Path) -> Source:
-    """The candidates in a folder of `fk-steer generate` or `fk-steer bench`, in another folder in GenEval's layout, in a
-    folder of images with `metadata.jsonl` or `metadata.csv`, or in such a list itself; or the answers in a list.
+    """The candidates in a folder of `fk-steer generate` or `fk-steer bench`, in another folder in GenEval's layout, in
+    a folder of images with `metadata.jsonl` or `metadata.csv`, or in such a list itself; or the answers in a list.
 
     Raises:
         OSError: if there is no such folder, or nothing of this in it.

@@ -91,6 +91,7 @@ def write(folder: Path, rows: Sequence[Row], kind: str) -> list[dict[str, Any]]:
     | image | caption, jpg_0 (the chosen image), jpg_1, label_0 = 1, label_1 = 0, as Pick-a-Pic has them: the content of PNG or JPEG files |
     | video | caption, video_0, video_1, label_0 = 1, label_1 = 0: the content of files |
     | text | prompt, image, chosen, rejected |
+    | video-text | prompt, video, chosen, rejected |
 
     Args:
         folder: of the dataset; the files go to `data` in it.
@@ -181,13 +182,11 @@ def _schema(kind: str) -> pyarrow.Schema:
     of_both: dict[str, Any] = {"score": number, "seed": pa.int64(), "model": string, "source": string, "reply": string}
     fields: dict[str, Any] = {"id": string}
     metadata = None
-    if kind == "text":
-        fields |= {
-            "prompt": string,
-            "image": pa.struct({"bytes": content, "path": string}),
-            "chosen": string,
-            "rejected": string,
-        }
+    if kind == "video-text":
+        fields |= {"prompt": string, "video": content, "chosen": string, "rejected": string}
+    elif kind == "text":
+        image = pa.struct({"bytes": content, "path": string})
+        fields |= {"prompt": string, "image": image, "chosen": string, "rejected": string}
         # What `datasets` makes an image of; the other columns are as their types say.
         metadata = {"huggingface": json.dumps({"info": {"features": _features(fields, of_both)}})}
     else:
@@ -222,13 +221,10 @@ def _features(fields: dict[str, Any], of_both: dict[str, Any]) -> dict[str, Any]
 def _values(row: Row, kind: str) -> dict[str, Any]:
     chosen, rejected = row.chosen, row.rejected
     values: dict[str, Any] = {"id": row.id}
-    if kind == "text":
-        values |= {
-            "prompt": row.prompt,
-            "image": {"bytes": content_of(chosen.file, chosen.sha256, kind), "path": chosen.file.name},
-            "chosen": chosen.answer,
-            "rejected": rejected.answer,
-        }
+    if chosen.answer is not None:
+        content = content_of(chosen.file, chosen.sha256, kind)
+        about = {"video": content} if kind == "video-text" else {"image": {"bytes": content, "path": chosen.file.name}}
+        values |= {"prompt": row.prompt, **about, "chosen": chosen.answer, "rejected": rejected.answer}
     else:
         first, second = ("jpg_0", "jpg_1") if kind == "image" else ("video_0", "video_1")
         values |= {
@@ -249,8 +245,8 @@ def _values(row: Row, kind: str) -> dict[str, Any]:
 
 
 def content_of(path: Path, sha256: str, kind: str) -> bytes:
-    """What a dataset keeps of a file: its content, or of an image that trainers would see otherwise than a judge (turned
-    by EXIF, transparent, deep, of another format than PNG or JPEG) a PNG of what the judge saw.
+    """What a dataset keeps of a file: its content, or of an image that trainers would see otherwise than a judge
+    (turned by EXIF, transparent, deep, of another format than PNG or JPEG) a PNG of what the judge saw.
 
     Raises:
         ValueError: if its content has another digest than when it was judged.
@@ -258,7 +254,7 @@ def content_of(path: Path, sha256: str, kind: str) -> bytes:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is not the file that was judged. Put that back, or choose another --out.")
-    if kind == "video":
+    if kind in ("video", "video-text"):
         return content
     with Image.open(path) as image:
         plain = image.format in ("PNG", "JPEG") and image.mode == "RGB"

@@ -16,6 +16,7 @@ from llava_reward_guide.images import ImageError, as_rgb, load_image
 
 from ..rewards import FrameReward
 from ..rewards.base import MissingScoreError, Reward, RewardError, RewardFunction, as_reward, check_scores
+from ..rewards.chat.frames import frames_of
 from ..rewards.chat.judge import Asker, ChatJudge
 from ..rewards.judge import JudgeCounts
 from ..rewards.pairwise import PairwiseReward
@@ -24,8 +25,12 @@ from .candidates import ANIMATIONS, Candidate
 from .rules import Comparison
 
 
-KINDS = ("image", "video", "text")
-"""Of candidates."""
+KINDS = ("image", "video", "text", "video-text")
+"""Of candidates; the last two are texts about an image and about a video."""
+
+
+Said = tuple[list[float | None], list[str | None]]
+"""Of each pair the probability that the first is better, and the reply."""
 
 
 @dataclass
@@ -101,7 +106,7 @@ class Panel:
         """What decides about the candidates of one prompt.
 
         Args:
-            items: what is seen of each: an image, or a video (1, F, 3, H, W).
+            items: what is seen of each, see `opened`.
         """
         return OfPrompt(self, candidates, items)
 
@@ -113,6 +118,9 @@ class OfPrompt:
         self.panel, self.candidates, self.items = panel, candidates, items
         self.compares = panel.comparing is not None
         self.verdicts = Verdicts.none()
+        self.seen: dict[int, Any] = {}
+        """What a reward that compares keeps of candidates."""
+        self.answers = panel.kind in ("text", "video-text")
 
     def _text(self, number: int) -> str:
         one = self.candidates[number]
@@ -145,7 +153,13 @@ class OfPrompt:
         judge = getattr(reward, "judge", None)
         if isinstance(judge, ChatJudge):
             failed = judge.counts.failed
-            values = list(reward.encode(self._shown(numbers), texts))
+            if takes_answers(reward):
+                own = [self.items[number] for number in numbers]
+                questions = [self.candidates[number].prompt for number in numbers]
+                found = reward.judge_answers(shown_of(own, reward), questions, [[text] for text in texts])  # type: ignore[attr-defined]
+                values = [value for (value,) in found]
+            else:
+                values = list(reward.encode(self._shown(numbers), texts))
             if judge.counts.failed - failed >= len(numbers):
                 raise RewardError(f"'{judge.name}' got no answer {where}: {judge.ask.last_failure}.")
             self.verdicts.template = _digest(judge.task.template)
@@ -154,7 +168,7 @@ class OfPrompt:
         try:
             if self.panel.kind == "video" and not reward.relative:
                 # Videos may be of several sizes.
-                videos = zip(self.items_of(numbers), texts)
+                videos = zip([self.items[number] for number in numbers], texts)
                 found = [float(check_scores(reward, reward(one, [text]), [text], where)) for one, text in videos]
             else:
                 found = check_scores(reward, reward(self._shown(numbers), texts), texts, where).tolist()
@@ -164,12 +178,11 @@ class OfPrompt:
         lost = _missing(reward) > missing
         return [None if lost or not math.isfinite(value) else value for value in found], [None] * len(numbers)
 
-    def items_of(self, numbers: Sequence[int]) -> list[Any]:
-        """What is seen of some candidates."""
-        return [self.items[number] for number in numbers]
-
     def _shown(self, numbers: Sequence[int]) -> Any:
-        items = self.items_of(numbers)
+        items = [self.items[number] for number in numbers]
+        if self.answers:
+            # Rewards of images see how well the answer fits as their prompt.
+            return [frames[0] for frames in items]
         if self.panel.kind != "video":
             return items
         if len({item.shape for item in items}) > 1:
@@ -195,16 +208,10 @@ class OfPrompt:
     def _compare(self, pairs: Sequence[tuple[int, int]]) -> None:
         reward, comparing = self.panel.pair, self.panel.comparing
         assert reward is not None and comparing is not None
-        seen = {
-            number: reward.encode(self._shown([number]), [self._text(number)])[0]
-            for number in sorted({one for pair in pairs for one in pair})
-        }
-        texts = [self.candidates[first].prompt for first, _ in pairs]
         said = []
         with self._counted(reward):
-            for order in ([(a, b) for a, b in pairs], [(b, a) for a, b in pairs]):
-                first, second = [seen[a] for a, _ in order], [seen[b] for _, b in order]
-                said.append(_asked(comparing, first, second, texts))
+            for order in (list(pairs), [(second, first) for first, second in pairs]):
+                said.append(self._asked_answers(reward, order) if self.answers else self._asked(order))
         (forward, replies), (backward, others) = said
         for number, pair in enumerate(pairs):
             turned = backward[number]
@@ -213,6 +220,41 @@ class OfPrompt:
         task = getattr(comparing.comparer, "task", None)
         if task is not None:
             self.verdicts.template = _digest(task.template)
+
+    def _asked(self, order: Sequence[tuple[int, int]]) -> Said:
+        """Of each pair, shown in this order."""
+        reward, comparing = self.panel.pair, self.panel.comparing
+        assert reward is not None and comparing is not None
+        for number in {one for pair in order for one in pair} - self.seen.keys():
+            self.seen[number] = reward.encode(self._shown([number]), [self._text(number)])[0]
+        first, second = [self.seen[a] for a, _ in order], [self.seen[b] for _, b in order]
+        texts = [self.candidates[a].prompt for a, _ in order]
+        failed = sum(counts.failed for counts in _counts(reward))
+        values = settled(comparing.comparer(first, second, texts))
+        given = [None if value is None or math.isnan(float(value)) else float(value) for value in values]
+        if len(given) != len(order) or any(value is not None and not 0.0 <= value <= 1.0 for value in given):
+            raise RewardError(
+                f"Expected the comparer of '{comparing.name}' to return {len(order)} probabilities in [0, 1], but got "
+                f"{given}."
+            )
+        ask = getattr(comparing.comparer, "ask", None)
+        if not isinstance(ask, Asker):
+            return given, [None] * len(given)
+        self._check_answered(ask, ask.counts.failed - failed, len(order), texts[0])
+        return given, list(ask.replies)
+
+    def _asked_answers(self, reward: Any, order: Sequence[tuple[int, int]]) -> Said:
+        shown = shown_of([self.items[a] for a, _ in order], reward)
+        questions = [self.candidates[a].prompt for a, _ in order]
+        failed = reward.counts.failed
+        found = reward.judge_answers(shown, questions, [[self._text(a), self._text(b)] for a, b in order])
+        self._check_answered(reward.ask, reward.counts.failed - failed, len(order), questions[0])
+        return [value for value, _ in found], list(reward.ask.replies)[: len(order)]
+
+    @staticmethod
+    def _check_answered(ask: Asker, failed: int, asked: int, prompt: str) -> None:
+        if failed >= asked:
+            raise RewardError(f"The judge gave no answer for the prompt {prompt!r}: {ask.last_failure}.")
 
     def _counted(self, reward: Reward) -> _Failures:
         return _Failures(reward, self.verdicts)
@@ -249,36 +291,41 @@ def pairwise_of(reward: Reward) -> PairwiseReward | None:
     return found if isinstance(found, PairwiseReward) else None
 
 
+def takes_answers(reward: Reward) -> bool:
+    """Whether it judges texts about images."""
+    return bool(getattr(reward, "takes_answers", False))
+
+
+def shown_of(items: Sequence[Sequence[Image.Image]], reward: Any) -> list[tuple[Image.Image, ...]]:
+    """What a judge of texts is shown: the image, or of a video as many frames as it takes."""
+    return list(frames_of(items, reward.frames)) if reward.of_videos else [(frames[0],) for frames in items]
+
+
 def _of_kind(reward: Reward, kind: str, comparing: bool) -> Reward:
+    name = f"'{reward.name}'"
     if comparing != (pairwise_of(reward) is not None):
         what = "compares two" if comparing else "scores each"
-        raise ValueError(f"Expected a judge that {what} of the candidates, which '{reward.name}' does not.")
-    if kind == "text" and comparing:
-        raise ValueError(f"'{reward.name}' compares images, and the candidates are texts. Choose one that scores.")
-    if kind == "video" and not reward.takes_videos:
+        raise ValueError(f"Expected a judge that {what} of the candidates, which {name} does not.")
+    if getattr(reward, "takes_edits", False):
+        raise ValueError(f"{name} judges edited images beside those before, which candidates do not have.")
+    videos = kind in ("video", "video-text")
+    if kind in ("text", "video-text"):
+        if takes_answers(reward):
+            if videos != bool(getattr(reward, "of_videos", False)):
+                raise ValueError(f"{name} judges texts about {'images' if videos else 'videos'}, which these are not.")
+            return reward
+        if comparing or reward.takes_videos or videos:
+            raise ValueError(f"{name} does not judge texts, which the candidates are.")
+        return reward
+    if takes_answers(reward):
+        raise ValueError(f"{name} judges texts about {kind}s, and the candidates are {kind}s.")
+    if videos and not reward.takes_videos:
         if comparing:
-            raise ValueError(f"'{reward.name}' compares images, and the candidates are videos.")
+            raise ValueError(f"{name} compares images, and the candidates are videos.")
         return FrameReward(reward)
-    if kind != "video" and reward.takes_videos:
-        raise ValueError(f"'{reward.name}' judges videos, and the candidates are {kind}s.")
+    if not videos and reward.takes_videos:
+        raise ValueError(f"{name} judges videos, and the candidates are images.")
     return reward
-
-
-def _asked(
-    comparing: PairwiseReward, first: list[Any], second: list[Any], prompts: list[str]
-) -> tuple[list[float | None], list[str | None]]:
-    """Of each pair the probability that the first is better, and the reply."""
-    values = settled(comparing.comparer(first, second, prompts))
-    given = [None if value is None or math.isnan(float(value)) else float(value) for value in values]
-    if len(given) != len(prompts) or any(value is not None and not 0.0 <= value <= 1.0 for value in given):
-        raise RewardError(
-            f"Expected the comparer of '{comparing.name}' to return {len(prompts)} probabilities in [0, 1], but got "
-            f"{given}."
-        )
-    ask = getattr(comparing.comparer, "ask", None)
-    if not isinstance(ask, Asker):
-        return given, [None] * len(given)
-    return given, list(ask.replies)
 
 
 def _counts(reward: Reward) -> Iterator[JudgeCounts]:
@@ -301,9 +348,10 @@ def kind_of(candidates: Sequence[Candidate]) -> str:
     Raises:
         ImageError: if it cannot be read.
     """
+    video = _frames(candidates[0]) > 1
     if candidates[0].answer is not None:
-        return "text"
-    return "video" if _frames(candidates[0]) > 1 else "image"
+        return "video-text" if video else "text"
+    return "video" if video else "image"
 
 
 def _frames(one: Candidate) -> int:
@@ -317,14 +365,28 @@ def _frames(one: Candidate) -> int:
 
 
 def opened(kind: str) -> Callable[[Candidate], Any]:
-    """What opens a candidate for a judge: its image, or its video (1, F, 3, H, W) in [0, 1]; `ImageError` if it cannot
-    be read."""
-    return _video if kind == "video" else lambda one: load_image(one.path, keep_mode=True)
+    """What opens a candidate for a judge: its image, its video (1, F, 3, H, W) in [0, 1], or of what a text is about
+    all frames; `ImageError` if it cannot be read."""
+    if kind == "video":
+        return _video
+    if kind == "video-text":
+        return _all_frames
+    if kind == "text":
+        return lambda one: [load_image(one.path)]
+    return lambda one: load_image(one.path, keep_mode=True)
+
+
+def _all_frames(one: Candidate) -> list[Image.Image]:
+    if _frames(one) < 2:
+        raise ImageError(f"Expected a video of several frames at '{one.path}', but it is an image.")
+    try:
+        with Image.open(one.path) as image:
+            return [as_rgb(frame) for frame in ImageSequence.Iterator(image)]
+    # Pillow's errors for broken files are of many kinds.
+    except Exception as error:
+        raise ImageError(f"Expected a readable video at '{one.path}', but it is not: {error}.") from None
 
 
 def _video(one: Candidate) -> torch.Tensor:
-    if _frames(one) < 2:
-        raise ImageError(f"Expected a video of several frames at '{one.path}', but it is an image.")
-    with Image.open(one.path) as image:
-        frames = [np.asarray(as_rgb(frame)) for frame in ImageSequence.Iterator(image)]
+    frames = [np.asarray(frame) for frame in _all_frames(one)]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)[None].float() / 255

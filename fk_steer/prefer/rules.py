@@ -30,8 +30,9 @@ KEPT, TIE, DISAGREEMENT, BELOW_MARGIN, NOT_BETTER, UNREADABLE = OUTCOMES = (
     "not better",
     "unreadable",
 )
-"""What becomes of a pair. 'disagreement': asked in the other order the judge says something else. 'not better', with the
-rule 'unified-reward': the best winner scores no higher than the worst loser."""
+"""What becomes of a pair. 'disagreement': asked in the other order the judge says something else. 'not better': the best
+winner of the rule 'unified-reward' scores no higher than the worst loser, or the candidate with most wins has lost to
+the one with fewest."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class Pair:
         chosen, rejected: numbers of the candidates.
         chosen_score, rejected_score: what they were chosen by: scores, or mean win probabilities; None where only the
             two were compared.
-        margin: how much better the chosen one is: the difference of the scores, or of the probabilities that one and the
-            other is better.
+        margin: how much better the chosen one is: the difference of the scores, or of the probabilities that one and
+            the other is better.
         probability: that the chosen one is better, where the two were compared; else None.
     """
 
@@ -204,8 +205,8 @@ def _extreme_by_scores(number: int, judge: Judge, margin: float) -> Found:
 
 
 def _extreme_by_wins(number: int, judge: Judge, margin: float) -> Found:
-    """By the mean win probability over the comparisons that could be read. The chosen one must also have won against the
-    rejected one itself."""
+    """By the mean win probability over the comparisons that could be read. The chosen one must also have won against
+    the rejected one itself."""
     verdicts = judge.comparisons(list(itertools.combinations(range(number), 2)))
     played: dict[int, list[float]] = {one: [] for one in range(number)}
     for (first, second), verdict in verdicts.items():

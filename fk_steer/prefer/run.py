@@ -31,19 +31,27 @@ from ..files import alone, check_settings, record_settings, write_json
 from ..generate import Generation, generate_into
 from ..loading import check_names, load_guide
 from ..records import UnreadableFile, read_record, say_set_aside, set_aside
+from ..rewards.base import as_reward
 from ..rewards.chat import check_recordable
+from ..rewards.chat.unified import TASKS
+from ..rewards.chat.unified_reward import UnifiedReward
 from ..rewards.loading import default_device
 from ..smc import integer, is_named, real, unknown
 from .candidates import Candidate, Source, digest, grouped, read_source
 from .dataset import Row, Side, write, write_card
-from .judging import OfPrompt, Panel, Recorded, kind_of, opened
+from .judging import OfPrompt, Panel, Recorded, kind_of, opened, pairwise_of
 from .rules import OUTCOMES, RULES, Sifted, sift
 
 
 RECORDED = "recorded"
 """Judge: the rewards that candidates got when they were made."""
 
-PAIRING = {"image": ("pair", "point"), "video": ("video-pair", "video")}
+PAIRING = {
+    "image": ("pair", "point"),
+    "video": ("video-pair", "video"),
+    "text": ("answer-pair", "answer"),
+    "video-text": ("video-answer-pair", "video-answer"),
+}
 """Kind of candidates -> the variants of UnifiedReward that compare two of them and score each."""
 
 
@@ -297,22 +305,21 @@ def _panel(run: _Run, batch_size: int, device: str | None) -> Callable[[Sequence
         return lambda candidates, items: Recorded(candidates)
     target = default_device(device)
     options = dict(preference.judge_options)
-    if preference.rule == "unified-reward" and preference.judge == "unified-reward" and run.kind in PAIRING:
+    if preference.judge == UnifiedReward.name:
         pair, point = PAIRING[run.kind]
         given = options.pop("variant", None)
-        of_pair = {**options, "variant": given if given in ("think", pair) else pair}
-        of_point = {**options, "variant": given if given not in (None, "think", pair) else point}
-        load = lambda own: load_guide("unified-reward", target, **own)  # noqa: E731
-        return Panel(load(of_point), load(of_pair), run.kind, batch_size).of
-    from ..rewards.base import as_reward
-    from .judging import pairwise_of
-
+        compares = given in TASKS and TASKS[given].compares
+        if preference.rule == "unified-reward":
+            pair, point = (given if compares else pair), (point if compares or given is None else given)
+            judges = [load_guide(UnifiedReward.name, target, **options, variant=one) for one in (point, pair)]
+            return Panel(judges[0], judges[1], run.kind, batch_size).of
+        options["variant"] = given or point
     judge = as_reward(load_guide(preference.judge, target, **options))
     compares = pairwise_of(judge) is not None
     if compares and preference.rule == "unified-reward":
         raise ValueError(
-            f"The rule 'unified-reward' also scores winners and losers, and '{preference.judge}' with these options only "
-            "compares two. Choose the judge unified-reward, which does both, a judge that scores, or another --rule."
+            f"The rule 'unified-reward' also scores winners and losers, and '{preference.judge}' with these options "
+            "only compares two. Choose the judge unified-reward, which does both, a judge that scores, or another --rule."
         )
     return Panel(None if compares else judge, judge if compares else None, run.kind, batch_size).of
 

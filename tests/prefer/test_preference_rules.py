@@ -1,4 +1,4 @@
-"""Which pairs are kept: UnifiedReward's published recipe where it is sound, and each of its defects that is not copied."""
+"""Which pairs are kept: by UnifiedReward's published recipe where it is sound, and without its defects."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_all_pairs_by_scores_the_widest_first():
 
 def test_a_judge_that_prefers_a_place_decides_nothing():
     always_first = Comparison(1.0, 0.0)
-    pairs = {pair: always_first for pair in itertools.combinations(range(4), 2)}
+    pairs = dict.fromkeys(itertools.combinations(range(4), 2), always_first)
     for rule in ("all-pairs", "fixed-pairs", "best-worst", "unified-reward"):
         found = sift(rule, 4, Table([1, 2, 3, 4], pairs))
         assert found.pairs == () and found.outcomes.get("kept", 0) == 0
