@@ -154,10 +154,10 @@ class OfPrompt:
         if isinstance(judge, ChatJudge):
             failed = judge.counts.failed
             if takes_answers(reward):
-                own = [self.items[number] for number in numbers]
+                asking: Any = reward
+                shown = shown_of([self.items[number] for number in numbers], asking)
                 questions = [self.candidates[number].prompt for number in numbers]
-                found = reward.judge_answers(shown_of(own, reward), questions, [[text] for text in texts])  # type: ignore[attr-defined]
-                values = [value for (value,) in found]
+                values = [value for (value,) in asking.judge_answers(shown, questions, [[text] for text in texts])]
             else:
                 values = list(reward.encode(self._shown(numbers), texts))
             if judge.counts.failed - failed >= len(numbers):

@@ -7,8 +7,9 @@
 | fixed-pairs | the first and second candidate, the third and fourth, and so on |
 | unified-reward | the fixed pairs are compared; of their winners the one with the highest score and of their losers the one with the lowest make one pair |
 
-The last is the recipe of UnifiedReward (Wang et al., arXiv 2503.05236). Everywhere a pair is kept only if one is strictly
-better, and a verdict that is missing drops the pair: it is never taken for a score of 0 or for a win of the first.
+The last is the recipe of UnifiedReward (Wang et al., arXiv 2503.05236). Everywhere a pair is kept only if one is
+strictly better, and a verdict that is missing drops the pair: it is never taken for a score of 0 or for a win of the
+first.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ KEPT, TIE, DISAGREEMENT, BELOW_MARGIN, NOT_BETTER, UNREADABLE = OUTCOMES = (
     "not better",
     "unreadable",
 )
-"""What becomes of a pair. 'disagreement': asked in the other order the judge says something else. 'not better': the best
-winner of the rule 'unified-reward' scores no higher than the worst loser, or the candidate with most wins has lost to
-the one with fewest."""
+"""What becomes of a pair. 'disagreement': asked in the other order the judge says something else. 'not better': the
+best winner of the rule 'unified-reward' scores no higher than the worst loser, or the candidate with most wins has lost
+to the one with fewest."""
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,8 @@ def _panel(run: _Run, batch_size: int, device: str | None) -> Callable[[Sequence
     if compares and preference.rule == "unified-reward":
         raise ValueError(
             f"The rule 'unified-reward' also scores winners and losers, and '{preference.judge}' with these options "
-            "only compares two. Choose the judge unified-reward, which does both, a judge that scores, or another --rule."
+            "only compares two. Choose the judge unified-reward, which does both, a judge that scores, or another "
+            "--rule."
         )
     return Panel(None if compares else judge, judge if compares else None, run.kind, batch_size).of
 

@@ -1,5 +1,5 @@
-"""Preference data from folders, answers, videos and prompts: what is kept, what is dropped and counted, what is resumed,
-and that `datasets` opens it."""
+"""Preference data from folders, answers, videos and prompts: what is kept and what is dropped, and that `datasets`
+opens it."""
 
 from __future__ import annotations
 
