@@ -71,6 +71,7 @@ class Generation:
         seed: of the noise and the resampling.
         compare: whether as many images are made without steering, from the same noise.
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
+        lora: weights of LoRA for the pipeline, see `load_pipeline`; None for none.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Generation:
     dtype: str
     prompts: list[str]
     frames: int | None = None
+    lora: str | None = None
 
     @classmethod
     def of(
@@ -112,6 +114,7 @@ class Generation:
         seed: int = 0,
         compare: bool = False,
         dtype: str = "auto",
+        lora: str | None = None,
     ) -> Generation:
         """With what is left open filled in: a bundled model's steps, guidance scale and reward, a preset's settings.
 
@@ -154,6 +157,7 @@ class Generation:
             compare=compare,
             dtype=dtype,
             prompts=list(prompts),
+            lora=lora,
         )
 
 
@@ -323,7 +327,7 @@ def _generate(
     target = default_device(device)
     say_loading(place, settings.reward, settings.reward_options)
     reward = load_guide(settings.reward, target, **settings.reward_options)
-    pipe = load_pipeline(settings.model, kind, settings.dtype, target)
+    pipe = load_pipeline(settings.model, kind, settings.dtype, target, settings.lora)
     prepared = prepare(pipe, reward, settings)
     if prepared.scheduler_note:
         note = f"{prepared.scheduler_note} Choose another with --scheduler."

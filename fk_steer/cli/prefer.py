@@ -26,6 +26,7 @@ from .options import (
     Device,
     Height,
     Lmbda,
+    Lora,
     Particles,
     Preset,
     Repair,
@@ -146,6 +147,7 @@ def prefer(
             rich_help_panel=MAKE,
         ),
     ] = DEFAULT_MODEL,
+    lora: Lora = None,
     seeds: Annotated[
         int,
         typer.Option(min=1, help="Make the candidates of a prompt this often, with other noise.", rich_help_panel=MAKE),
@@ -234,7 +236,8 @@ def prefer(
         if prompts is not None or prompts_file is not None:
             name, copy = (str(prompts_file), None) if prompts is None else (prompts, prompts_file)
             entries = prompt_list(name, copy)
-            texts = [entries[index]["prompt"] for index in evenly(entries, limit)]
+            # A prompt that comes twice would get the same images again.
+            texts = list(dict.fromkeys(entries[index]["prompt"] for index in evenly(entries, limit)))
             warn_of_lmbda(preset, lmbda)
             runs = {
                 f"seed-{number}": Generation.of(
@@ -255,6 +258,7 @@ def prefer(
                     frames=frames,
                     seed=number,
                     dtype=dtype,
+                    lora=lora,
                 )
                 for number in range(seed, seed + seeds)
             }

@@ -137,12 +137,13 @@ def _generated(folder: Path, settings: dict[str, Any]) -> Source:
     relative, unfinished = False, 0
     for index, prompt in enumerate(settings["prompts"]):
         here = folder / f"{index:03d}"
-        for prefix in ("", UNSTEERED) if settings["compare"] else ("",):
-            try:
-                trace = Trace.load(here / f"{prefix}trace.json")
-            except FileNotFoundError:
-                unfinished += 1
-                break
+        prefixes = ("", UNSTEERED) if settings["compare"] else ("",)
+        try:
+            traces = {prefix: Trace.load(here / f"{prefix}trace.json") for prefix in prefixes}
+        except FileNotFoundError:
+            unfinished += 1
+            continue
+        for prefix, trace in traces.items():
             relative = relative or trace.relative
             for rank, reward in enumerate(trace.rewards[0]):
                 path = picture_path(here, f"{prefix}{rank:02d}")
@@ -154,7 +155,7 @@ def _generated(folder: Path, settings: dict[str, Any]) -> Source:
                         settings["seed"],
                         settings["model"],
                         reward,
-                        f"{folder.absolute().name}/{here.name}/{prefix}",
+                        f"{here.absolute()}/{prefix}",
                     )
                 )
     return Source(
@@ -182,7 +183,7 @@ def _benched(folder: Path, settings: dict[str, Any]) -> Source:
                 record.seed,
                 settings["model"],
                 record.reward,
-                f"{folder.absolute().name}/{number}/{record.sample}",
+                str(image.absolute()),
             )
         )
     trace = next(iter(sorted(folder.glob("*/traces/*.json"))), None)

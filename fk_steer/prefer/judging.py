@@ -343,12 +343,14 @@ def _digest(text: str) -> str:
 
 
 def kind_of(candidates: Sequence[Candidate]) -> str:
-    """What candidates are, one of `KINDS`, by the first of them.
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
-    video = _frames(candidates[0]) > 1
+    """What candidates are, one of `KINDS`, by the first of them that can be read."""
+    video = False
+    for one in candidates:
+        try:
+            video = _frames(one) > 1
+        except ImageError:
+            continue
+        break
     if candidates[0].answer is not None:
         return "video-text" if video else "text"
     return "video" if video else "image"

@@ -152,6 +152,10 @@ def prefer(
     if (summary := run.finished()) is not None:
         return summary
     with alone(out):
+        for folder in (out / "prompts", out / "data"):
+            # What a killed run was at.
+            for file in folder.glob(".*.tmp"):
+                file.unlink(missing_ok=True)
         record_settings(out, run.settings)
         missing = [number for number in range(len(run.groups)) if run.record(number) is None]
         if missing:
@@ -327,7 +331,7 @@ def _panel(run: _Run, batch_size: int, device: str | None) -> Callable[[Sequence
 
 def _decide(run: _Run, missing: Sequence[int], batch_size: int, device: str | None) -> None:
     of_prompt = _panel(run, batch_size, device)
-    see = opened(run.kind) if run.preference.judge is not None else lambda one: None
+    see = opened(run.kind)
     with progress_bar() as bar:
         task = bar.add_task("prompts", total=len(run.groups), completed=len(run.groups) - len(missing))
         for number in missing:
