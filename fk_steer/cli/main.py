@@ -18,6 +18,7 @@ from .presets import presets
 from .rewards import app as rewards
 from .rewards import score
 from .serve import serve
+from .train import app as train
 
 
 class InOrder(TyperGroup):
@@ -28,7 +29,7 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "app", "score", "compare", "judge", "bench", "eval", "presets", "rewards"]
+ORDER = ["generate", "app", "score", "compare", "judge", "train", "bench", "eval", "presets", "rewards"]
 
 app = typer.Typer(
     cls=InOrder,
@@ -54,11 +55,13 @@ def main(
 
 
 PICTURES, SCORES, BENCHMARKS, LOOK_UP = "Make pictures", "Score and compare", "Benchmarks", "Look up"
+TRAIN = "Train"
 
 app.command(rich_help_panel=PICTURES)(generate)
 app.command("app", rich_help_panel=PICTURES)(serve)
 for command in (score, compare, judge):
     app.command(rich_help_panel=SCORES)(command)
+app.add_typer(train, name="train", rich_help_panel=TRAIN)
 app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)
 app.add_typer(evaluation, name="eval", rich_help_panel=BENCHMARKS)
 app.add_typer(rewards, name="rewards", rich_help_panel=LOOK_UP)
