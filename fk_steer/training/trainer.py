@@ -165,7 +165,9 @@ class Trainer:
             self.trained.parameters, config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )  # fmt: skip
-        schedule = get_scheduler(config.schedule, optimizer, config.warmup, config.steps)
+        schedule = get_scheduler(
+            config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
+        )
         if config.compile:
             self.denoiser.module.compile()
         save_trained_weights_only(accelerator)
