@@ -19,6 +19,7 @@ from .presets import presets
 from .rewards import app as rewards
 from .rewards import score
 from .serve import serve
+from .train import app as train
 
 
 class InOrder(TyperGroup):
@@ -29,7 +30,7 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "app", "score", "compare", "judge", "prefer", "bench", "eval", "presets", "rewards"]
+ORDER = ["generate", "app", "score", "compare", "judge", "prefer", "train", "bench", "eval", "presets", "rewards"]
 
 app = typer.Typer(
     cls=InOrder,
@@ -62,6 +63,7 @@ app.command("app", rich_help_panel=PICTURES)(serve)
 for command in (score, compare, judge):
     app.command(rich_help_panel=SCORES)(command)
 app.command(rich_help_panel=MODELS)(prefer)
+app.add_typer(train, name="train", rich_help_panel=MODELS)
 app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)
 app.add_typer(evaluation, name="eval", rich_help_panel=BENCHMARKS)
 app.add_typer(rewards, name="rewards", rich_help_panel=LOOK_UP)

@@ -132,6 +132,10 @@ def _settings(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def _model(settings: dict[str, Any]) -> str:
+    return settings["model"] if settings.get("lora") is None else f"{settings['model']} with {settings['lora']}"
+
+
 def _generated(folder: Path, settings: dict[str, Any]) -> Source:
     candidates: list[Candidate] = []
     relative, unfinished = False, 0
@@ -153,7 +157,7 @@ def _generated(folder: Path, settings: dict[str, Any]) -> Source:
                         path,
                         prompt,
                         settings["seed"],
-                        settings["model"],
+                        _model(settings),
                         reward,
                         f"{here.absolute()}/{prefix}",
                     )
@@ -181,7 +185,7 @@ def _benched(folder: Path, settings: dict[str, Any]) -> Source:
                 image,
                 record.prompt,
                 record.seed,
-                settings["model"],
+                _model(settings),
                 record.reward,
                 str(image.absolute()),
             )
