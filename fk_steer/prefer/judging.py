@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 
-from llava_reward_guide.images import ImageError, as_rgb, load_image
+from llava_reward_guide.images import ImageError, as_rgb, load_image, to_pil
 
 from ..rewards import FrameReward
 from ..rewards.base import MissingScoreError, Reward, RewardError, RewardFunction, as_reward, check_scores
@@ -159,7 +159,7 @@ class OfPrompt:
                 questions = [self.candidates[number].prompt for number in numbers]
                 values = [value for (value,) in asking.judge_answers(shown, questions, [[text] for text in texts])]
             else:
-                values = list(reward.encode(self._shown(numbers), texts))
+                values = list(reward.encode(self._frames(numbers), texts))
             if judge.counts.failed - failed >= len(numbers):
                 raise RewardError(f"'{judge.name}' got no answer {where}: {judge.ask.last_failure}.")
             self.verdicts.template = _digest(judge.task.template)
@@ -178,6 +178,12 @@ class OfPrompt:
         lost = _missing(reward) > missing
         return [None if lost or not math.isfinite(value) else value for value in found], [None] * len(numbers)
 
+    def _frames(self, numbers: Sequence[int]) -> Any:
+        """What a chat model is shown, which takes videos of several lengths and sizes together."""
+        if self.panel.kind != "video":
+            return self._shown(numbers)
+        return [to_pil(self.items[number][0]) for number in numbers]
+
     def _shown(self, numbers: Sequence[int]) -> Any:
         items = [self.items[number] for number in numbers]
         if self.answers:
@@ -187,8 +193,8 @@ class OfPrompt:
             return items
         if len({item.shape for item in items}) > 1:
             raise RewardError(
-                f"Expected the videos of the prompt {self.candidates[numbers[0]].prompt!r} to be of one size, as they "
-                "are judged together."
+                f"Expected the videos of the prompt {self.candidates[numbers[0]].prompt!r} to be of one size and "
+                "length, as they are judged together."
             )
         return torch.cat(items)
 
@@ -226,7 +232,7 @@ class OfPrompt:
         reward, comparing = self.panel.pair, self.panel.comparing
         assert reward is not None and comparing is not None
         for number in {one for pair in order for one in pair} - self.seen.keys():
-            self.seen[number] = reward.encode(self._shown([number]), [self._text(number)])[0]
+            self.seen[number] = reward.encode(self._frames([number]), [self._text(number)])[0]
         first, second = [self.seen[a] for a, _ in order], [self.seen[b] for _, b in order]
         texts = [self.candidates[a].prompt for a, _ in order]
         failed = sum(counts.failed for counts in _counts(reward))
