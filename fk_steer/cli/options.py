@@ -59,8 +59,8 @@ Width = Annotated[
 Lora = Annotated[
     str | None,
     typer.Option(
-        help="Add these weights of LoRA to the pipeline: a folder, such as `fk-steer train dpo` leaves, a file or a hub "
-        "id.",
+        help="Add these weights of LoRA to the pipeline: a folder, such as `fk-steer train dpo` leaves, a file or a hub"
+        " id.",
         show_default="none",
         rich_help_panel=MAKE,
     ),

@@ -1,7 +1,6 @@
 """Preference data: which of the candidates of a prompt is better, by any reward or judge, as a dataset to train on."""
 
-from .rules import RULES, Comparison, Pair, Sifted, sift
-from .run import Preference, prefer
+from .rules import RULES, Comparison, Judge, Pair, Sifted, sift
 
 
-__all__ = ["RULES", "Comparison", "Pair", "Preference", "Sifted", "prefer", "sift"]
+__all__ = ["RULES", "Comparison", "Judge", "Pair", "Sifted", "sift"]
