@@ -28,8 +28,9 @@ IMPORTED_AS = {
     "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
     "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
     "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyarrow": "pyarrow", "pyyaml": "yaml",
-    "rapidfuzz": "rapidfuzz", "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard",
-    "torch": "torch", "torchsde": "torchsde", "transformers": "transformers", "typer": "typer",
+    "rapidfuzz": "rapidfuzz", "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy",
+    "tensorboard": "tensorboard", "torch": "torch", "torchsde": "torchsde", "transformers": "transformers",
+    "typer": "typer",
 }  # fmt: skip
 """Distribution -> module."""
 
