@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..rewards import FrameReward
 from ..rewards.base import MissingScoreError, Reward, RewardError, RewardFunction, as_reward, check_scores
 from ..rewards.chat.frames import frames_of
 from ..rewards.chat.judge import Asker, ChatJudge
+from ..rewards.general_preference import GeneralPreferenceReward, preference_scores
 from ..rewards.judge import JudgeCounts
 from ..rewards.pairwise import PairwiseReward
 from ..rewards.waiting import settled
@@ -293,8 +295,19 @@ def by_scores(
 
 def pairwise_of(reward: Reward) -> PairwiseReward | None:
     """What compares two images of a reward that does nothing else; None for rewards that score."""
+    if isinstance(reward, GeneralPreferenceReward):
+        return PairwiseReward(partial(_preferred, reward.temperature), name=reward.name)
     found = reward if isinstance(reward, PairwiseReward) else getattr(reward, "pairwise", None)
     return found if isinstance(found, PairwiseReward) else None
+
+
+def _preferred(
+    temperature: float, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], prompts: Sequence[str]
+) -> list[float]:
+    """How probable it is that the first of each pair of embeddings is preferred."""
+    return [
+        float((preference_scores(one[None], other[None]) / temperature).sigmoid()) for one, other in zip(first, second)
+    ]
 
 
 def takes_answers(reward: Reward) -> bool:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -26,7 +28,7 @@ from fk_steer.prefer import run
 from fk_steer.prefer.dataset import content_of
 from fk_steer.prefer.run import Preference, prefer
 from fk_steer.report.trace import Trace, TraceEvent
-from fk_steer.rewards import PairwiseReward
+from fk_steer.rewards import GeneralPreferenceReward, PairwiseReward
 
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -249,6 +251,27 @@ def test_what_only_compares_all_particles_sees_all_of_a_prompt(folder, tmp_path,
     assert (wall["source_0"], wall["source_1"]) == ("images/wall-red.png", "images/wall-cyan.png")
     assert wall["probability"] == pytest.approx(0.5 + 0.5 * (redness(image("red")) - redness(image("cyan"))))
     assert seen == [4, 4, 2, 2, 1, 1]
+
+
+def test_a_general_preference_compares_two_whoever_else_is_there(folder, tmp_path, judges):
+    turns = {"red": 0.0, "orange": 0.5, "grey": 1.0, "cyan": 1.5}
+
+    def embed(images, prompts):
+        names = [next(name for name, colour in COLOURS.items() if one.getpixel((0, 0)) == colour) for one in images]
+        return torch.tensor([[math.cos(turns[name]), math.sin(turns[name])] for name in names])
+
+    judges["general"] = GeneralPreferenceReward(embed, temperature=0.5)
+    prefer([folder], tmp_path / "out", Preference("general", rule="all-pairs"))
+    found = {
+        tuple(re.findall(r"wall-(\w+)", row["source_0"] + row["source_1"])): row["probability"]
+        for row in rows_of(tmp_path / "out")
+        if row["caption"] == "a wall"
+    }
+    # s(v, w) is the sine of the angle from v to w.
+    assert found == {
+        (one, other): pytest.approx(1 / (1 + math.exp(-math.sin(turns[other] - turns[one]) / 0.5)))
+        for one, other in itertools.combinations(["red", "orange", "grey", "cyan"], 2)
+    }
 
 
 # Resuming.
