@@ -166,7 +166,7 @@ class OfPrompt:
                 raise RewardError(f"'{judge.name}' got no answer {where}: {judge.ask.last_failure}.")
             self.verdicts.template = _digest(judge.task.template)
             return values, list(judge.ask.replies)
-        missing = _missing(reward)
+        missing, failures = _missing(reward), _failed(reward)
         try:
             if self.panel.kind == "video" and not reward.relative:
                 # Videos may be of several sizes.
@@ -175,6 +175,9 @@ class OfPrompt:
             else:
                 found = check_scores(reward, reward(self._shown(numbers), texts), texts, where).tolist()
         except MissingScoreError:
+            # A request that failed is worth another run; the same question would bring the same reply.
+            if _failed(reward) > failures:
+                raise
             return [None] * len(numbers), [None] * len(numbers)
         # Something in a combination has no score for somebody, and steering would take the mean of the others for it.
         lost = _missing(reward) > missing
@@ -233,11 +236,11 @@ class OfPrompt:
         """Of each pair, shown in this order."""
         reward, comparing = self.panel.pair, self.panel.comparing
         assert reward is not None and comparing is not None
-        for number in {one for pair in order for one in pair} - self.seen.keys():
+        for number in sorted({one for pair in order for one in pair} - self.seen.keys()):
             self.seen[number] = reward.encode(self._frames([number]), [self._text(number)])[0]
         first, second = [self.seen[a] for a, _ in order], [self.seen[b] for _, b in order]
         texts = [self.candidates[a].prompt for a, _ in order]
-        failed = sum(counts.failed for counts in _counts(reward))
+        failed = _failed(reward)
         values = settled(comparing.comparer(first, second, texts))
         given = [None if value is None or math.isnan(float(value)) else float(value) for value in values]
         if len(given) != len(order) or any(value is not None and not 0.0 <= value <= 1.0 for value in given):
@@ -275,10 +278,10 @@ class _Failures:
         self.reward, self.verdicts = reward, verdicts
 
     def __enter__(self) -> None:
-        self.before = sum(counts.failed for counts in _counts(self.reward))
+        self.before = _failed(self.reward)
 
     def __exit__(self, *exception: object) -> None:
-        self.verdicts.failed += sum(counts.failed for counts in _counts(self.reward)) - self.before
+        self.verdicts.failed += _failed(self.reward) - self.before
 
 
 def by_scores(
@@ -348,9 +351,16 @@ def _of_kind(reward: Reward, kind: str, comparing: bool) -> Reward:
 
 
 def _counts(reward: Reward) -> Iterator[JudgeCounts]:
+    """What the judges in a reward have been through."""
+    if isinstance(reward, FrameReward):
+        reward = reward.reward
     for leaf in {id(one): one for one in (reward, *reward.leaves)}.values():
         if isinstance(found := getattr(leaf, "counts", None), JudgeCounts):
             yield found
+
+
+def _failed(reward: Reward) -> int:
+    return sum(counts.failed for counts in _counts(reward))
 
 
 def _missing(reward: Reward) -> int:

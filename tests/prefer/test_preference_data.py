@@ -217,6 +217,16 @@ def test_a_judge_in_a_combination_that_has_no_score_for_one_leaves_the_prompt_ou
     assert summary["rows"] == 0 and summary["pairs"]["unreadable"] == 2
 
 
+def test_a_server_that_is_down_is_no_verdict_of_a_combination_either(folder, tmp_path, judges):
+    from fk_steer.rewards import Ensemble, load_reward
+
+    with ChatServer(fault=lambda number: failing(500)) as server:
+        judges["both"] = Ensemble([load_reward("unified-reward", **unified(server)), reddest])
+        with pytest.raises(ValueError, match="got no score for any"):
+            prefer([folder], tmp_path / "out", Preference("both"))
+    assert not list((tmp_path / "out").glob("prompts/*"))
+
+
 def test_a_server_that_is_down_ends_the_run_and_nothing_is_lost(folder, tmp_path):
     with ChatServer(fault=lambda number: failing(500) if number >= 4 else None) as server:
         preference = Preference("unified-reward", unified(server))
