@@ -108,6 +108,7 @@ print("steered")
 OF_TERMINALS = (
     "fk_steer.evaluation",
     "fk_steer.generate",
+    "fk_steer.prefer",
     "fk_steer.console",
     "fk_steer.running",
     "llava_reward_guide.terminal",
