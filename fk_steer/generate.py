@@ -181,8 +181,8 @@ def generate_into(
         particle_parallel: share the particles of each prompt between the processes that torchrun or accelerate has
             started; the first one writes.
         repair: set aside what cannot be read, in `.unreadable` within the folder, and make it anew.
-        pages: whether to make the report and what is only for it: the contact sheet and pictures in traces, which long
-            lists of prompts would make huge.
+        pages: whether to make the report and what is only for it: the contact sheet, lineage plots and pictures in
+            traces, which long lists of prompts would make huge.
 
     Raises:
         ValueError: if the folder was made with other settings, naming the first that differs, or another command is at
@@ -201,14 +201,14 @@ def generate_into(
         _repair(out, settings)
     elif not repair:
         _check(out, settings)
-    missing = _missing(out, settings)
+    missing = _missing(out, settings, pages)
     if particle_parallel:
         (missing,) = broadcast_object_list([missing])
     if missing:
         with alone(out) if writes else nullcontext():
             if not particle_parallel:
                 # Another command may have been at it just before.
-                missing = _missing(out, settings)
+                missing = _missing(out, settings, pages)
                 check_settings(out, plain)
             _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes, pages)
     if writes and pages:
@@ -230,13 +230,13 @@ def _prefixes(settings: Generation) -> tuple[str, ...]:
     return ("", UNSTEERED) if settings.compare else ("",)
 
 
-def _missing(out: Path, settings: Generation) -> list[int]:
+def _missing(out: Path, settings: Generation, pages: bool) -> list[int]:
     """Numbers of the prompts of which something is not there."""
-    return [index for index in range(len(settings.prompts)) if not _has(out / f"{index:03d}", settings)]
+    return [index for index in range(len(settings.prompts)) if not _has(out / f"{index:03d}", settings, pages)]
 
 
-def _has(folder: Path, settings: Generation) -> bool:
-    if not (folder / "lineage.png").exists():
+def _has(folder: Path, settings: Generation, pages: bool) -> bool:
+    if pages and not (folder / "lineage.png").exists():
         return False
     for prefix in _prefixes(settings):
         try:
@@ -362,7 +362,7 @@ def _generate(
                 if not writes:
                     continue
                 write_images(folder, prefix, output, write_new)
-                if not prefix:
+                if pages and not prefix:
                     write_new(folder / "lineage.png", figure_png(output.trace.plot()))
                 best[prefix] = output.rewards[0].max().item()
                 # Written last: its presence says that the prompt is done.

@@ -711,7 +711,8 @@ def test_from_prompts_to_a_dataset_with_the_bundled_model(tmp_path):
     assert {row["seed_0"] for row in rows} | {row["seed_1"] for row in rows} == {0, 1}
     assert all(row["score_0"] > row["score_1"] and row["judge"] == "clip-score" for row in rows)
     assert f"{len(rows)} pairs of 2 of 2 prompts, by the recorded clip-score and the rule all-pairs." in result.output
-    assert not (out / "candidates/seed-0/report.html").exists()
+    of_candidates = {path.name for path in (out / "candidates/seed-0").rglob("*") if path.is_file()} - {".lock"}
+    assert of_candidates == {"settings.json", "trace.json", "00.png", "01.png", "02.png"}
     before = files(out)
     assert command(*words).exit_code == 0 and files(out) == before
     # The same candidates by another judge.
