@@ -152,6 +152,12 @@ def test_the_best_by_wins_must_have_beaten_the_worst_itself():
     assert outcomes(sift("best-worst", 3, Table(verdicts=circle))) == {"tie": 1}
 
 
+@pytest.mark.parametrize("verdict, why", [(TIE, "tie"), (DISAGREE, "disagreement"), (UNREAD, "unreadable")])
+def test_without_a_verdict_on_the_two_the_best_and_the_worst_by_wins_are_no_pair(verdict, why):
+    found = sift("best-worst", 3, Table(verdicts={(0, 1): SECOND, (0, 2): verdict, (1, 2): SECOND}))
+    assert kept(found) == [] and outcomes(found) == {why: 1}
+
+
 def test_a_comparison_that_could_not_be_read_counts_for_nobody():
     verdicts = {(0, 1): UNREAD, (0, 2): FIRST, (1, 2): FIRST}
     found = sift("best-worst", 3, Table(verdicts=verdicts))
