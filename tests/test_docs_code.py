@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from pages import DOCS, PAGES, REPOSITORY, blocks, runnable
+from pages import DOCS, PAGES, REPOSITORY, blocks, commands, runnable
+from typer.testing import CliRunner
 
+from fk_steer.cli import app
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.testing import CALLS, flux, redness, sd
 from fk_steer.testing.rewards import tiny_reward
@@ -224,11 +226,24 @@ def training(page: str) -> None:
     assert Path("shapes-size/backbone").is_dir()
 
 
+def prefer(page: str) -> None:
+    pytest.importorskip("datasets")
+    load, decide = runnable(page)
+    words = next(words for words in commands(page) if "shapes" in words)
+    result = CliRunner().invoke(app, [*words[1:], "--limit", "2", "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    exec(load, names := {})
+    assert len(names["pairs"]) == 2 and names["pairs"][0]["label_0"] == 1.0
+    exec(decide, names)
+    assert names["summary"]["prompts"] == 2
+
+
 RUNS: dict[str, Callable[[str], None]] = {
     "docs/chat-judges.md": chat_judges,
     "docs/generation.md": generation,
     "docs/index.md": get_started,
     "docs/own-reward.md": own_reward,
+    "docs/prefer.md": prefer,
     "docs/presets.md": presets,
     "docs/rewards.md": rewards,
     "docs/saving.md": saving,

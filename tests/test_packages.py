@@ -27,9 +27,10 @@ IMPORTED_AS = {
     "accelerate": "accelerate", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
     "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
     "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
-    "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz",
-    "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard",
-    "torch": "torch", "torchsde": "torchsde", "transformers": "transformers", "typer": "typer",
+    "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyarrow": "pyarrow", "pyyaml": "yaml",
+    "rapidfuzz": "rapidfuzz", "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy",
+    "tensorboard": "tensorboard", "torch": "torch", "torchsde": "torchsde", "transformers": "transformers",
+    "typer": "typer",
 }  # fmt: skip
 """Distribution -> module."""
 
@@ -107,6 +108,7 @@ print("steered")
 OF_TERMINALS = (
     "fk_steer.evaluation",
     "fk_steer.generate",
+    "fk_steer.prefer",
     "fk_steer.console",
     "fk_steer.running",
     "llava_reward_guide.terminal",
@@ -168,6 +170,7 @@ USES = {
     "peft": "from llava_reward_guide.lora import attach; attach(None, '', None)",
     "rapidfuzz": "from llava_reward_guide.data.overlap import most_similar; most_similar(['a'], ['b'])",
     "datasets": "from llava_reward_guide.data.items import hub_rows; list(hub_rows('hf:owner/name'))",
+    "pyarrow": "from pathlib import Path; from fk_steer.prefer.dataset import write; write(Path('.'), [], 'image')",
     "flash_attn": "from llava_reward_guide.attention import check_attention; check_attention('flash_attention_2')",
     "bitsandbytes": "import torch; from llava_reward_guide.loading import quantization_config\n"
     "quantization_config('4bit', torch.float16)",

@@ -14,6 +14,7 @@ from .evaluation import app as evaluation
 from .generate import generate
 from .generation_runs import app as runs
 from .judge import judge
+from .prefer import prefer
 from .presets import presets
 from .rewards import app as rewards
 from .rewards import score
@@ -29,7 +30,7 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "app", "score", "compare", "judge", "train", "bench", "eval", "presets", "rewards"]
+ORDER = ["generate", "app", "score", "compare", "judge", "prefer", "train", "bench", "eval", "presets", "rewards"]
 
 app = typer.Typer(
     cls=InOrder,
@@ -55,13 +56,14 @@ def main(
 
 
 PICTURES, SCORES, BENCHMARKS, LOOK_UP = "Make pictures", "Score and compare", "Benchmarks", "Look up"
-TRAIN = "Train"
+MODELS = "Make a better model"
 
 app.command(rich_help_panel=PICTURES)(generate)
 app.command("app", rich_help_panel=PICTURES)(serve)
 for command in (score, compare, judge):
     app.command(rich_help_panel=SCORES)(command)
-app.add_typer(train, name="train", rich_help_panel=TRAIN)
+app.command(rich_help_panel=MODELS)(prefer)
+app.add_typer(train, name="train", rich_help_panel=MODELS)
 app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)
 app.add_typer(evaluation, name="eval", rich_help_panel=BENCHMARKS)
 app.add_typer(rewards, name="rewards", rich_help_panel=LOOK_UP)

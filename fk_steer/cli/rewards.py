@@ -78,6 +78,9 @@ def show(
             for field, value in _facts(variant).items():
                 table.add_row(field, value)
             console.print(table)
+        if card.checkpoints:
+            console.print("\nwhich checkpoint knows which variant", highlight=False)
+            console.print(_checkpoints(card))
         console.print(f"\noptions: {', '.join(inspect.signature(factory).parameters)}", highlight=False, soft_wrap=True)
 
 
@@ -175,6 +178,17 @@ def _open_all(paths: list[Path]) -> tuple[dict[int, Image], dict[int, str]]:
         except ImageError as error:
             errors[index] = str(error)
     return opened, errors
+
+
+def _checkpoints(card: RewardCard) -> Table:
+    """A line for checkpoints that know the same variants."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for checkpoint, variants in card.checkpoints.items():
+        alike.setdefault(variants, []).append(checkpoint)
+    table = Table("checkpoints", "variants", box=None, padding=(0, 2))
+    for variants, checkpoints in alike.items():
+        table.add_row("\n".join(checkpoints), ", ".join(variants))
+    return table
 
 
 def _facts(card: RewardCard) -> dict[str, str]:
