@@ -83,7 +83,7 @@ def test_learns_and_pipelines_load_it(family, tmp_path):
     # The two are equal at first.
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
     assert log(tmp_path, "accuracy")[0] == 0.5
-    assert losses[-1] < 0.65, losses
+    assert losses[-1] < 0.67, losses
     assert sum(log(tmp_path, "accuracy")[-3:]) / 3 > 0.7
     fresh = make()
 
