@@ -90,9 +90,7 @@ def take_settings(command: Callable[..., None], kind: type[Any], config_help: st
         # A flag that may be repeated stands for a list.
         several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
         # The default itself is None: only what is given goes before a file.
-        flag = typer.Option(
-            help=item.metadata["help"], show_default=item.metadata["without"] or _shown(item.default)
-        )
+        flag = typer.Option(help=item.metadata["help"], show_default=item.metadata["without"] or _shown(item.default))
         annotation = Annotated[(several or types[item.name]) | None, flag]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, only, default=None, annotation=annotation))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

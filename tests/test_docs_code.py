@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 import torch
 from pages import DOCS, PAGES, REPOSITORY, blocks, commands, runnable
+from PIL import Image
 from typer.testing import CliRunner
 
 from fk_steer.cli import app
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.testing import CALLS, flux, redness, sd
 from fk_steer.testing.rewards import tiny_reward
+from fk_steer.training import DPOConfig, train_dpo
+from fk_steer.training.data import Preferences
 
 
 GIVEN = {
@@ -238,8 +241,20 @@ def prefer(page: str) -> None:
     assert names["summary"]["prompts"] == 2
 
 
+def dpo(page: str) -> None:
+    image = Image.new("RGB", (64, 64), "white")
+    row = {"caption": "a photo of a star", "jpg_0": image, "jpg_1": image, "label_0": 1}
+    settings = DPOConfig(output="out/dpo", steps=1, batch_size=1, micro_batch_size=1)
+    train_dpo(settings, pairs=Preferences([row]))
+    (load,) = runnable(page)
+    exec(load.replace("num_inference_steps=25", "num_inference_steps=2"), names := {})
+    assert names["image"].size == (64, 64)
+    assert any("lora" in name for name, _ in names["pipe"].unet.named_parameters())
+
+
 RUNS: dict[str, Callable[[str], None]] = {
     "docs/chat-judges.md": chat_judges,
+    "docs/dpo.md": dpo,
     "docs/generation.md": generation,
     "docs/index.md": get_started,
     "docs/own-reward.md": own_reward,

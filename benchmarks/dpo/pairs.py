@@ -52,7 +52,12 @@ def choose(scores: Tensor, pairs: int, margin: float) -> list[tuple[int, int, in
 
 
 def write_pairs(
-    folder: Path, lines: Sequence[Mapping[str, Any]], stored: Mapping[str, Tensor], judge: str, pairs: int, margin: float
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    stored: Mapping[str, Tensor],
+    judge: str,
+    pairs: int,
+    margin: float,
 ) -> dict[str, float]:
     """Write FOLDER/train.parquet in Diffusion-DPO's columns.
 

@@ -83,7 +83,9 @@ def tune(
     """Single images of tuning prompts, with each LoRA and without."""
     quiet_libraries()
     with one_line_errors():
-        found = {"base": measured(out / "tuning", None, [SINGLE], "tuning", per_task, seeds, batch_size, processes, half)}
+        found = {
+            "base": measured(out / "tuning", None, [SINGLE], "tuning", per_task, seeds, batch_size, processes, half)
+        }
         for folder in lora:
             place = out / "tuning" / folder.strip("/").replace("/", "-")
             found[folder] = measured(place, folder, [SINGLE], "tuning", per_task, seeds, batch_size, processes, half)
@@ -157,7 +159,7 @@ def measured(
 
 
 def kept(tuned: Sequence[Record], base: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:
-    """Run of the base model -> measure -> which share of that run's gain over one image a tuned model's one image has."""
+    """Run of the base model -> measure -> share of its gain over one image that one image of a tuned model has."""
     gain = differences(tuned, base[SINGLE])
     return {
         run: {name: value[0] / differences(some, base[SINGLE])[name][0] for name, value in gain.items()}

@@ -14,9 +14,7 @@ from ..training.config import DPOConfig, load_config
 from .options import one_line_errors, start
 
 
-app = typer.Typer(
-    help="Train a diffusion model on preferences.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Train a diffusion model on preferences.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def dpo(**options: Any) -> None:

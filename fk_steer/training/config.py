@@ -41,6 +41,9 @@ class DPOConfig:
     beta: float = option(
         2000.0, "Stay close to the reference: the higher, the less may be changed for the same preference."
     )
+    anchor: float = option(
+        0.0, "Hold the chosen image's error down by this weight, beside dpo or ipo, which may let both images go."
+    )
     weighting: str = option(
         "auto",
         "Measure errors of the noise (epsilon), or of what the model predicts (target), which pays more attention to "
@@ -66,9 +69,7 @@ class DPOConfig:
 
     resolution: int | None = option(None, "Train on squares of this many pixels.", "the model's own size")
     random_crop: bool = option(False, "Cut the square out at random in place of the middle, of both images alike.")
-    flip: bool = option(
-        False, "Mirror half of the pairs, both images alike. Not where captions tell left from right."
-    )
+    flip: bool = option(False, "Mirror half of the pairs, both images alike. Not where captions tell left from right.")
     caption_dropout: float = option(0.0, "Leave out this share of the captions, for classifier-free guidance.")
     text_length: int | None = option(None, "Cut captions to this many tokens of T5.", "as the pipeline does")
     embedded_guidance: float = option(3.5, "Tell models that take their guidance as an input, as Flux, this scale.")
@@ -104,9 +105,7 @@ class DPOConfig:
         "none",
     )
     sample_limit: int | None = option(8, "Take this many of them, spread evenly over the tasks or categories.")
-    reward: str | None = option(
-        None, "Score these images by this reward; `fk-steer rewards` lists them.", "not scored"
-    )
+    reward: str | None = option(None, "Score these images by this reward; `fk-steer rewards` lists them.", "not scored")
     sample_every: int = option(100, "Sample images after this many steps each time, at the start and at the end.")
     sample_steps: int = option(25, "Take this many denoising steps for a sample.")
     sample_guidance: float | None = option(
@@ -139,8 +138,8 @@ class DPOConfig:
                 raise ValueError(f"Unknown `{name}` {getattr(self, name)!r}. Known: {', '.join(known)}.")
         for name in (
             "beta", "lora_rank", "lora_alpha", "resolution", "text_length", "batch_size", "micro_batch_size", "steps",
-            "learning_rate", "max_grad_norm", "sample_every", "sample_steps", "sample_batch", "sample_limit", "save_every",
-            "keep_checkpoints", "export_every", "log_every",
+            "learning_rate", "max_grad_norm", "sample_every", "sample_steps", "sample_batch", "sample_limit",
+            "save_every", "keep_checkpoints", "export_every", "log_every",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -148,7 +147,7 @@ class DPOConfig:
         for name in ("lora_dropout", "caption_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Expected `{name}` to be at least 0 and below 1, but got {getattr(self, name)}.")
-        for name in ("warmup", "num_workers"):
+        for name in ("anchor", "warmup", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` to be at least 0, but got {getattr(self, name)}.")
         if self.cache_latents and (self.random_crop or self.num_workers):

@@ -99,7 +99,11 @@ def _open(value: Any, folder: Path | None) -> Image.Image:
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
     if isinstance(value, str):
         value = (folder or Path()) / value
-    image = value if isinstance(value, Image.Image) else Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    image = (
+        value
+        if isinstance(value, Image.Image)
+        else Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+    )
     return image.convert("RGB")
 
 

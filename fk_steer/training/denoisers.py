@@ -148,9 +148,7 @@ class FluxDenoiser(Denoiser):
         return int(self.pipe.default_sample_size * self.pipe.vae_scale_factor)
 
     def _encode(self, texts: list[str]) -> dict[str, Tensor]:
-        embeddings, pooled, _ = self.pipe.encode_prompt(
-            texts, None, device=self.pipe._execution_device, **self.lengths
-        )
+        embeddings, pooled, _ = self.pipe.encode_prompt(texts, None, device=self.pipe._execution_device, **self.lengths)
         return {"text": embeddings, "pooled": pooled}
 
     def __call__(

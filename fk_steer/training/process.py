@@ -97,7 +97,9 @@ def process_of(scheduler: Any, weighting: str) -> Process:
         # A fresh one: a pipeline's call leaves its own few timesteps behind.
         fresh = type(scheduler).from_config(scheduler.config)
         level = fresh.sigmas.float()[: fresh.config.num_train_timesteps]
-        return Process(1 - level, level, fresh.timesteps.float(), "flow", "target" if weighting == "auto" else weighting)
+        return Process(
+            1 - level, level, fresh.timesteps.float(), "flow", "target" if weighting == "auto" else weighting
+        )
     alphas, target = getattr(scheduler, "alphas_cumprod", None), scheduler.config.get("prediction_type")
     if alphas is None or target not in TARGETS:
         raise ValueError(
@@ -110,9 +112,7 @@ def process_of(scheduler: Any, weighting: str) -> Process:
     return Process(alphas.sqrt(), (1 - alphas).sqrt(), torch.arange(len(alphas)), target, weighting)
 
 
-def draw_times(
-    process: Process, generator: torch.Generator, density: str, only: Sequence[int] | None = None
-) -> Tensor:
+def draw_times(process: Process, generator: torch.Generator, density: str, only: Sequence[int] | None = None) -> Tensor:
     """(1,) int64: a moment of the process at random.
 
     Args:

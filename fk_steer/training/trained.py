@@ -88,7 +88,9 @@ class LowRank(Trained):
         from peft.utils import get_peft_model_state_dict
 
         module, part = self.denoiser.module, self.denoiser.component
-        weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(module, adapter_name=ADAPTER).items()}
+        weights = {
+            name: value.contiguous() for name, value in get_peft_model_state_dict(module, adapter_name=ADAPTER).items()
+        }
         self.denoiser.pipe.save_lora_weights(
             folder,
             **{

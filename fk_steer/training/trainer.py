@@ -290,7 +290,7 @@ class Trainer:
         with torch.no_grad(), self.trained.reference() as module:
             reference = PairErrors(*errors(module).chunk(2))
         model = PairErrors(*errors(self.model).chunk(2))
-        losses = pair_losses(config.loss, model, reference, config.beta)
+        losses = pair_losses(config.loss, model, reference, config.beta, config.anchor)
         with torch.no_grad():
             reward = implicit_reward(model, reference, config.beta)
             figures = {
@@ -351,7 +351,12 @@ class Trainer:
                 if tracker.name == "wandb":
                     tracker.log_images({"samples": list(images)}, step=step)
                 else:
-                    pixels = torch.stack([torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).view(one.height, one.width, 3) for one in images])
+                    pixels = torch.stack(
+                        [
+                            torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).view(one.height, one.width, 3)
+                            for one in images
+                        ]
+                    )
                     tracker.log_images({"samples": pixels.numpy()}, step=step, dataformats="NHWC")
 
     def _save(self, place: Path) -> None:

@@ -59,9 +59,11 @@ class Watch:
         if self.reward is None:
             return {}, images
         pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2) / 255
-        scores = torch.as_tensor(
-            self.reward(pixels.to(self.denoiser.pipe._execution_device), self.prompts)
-        ).double().tolist()
+        scores = (
+            torch.as_tensor(self.reward(pixels.to(self.denoiser.pipe._execution_device), self.prompts))
+            .double()
+            .tolist()
+        )
         write_json(
             folder / "rewards.json",
             [{"prompt": text, "reward": score} for text, score in zip(self.prompts, scores)],

@@ -34,6 +34,10 @@ def test_losses_equal_their_formulas():
     own = [400 * (gain / 2 - 1 / 40) ** 2 for gain in GAIN]
     torch.testing.assert_close(ipo, torch.tensor(own), rtol=1e-5, atol=1e-6)
     assert torch.equal(pair_losses("sft", MODEL, REFERENCE, beta=20.0), MODEL.chosen)
+    # beta / 2 * (m_w - r_w), by hand.
+    forgotten = torch.tensor([-0.5, 0.5, 0.0])
+    for name, plain in (("dpo", dpo), ("ipo", ipo)):
+        torch.testing.assert_close(pair_losses(name, MODEL, REFERENCE, 20.0, anchor=0.3) - plain, 0.3 * forgotten)
     with pytest.raises(ValueError, match=r"Unknown `loss` 'kto'. Known: dpo, ipo, sft\."):
         pair_losses("kto", MODEL, REFERENCE, 1.0)
 
@@ -131,9 +135,9 @@ def test_times_are_drawn_from_what_is_asked_for():
 def test_moves_mass_to_the_preferred_mode_as_theory_says(target, loss):
     """A model of two modes whose share is all that it can learn.
 
-    Summed over the log signal-to-noise ratio, half the error of the noise is a negative log-likelihood, up to a constant
-    of the data; so the implicit reward is beta times a log-likelihood ratio, and the optimum of DPO multiplies the odds
-    of the preferred mode by exp(r / beta), with r the log odds of being preferred.
+    Summed over the log signal-to-noise ratio, half the error of the noise is a negative log-likelihood, up to a
+    constant of the data; so the implicit reward is beta times a log-likelihood ratio, and the optimum of DPO multiplies
+    the odds of the preferred mode by exp(r / beta), with r the log odds of being preferred.
     """
     spread, width, strength, preferred = 24.0, 0.2, 2.0, 0.85
     ratio = torch.linspace(spread / 2, -spread / 2, 300)
