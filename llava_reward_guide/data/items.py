@@ -253,23 +253,32 @@ def check_images(
 
 
 def hub_rows(name: str) -> Sequence[Item]:
-    """Rows of 'NAME[:SPLIT]', a Hugging Face dataset on the hub or on disk, their images undecoded.
+    """Rows of 'NAME[/CONFIG][:SPLIT]', a Hugging Face dataset on the hub or on disk, their images and videos undecoded.
+
+    On the hub a name has two parts, OWNER/NAME, and a third is that of a configuration.
 
     Raises:
         ImportError: without the package `datasets`.
     """
     require("datasets")
     from datasets import Image as ImageFeature
-    from datasets import load_dataset, load_from_disk
+    from datasets import List, Video, load_dataset, load_from_disk
 
     path, _, split = name.partition(":")
-    dataset = load_from_disk(path) if Path(path).is_dir() else load_dataset(path, split=split or "train")
+    if Path(path).is_dir():
+        dataset = load_from_disk(path)
+    else:
+        owner, *rest = path.split("/")
+        path, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
+        dataset = load_dataset(path, config, split=split or "train")
     if isinstance(dataset, dict):
         dataset = dataset[split or "train"]
     for column, feature in dataset.features.items():
-        if isinstance(feature, ImageFeature):
-            # Decoded by us, so that one corrupt image is one item to skip.
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+        # Decoded by us, so that one corrupt image is one item to skip.
+        if isinstance(feature, ImageFeature | Video):
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, ImageFeature):
+            dataset = dataset.cast_column(column, List(ImageFeature(decode=False)))
     return dataset
 
 
