@@ -54,9 +54,7 @@ def _of_film(path: Path, number: int, to_the_end: bool) -> tuple[Image.Image, ..
             total = sum(1 for _ in film.decode(video=0))
         wanted = set(places(total, number, to_the_end))
         with av.open(str(path)) as film:
-            frames = tuple(
-                frame.to_image() for place, frame in enumerate(film.decode(video=0)) if place in wanted
-            )
+            frames = tuple(frame.to_image() for place, frame in enumerate(film.decode(video=0)) if place in wanted)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise ImageError(f"{path} cannot be read as a video ({error}).") from error
     if not frames:

@@ -62,7 +62,7 @@ def run(
     options = dict(options)
     check_recordable(options)
     if str(data).startswith(HUB_PREFIX) or is_table(data):
-        source = data.parent
+        source = data if data.is_dir() else data.parent
         data = export(str(data).removeprefix(HUB_PREFIX), out / "data")
         # What rows name, and do not hold, lies beside their file.
         images = images or (source if _lies_in(source, read(data, human)) else None)

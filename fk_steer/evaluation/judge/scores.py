@@ -29,6 +29,7 @@ from .media import load_frames
 FRAMES = 8
 """Of a video that are scored by a reward of images; the mean of their scores is the video's."""
 
+
 @dataclass(frozen=True)
 class Batch:
     """Scores of consecutive judgements.
@@ -160,9 +161,7 @@ def check_subject(reward: RewardFunction, subject: Subject) -> None:
         )
 
 
-def _score(
-    reward: RewardFunction, judgements: Sequence[Judgement], start: int, root: Path, subject: Subject
-) -> Batch:
+def _score(reward: RewardFunction, judgements: Sequence[Judgement], start: int, root: Path, subject: Subject) -> Batch:
     shown: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for path in dict.fromkeys(path for one in judgements for path in one.paths):
