@@ -428,7 +428,7 @@ def test_pairs_of_different_prompts_share_a_call(tmp_path):
 
 def test_parquet_files(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     for name in ("light", "dark"):
         Image.new("RGB", (32, 32), (200 if name == "light" else 20, 0, 0)).save(tmp_path / f"{name}.png")
@@ -440,8 +440,8 @@ def test_parquet_files(tmp_path):
         for i, vote in enumerate(["leftvote", "rightvote", "tievote"])
     ]
     (tmp_path / "test").mkdir()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:2]), tmp_path / "test" / "test-00000.parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[2:]), tmp_path / "test" / "test-00001.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:2]), tmp_path / "test" / "test-00000.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows[2:]), tmp_path / "test" / "test-00001.parquet")
     with ChatServer(better) as server:
         out = tmp_path / "out"
         arguments = ("--out", out, "--reward", "unified-reward", *options(server, variant="pair"))

@@ -1,4 +1,4 @@
-"""UnifiedReward's families: what their replies say, what their checkpoints know, and the prompts they are asked with."""
+"""UnifiedReward's families: what their replies say, what their checkpoints know, and how they are asked."""
 
 from __future__ import annotations
 

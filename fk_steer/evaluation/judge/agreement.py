@@ -148,9 +148,11 @@ def votes(
     """GenAI-Bench's accuracies, from differences (left minus right) by humans and by a reward.
 
     'tau': with tie votes, where a tie is right; 'diff': without tie votes; 'tau, tie votes wrong': as the script for
-    the Qwen models of UnifiedReward counts. VideoGen-RewardBench's accuracies with and without ties are 'tau' and 'diff'
-    as UnifiedReward counts them, and 'calibrated tau' and 'diff' as its authors do. A reward hardly ever ties, so that tau mostly counts how many votes do;
+    the Qwen models of UnifiedReward counts. A reward hardly ever ties, so that tau mostly counts how many votes do;
     'calibrated tau' is the best over thresholds for a tie (`calibrated_accuracy`), chosen on these very votes.
+
+    VideoGen-RewardBench's accuracies with and without ties are 'tau' and 'diff' as UnifiedReward counts them, and
+    'calibrated tau' and 'diff' as its authors do.
     """
     sign = np.sign(human)
     difference = np.asarray(metric, float)

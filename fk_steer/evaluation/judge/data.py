@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
         if benchmark.fields <= entries[0].keys():
             judgements = [_converted(benchmark.convert, entry, number) for number, entry in enumerate(entries)]
             return benchmark.collected(name, judgements)
-    formats = {name: fields for name, (_, fields, _) in FORMATS.items()}
+    formats: dict[str, Collection[str]] = {name: fields for name, (_, fields, _) in FORMATS.items()}
     formats |= {name: benchmark.fields for name, benchmark in BENCHMARKS.items()}
     known = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, fields in formats.items())
     raise ValueError(

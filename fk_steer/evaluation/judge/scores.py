@@ -141,14 +141,11 @@ def check_subject(reward: RewardFunction, subject: Subject) -> None:
     Raises:
         ValueError: if it does not, saying which does.
     """
-    takes = {
-        Subject.videos: getattr(reward, "takes_videos", False) or not getattr(reward, "relative", False),
-        Subject.edits: getattr(reward, "takes_edits", False),
-        Subject.answers: getattr(reward, "takes_answers", False) and not getattr(reward, "of_videos", False),
-        Subject.images: not any(getattr(reward, f"takes_{what}", False) for what in ("videos", "edits", "answers")),
-    }
-    others = not any(getattr(reward, f"takes_{what}", False) for what in ("edits", "answers"))
-    if not takes[subject] or (subject is Subject.videos and not others):
+    takes = next((one for one in Subject if getattr(reward, f"takes_{one.name}", False)), Subject.images)
+    by_frames = subject is Subject.videos and takes is Subject.images and not getattr(reward, "relative", False)
+    # Texts about videos are in none of the formats.
+    of_videos = takes is Subject.answers and getattr(reward, "of_videos", False)
+    if not (takes is subject or by_frames) or of_videos:
         examples = {
             Subject.images: "unified-reward with variant=pair",
             Subject.videos: "unified-reward with variant=video-pair",
@@ -156,8 +153,8 @@ def check_subject(reward: RewardFunction, subject: Subject) -> None:
             Subject.answers: "unified-reward with variant=answer-pair",
         }
         raise ValueError(
-            f"The data are of {subject.value}, which '{name_of(reward)}' does not judge. Choose a reward that does, such "
-            f"as {examples[subject]}."
+            f"The data are of {subject.value}, which '{name_of(reward)}' does not judge. Choose a reward that does, "
+            f"such as {examples[subject]}."
         )
 
 

@@ -241,8 +241,8 @@ class UnifiedReward(Reward):
         """What is kept of each image, or what the model says of it; of a video, its frames."""
         if self.takes_answers:
             raise RewardError(
-                f"The variant {self.variant!r} of '{self.name}' judges texts about images, not images: `fk-steer judge` "
-                "takes it, and so does `judge_answers`."
+                f"The variant {self.variant!r} of '{self.name}' judges texts about images, not images: `fk-steer "
+                "judge` takes it, and so does `judge_answers`."
             )
         if self.takes_videos:
             shown: list[tuple[Any, ...]] = list(frames_of(images, self.frames, self.task.to_the_end))

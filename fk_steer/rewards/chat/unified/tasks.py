@@ -137,8 +137,8 @@ def _shares(what: str, subject: str) -> UnifiedTask:
     return UnifiedTask(
         subject,
         _mean_or_one(partial(replies.pair_shares, axes=AXES, what=what)),
-        "Reply with the three blocks 'Alignment Score:', 'Coherence Score:' and 'Style Score:' only, each with the lines "
-        f"'{what} 1: X' and '{what} 2: Y'.",
+        "Reply with the three blocks 'Alignment Score:', 'Coherence Score:' and 'Style Score:' only, each with the "
+        f"lines '{what} 1: X' and '{what} 2: Y'.",
         compares=True,
         axes=AXES,
     )
