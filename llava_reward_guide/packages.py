@@ -15,7 +15,6 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "scipy": ("benchmarks", "Judging the bundled shapes and computing agreement"),
     "peft": ("llava", "Keeping LoRA apart from the weights"),
     "datasets": ("train", "A Hugging Face dataset"),
-    "pyarrow": ("train", "A Parquet file"),
     "av": ("video", "Reading a film"),
     "rapidfuzz": ("train", "Filtering by edit distance"),
     "tensorboard": ("train", "Logging to TensorBoard"),

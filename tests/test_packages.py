@@ -24,7 +24,7 @@ SETTINGS = configparser.ConfigParser()
 SETTINGS.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 EXTRAS = SETTINGS["options.extras_require"]
 IMPORTED_AS = {
-    "accelerate": "accelerate", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
+    "accelerate": "accelerate", "av": "av", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
     "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
     "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
     "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz",
@@ -168,6 +168,8 @@ USES = {
     "peft": "from llava_reward_guide.lora import attach; attach(None, '', None)",
     "rapidfuzz": "from llava_reward_guide.data.overlap import most_similar; most_similar(['a'], ['b'])",
     "datasets": "from llava_reward_guide.data.items import hub_rows; list(hub_rows('hf:owner/name'))",
+    "av": "from fk_steer.evaluation.judge.media import load_frames\n"
+    "from pathlib import Path; load_frames(Path('film.mp4'), 8)",
     "flash_attn": "from llava_reward_guide.attention import check_attention; check_attention('flash_attention_2')",
     "bitsandbytes": "import torch; from llava_reward_guide.loading import quantization_config\n"
     "quantization_config('4bit', torch.float16)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,27 @@ from ..records import read_record
 from ..rewards.base import RewardFunction, as_reward
 
 
-def record_asked(folder: Path, reward: RewardFunction) -> None:
-    """Write what the chat judges of a reward ask with, where the text came from and its SHA-256, to asked.json; nothing
-    for other rewards.
+def asked_by(reward: RewardFunction | None) -> dict[str, Any]:
+    """Name of each chat judge in a reward -> what it asks with, where the text came from and its SHA-256."""
+    leaves = () if reward is None else as_reward(reward).leaves
+    return {leaf.name: record for leaf in leaves if (record := getattr(leaf, "record", None)) is not None}
+
+
+def record_asked(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Write what `asked_by` tells to asked.json, if it is anything.
 
     Raises:
         ValueError: if the folder was made with other questions, as where a published prompt could be had the first time
             and not the second.
     """
-    asked: dict[str, Any] = {
-        leaf.name: record for leaf in as_reward(reward).leaves if (record := getattr(leaf, "record", None)) is not None
-    }
     if not asked:
         return
     path = folder / "asked.json"
     if not path.exists():
-        write_json(path, asked)
+        write_json(path, dict(asked))
         return
     before = read_record(path, dict)
-    if changes := differences(before, asked):
+    if changes := differences(before, dict(asked)):
         raise ValueError(
             f"{folder} was made with other questions ({', '.join(changes)}). Choose another folder, or give the "
             "`template` that it was made with."

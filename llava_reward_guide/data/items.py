@@ -253,7 +253,8 @@ def check_images(
 
 
 def hub_rows(name: str) -> Sequence[Item]:
-    """Rows of 'NAME[/CONFIG][:SPLIT]', a Hugging Face dataset on the hub or on disk, their images and videos undecoded.
+    """Rows of 'NAME[/CONFIG][:SPLIT]', a Hugging Face dataset on the hub or on disk, or of Parquet files, their images
+    and videos undecoded.
 
     On the hub a name has two parts, OWNER/NAME, and a third is that of a configuration.
 
@@ -262,10 +263,12 @@ def hub_rows(name: str) -> Sequence[Item]:
     """
     require("datasets")
     from datasets import Image as ImageFeature
-    from datasets import List, Video, load_dataset, load_from_disk
+    from datasets import Dataset, List, Video, load_dataset, load_from_disk
 
     path, _, split = name.partition(":")
-    if Path(path).is_dir():
+    if files := parquet_files(Path(path)):
+        dataset = Dataset.from_parquet([str(file) for file in files])
+    elif Path(path).is_dir():
         dataset = load_from_disk(path)
     else:
         owner, *rest = path.split("/")
@@ -280,6 +283,13 @@ def hub_rows(name: str) -> Sequence[Item]:
         elif isinstance(feature, List) and isinstance(feature.feature, ImageFeature):
             dataset = dataset.cast_column(column, List(ImageFeature(decode=False)))
     return dataset
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files that a path stands for: itself, or those in a folder in the order of their names."""
+    if path.is_dir():
+        return sorted(path.glob("*.parquet"))
+    return [path] if path.suffix.lower() == ".parquet" else []
 
 
 def _plain(value: Any) -> bool:

@@ -429,6 +429,7 @@ def test_pairs_of_different_prompts_share_a_call(tmp_path):
 def test_parquet_files(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
 
     for name in ("light", "dark"):
         Image.new("RGB", (32, 32), (200 if name == "light" else 20, 0, 0)).save(tmp_path / f"{name}.png")

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fk_steer.cli import app
-from fk_steer.evaluation.asked import record_asked
+from fk_steer.evaluation.asked import asked_by, record_asked
 from fk_steer.published import sha256
 from fk_steer.rewards import RewardError, WeightedSum, load_reward
 from fk_steer.rewards.chat.unified import CHECKPOINTS, FAMILIES, TASKS, family_of, prompts, template_of
@@ -480,7 +480,8 @@ def test_models_that_may_think_are_asked_not_to():
 def test_records_say_what_was_asked(tmp_path):
     (tmp_path / "mine.txt").write_text("How red is {prompt}?")
     reward = load_reward("unified-reward", template=str(tmp_path / "mine.txt"))
-    record_asked(tmp_path / "run", WeightedSum({reward: 1.0, (lambda images, prompts: torch.zeros(len(prompts))): 2.0}))
+    mixed = WeightedSum({reward: 1.0, (lambda images, prompts: torch.zeros(len(prompts))): 2.0})
+    record_asked(tmp_path / "run", asked_by(mixed))
     record = json.loads((tmp_path / "run" / "asked.json").read_text())
     assert record["unified-reward"] == {
         "variant": "point",
@@ -488,9 +489,10 @@ def test_records_say_what_was_asked(tmp_path):
         "template": str(tmp_path / "mine.txt"),
         "template sha256": sha256(b"How red is {prompt}?"),
     }
-    record_asked(tmp_path / "run", reward)
+    record_asked(tmp_path / "run", asked_by(reward))
     (tmp_path / "mine.txt").write_text("How blue is {prompt}?")
     with pytest.raises(ValueError, match="was made with other questions .*template sha256: "):
-        record_asked(tmp_path / "run", load_reward("unified-reward", template=str(tmp_path / "mine.txt")))
-    record_asked(tmp_path / "other", lambda images, prompts: torch.zeros(len(prompts)))
+        record_asked(tmp_path / "run", asked_by(load_reward("unified-reward", template=str(tmp_path / "mine.txt"))))
+    record_asked(tmp_path / "other", asked_by(lambda images, prompts: torch.zeros(len(prompts))))
+    record_asked(tmp_path / "other", asked_by(None))
     assert not (tmp_path / "other").exists()

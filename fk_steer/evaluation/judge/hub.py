@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from llava_reward_guide.data.items import hub_rows
-from llava_reward_guide.packages import require
 
 from ...files import check_settings, record_settings, write_atomically, write_json
 from ...published import download
 from .media import FILMS
-
-
-def is_table(path: Path) -> bool:
-    """Whether it is a Parquet file, or a folder of them."""
-    return path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
 
 
 def export(name: str, folder: Path) -> Path:
@@ -41,20 +35,10 @@ def export(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     record_settings(folder, {"data": name})
     rows = []
-    for index, row in enumerate(table_rows(Path(name)) if is_table(Path(name)) else hub_rows(name)):
+    for index, row in enumerate(hub_rows(name)):
         rows.append({key: _named(value, folder / f"{index:06d}-{key}") for key, value in row.items()})
     write_json(folder / "data.json", rows)
     return folder / "data.json"
-
-
-def table_rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    """The rows of a Parquet file, or of those in a folder in the order of their names."""
-    require("pyarrow")
-    import pyarrow.parquet
-
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64):
-            yield from batch.to_pylist()
 
 
 def _named(value: Any, path: Path) -> Any:

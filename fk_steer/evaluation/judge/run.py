@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_reward_guide.data.items import HUB_PREFIX
+from llava_reward_guide.data.items import HUB_PREFIX, parquet_files
 
 from ...console import console, progress_bar
 from ...files import check_settings, is_file_name, record_settings, write_json
 from ...loading import load_guide
 from ...rewards.chat import check_recordable
 from ...rewards.loading import default_device
-from ..asked import record_asked
+from ..asked import asked_by, record_asked
 from .agreement import of_benchmark, statistics
 from .data import read
-from .hub import export, is_table
+from .hub import export
 from .judgements import JudgeData
 from .scores import check_images, check_subject, digest, score
 from .table import write_table
@@ -61,7 +61,7 @@ def run(
         raise ValueError(f"Expected `label` to be usable as the name of a folder, but got {label!r}.")
     options = dict(options)
     check_recordable(options)
-    if str(data).startswith(HUB_PREFIX) or is_table(data):
+    if str(data).startswith(HUB_PREFIX) or parquet_files(data):
         source = data if data.is_dir() else data.parent
         data = export(str(data).removeprefix(HUB_PREFIX), out / "data")
         # What rows name, and do not hold, lies beside their file.
@@ -77,7 +77,7 @@ def run(
     def load() -> Any:
         made = load_guide(reward, default_device(device), **options)
         check_subject(made, content.subject)
-        record_asked(out / label, made)
+        record_asked(out / label, asked_by(made))
         record_settings(out, shared)
         record_settings(out / label, own)
         return made
