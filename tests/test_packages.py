@@ -24,8 +24,8 @@ SETTINGS = configparser.ConfigParser()
 SETTINGS.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 EXTRAS = SETTINGS["options.extras_require"]
 IMPORTED_AS = {
-    "accelerate": "accelerate", "av": "av", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
-    "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
+    "accelerate": "accelerate", "av": "av", "bitsandbytes": "bitsandbytes", "datasets": "datasets",
+    "diffusers": "diffusers", "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
     "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
     "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz",
     "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard",

@@ -262,8 +262,8 @@ def hub_rows(name: str) -> Sequence[Item]:
         ImportError: without the package `datasets`.
     """
     require("datasets")
-    from datasets import Image as ImageFeature
     from datasets import Dataset, List, Video, load_dataset, load_from_disk
+    from datasets import Image as ImageFeature
 
     path, _, split = name.partition(":")
     if files := parquet_files(Path(path)):
