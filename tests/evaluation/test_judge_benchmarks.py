@@ -468,6 +468,8 @@ def test_lists_of_images_in_rows(tmp_path, monkeypatch):
         "prompt_images": [picture, picture],
         "film": "https://example.org/a.MP4",
         "site": "https://example.org",
+        "../fps": float("nan"),
+        "../x": picture,
     }
     monkeypatch.setattr(hub, "hub_rows", lambda name: [row])
     monkeypatch.setattr(hub, "download", lambda url: url.encode())
@@ -477,3 +479,6 @@ def test_lists_of_images_in_rows(tmp_path, monkeypatch):
     assert (tmp_path / "data" / "000000-prompt_images-1.gif").read_bytes() == b"GIF"
     assert (tmp_path / "data" / kept["film"]).read_bytes() == b"https://example.org/a.MP4"
     assert kept["site"] == "https://example.org"
+    assert kept["../fps"] is None
+    # Names of columns lead nowhere else.
+    assert kept["../x"] == "000000-___x.gif"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from llava_reward_guide.data.items import hub_rows
 from ...files import check_settings, record_settings, write_atomically, write_json
 from ...published import download
 from .media import FILMS
+
+
+_strange = re.compile(r"[^\w-]")
 
 
 def export(name: str, folder: Path) -> Path:
@@ -36,7 +41,8 @@ def export(name: str, folder: Path) -> Path:
     record_settings(folder, {"data": name})
     rows = []
     for index, row in enumerate(hub_rows(name)):
-        rows.append({key: _named(value, folder / f"{index:06d}-{key}") for key, value in row.items()})
+        names = {key: folder / f"{index:06d}-{_strange.sub('_', key)}" for key in row}
+        rows.append({key: _named(value, names[key]) for key, value in row.items()})
     write_json(folder / "data.json", rows)
     return folder / "data.json"
 
@@ -45,6 +51,9 @@ def _named(value: Any, path: Path) -> Any:
     """A value of a row as JSON takes it: media are written to files, `path` with an ending, and named."""
     if isinstance(value, list):
         return [_named(one, path.with_name(f"{path.name}-{place}")) for place, one in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no word for it.
+        return None
     if isinstance(value, Mapping) and value.get("bytes") is not None:
         path = path.with_name(f"{path.name}{Path(value.get('path') or '').suffix or '.image'}")
         path.write_bytes(value["bytes"])
