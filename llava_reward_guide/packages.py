@@ -16,6 +16,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "peft": ("llava", "Keeping LoRA apart from the weights"),
     "datasets": ("train", "A Hugging Face dataset"),
     "pyarrow": ("train", "A dataset in Parquet"),
+    "av": ("video", "Reading a film"),
     "rapidfuzz": ("train", "Filtering by edit distance"),
     "tensorboard": ("train", "Logging to TensorBoard"),
     "openai": ("server", "A chat judge, which asks an OpenAI-compatible server,"),

@@ -41,6 +41,7 @@ GIVEN = {
     "docs/saving.md": {"stock_pipe", "reward", "prompt", "call"},
     "docs/search.md": {"pipe", "reward", "prompt", "call"},
     "docs/training.md": {"images", "prompts"},
+    "docs/unified-reward.md": {"image_to_image", "steer", "Image", "load_reward"},
     "docs/video.md": {"pipe", "of_images", "call"},
 }
 """Names that the text of a page introduces, or that any reader has."""

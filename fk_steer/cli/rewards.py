@@ -70,13 +70,17 @@ def show(
             return
         console.print(f"[bold]{name}[/bold] {card.summary}", highlight=False, soft_wrap=True)
         cards = {key: card.variant(key) for key in card.variants} or {"": card}
+        said: dict[str, str] = {}
         for index, (key, variant) in enumerate(cards.items()):
             title = f"[bold]{key}[/bold]{' (default)' if index == 0 else ''} {variant.summary}" if key else None
             if title:
                 console.print(f"\n{title}", highlight=False, soft_wrap=True)
             table = Table("field", "value", box=None, padding=(0, 2), show_header=False)
             for field, value in _facts(variant).items():
-                table.add_row(field, value)
+                # Of further variants only what is not as with the first.
+                if said.get(field) != value:
+                    table.add_row(field, value)
+            said = said or _facts(variant)
             console.print(table)
         if card.checkpoints:
             console.print("\nwhich checkpoint knows which variant", highlight=False)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from llava_reward_guide.images import ImageError, as_rgb, load_image, to_pil
+from llava_reward_guide.images import ImageError, load_image, to_pil
 
+from ..evaluation.judge.media import FILMS, load_frames
 from ..rewards import FrameReward
 from ..rewards.base import MissingScoreError, Reward, RewardError, RewardFunction, as_reward, check_scores
 from ..rewards.chat.frames import frames_of
@@ -26,6 +27,9 @@ from ..rewards.waiting import settled
 from .candidates import ANIMATIONS, Candidate
 from .rules import Comparison
 
+
+MOST_FRAMES = 64
+"""Of a video that are looked at, evenly spaced; of a shorter one all."""
 
 KINDS = ("image", "video", "text", "video-text")
 """Of candidates; the last two are texts about an image and about a video."""
@@ -386,6 +390,8 @@ def kind_of(candidates: Sequence[Candidate]) -> str:
 
 
 def _frames(one: Candidate) -> int:
+    if one.path.suffix.lower() in FILMS:
+        return MOST_FRAMES
     if one.path.suffix.lower() not in ANIMATIONS:
         return 1
     try:
@@ -408,14 +414,10 @@ def opened(kind: str) -> Callable[[Candidate], Any]:
 
 
 def _all_frames(one: Candidate) -> list[Image.Image]:
-    if _frames(one) < 2:
+    frames = load_frames(one.path, MOST_FRAMES)
+    if len(frames) < 2:
         raise ImageError(f"Expected a video of several frames at '{one.path}', but it is an image.")
-    try:
-        with Image.open(one.path) as image:
-            return [as_rgb(frame) for frame in ImageSequence.Iterator(image)]
-    # Pillow's errors for broken files are of many kinds.
-    except Exception as error:
-        raise ImageError(f"Expected a readable video at '{one.path}', but it is not: {error}.") from None
+    return list(frames)
 
 
 def _video(one: Candidate) -> torch.Tensor:

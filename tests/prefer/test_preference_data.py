@@ -621,6 +621,28 @@ def test_videos_are_scored_by_rewards_of_images_frame_by_frame(videos, tmp_path,
     assert row["score_0"] == pytest.approx(250 / 255)
 
 
+def test_films_are_candidates_too(tmp_path, judges):
+    av = pytest.importorskip("av")
+    for name, level in {"bright": 200, "dark": 40}.items():
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as film:
+            stream = film.add_stream("mpeg4", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for place in range(3):
+                picture = np.full((64, 64, 3), level + place, np.uint8)
+                for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                    film.mux(packet)
+            for packet in stream.encode():
+                film.mux(packet)
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    lines = [{"file_name": f"{name}.mp4", "prompt": "a room"} for name in ("broken", "dark", "bright")]
+    (tmp_path / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    judges["bright"] = lambda images, prompts: images.mean((1, 2, 3))
+    summary = prefer([tmp_path], tmp_path / "out", Preference("bright"))
+    (row,) = rows_of(tmp_path / "out")
+    assert row["video_0"] == (tmp_path / "bright.mp4").read_bytes() and summary["unreadable images"] == 1
+    assert (row["score_0"], row["score_1"]) == (pytest.approx(201 / 255, abs=0.03), pytest.approx(41 / 255, abs=0.03))
+
+
 @pytest.mark.parametrize(
     "variant, what", [("pair", "compares images"), ("answer", "judges texts"), ("edit", "judges edited images")]
 )

@@ -118,7 +118,8 @@ class QwenChat:
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _tokens(self, question: Question, num_image_tokens: list[int]) -> list[int]:
-        """Qwen's chat template: a system message if the kind has one, the images and the text of the user, the assistant's turn."""
+        """Qwen's chat template: a system message if the kind has one, the images and the text of the user, the
+        assistant's turn."""
         start, end, vision_start, vision_end, image = self._special.values()
         vision = [t for n in num_image_tokens for t in (vision_start, *[image] * n, vision_end)]
         message = self._kind.system

@@ -193,7 +193,10 @@ class UnifiedReward(Reward):
         self.variant, self.source = variant, source
         self.frames: int = integer("frames", task.frames if frames is None else frames, 1)
         self.takes_videos, self.takes_edits = task.subject == VIDEO, task.subject == EDITED
-        self.takes_answers, self.of_videos = task.subject in (ANSWER, VIDEO_ANSWER), task.subject in (VIDEO, VIDEO_ANSWER)
+        self.takes_answers, self.of_videos = (
+            task.subject in (ANSWER, VIDEO_ANSWER),
+            task.subject in (VIDEO, VIDEO_ANSWER),
+        )
         if checkpoint is not None and checkpoint not in CHECKPOINTS and f"{OWNER}/{checkpoint}" not in CHECKPOINTS:
             raise unknown("checkpoint", checkpoint, CHECKPOINTS, of=f" of {self.name}")
         usual = str(self.card.variant(variant).hub_id)
@@ -202,7 +205,7 @@ class UnifiedReward(Reward):
         self.template = template_of(variant, self.family.prompts, task.fields, template)
         # Servers of models that may think are asked not to; others refuse the field and are asked without it.
         optional = {"chat_template_kwargs": {"enable_thinking": False}} if self.family.base == "Qwen3.5" else None
-        self._task, self._question = task, task.asked(self.template.text, axis, max_tokens, optional)
+        self.task, self._question = task, task.asked(self.template.text, axis, max_tokens, optional)
         self.ask = Asker(_chat(backend, path, model, device, options), attempts)
         self.chat = self.ask.chat
         self.both_orders = both_orders
@@ -243,12 +246,12 @@ class UnifiedReward(Reward):
         """What is kept of each image, or what the model says of it; of a video, its frames."""
         if self.takes_answers:
             raise RewardError(
-                f"The variant {self.variant!r} of '{self.name}' judges texts about images, not images: `fk-steer judge` "
-                "takes it, and so does `judge_answers`."
+                f"The variant {self.variant!r} of '{self.name}' judges texts about images, not images: `fk-steer "
+                "judge` takes it, and so does `judge_answers`."
             )
         if self.takes_videos:
-            shown: list[tuple[Any, ...]] = list(frames_of(images, self.frames, self._task.to_the_end))
-        elif self._task.shows_source:
+            shown: list[tuple[Any, ...]] = list(frames_of(images, self.frames, self.task.to_the_end))
+        elif self.task.shows_source:
             shown = [(self._before(prompt), image) for image, prompt in zip(to_pil(images), prompts)]
         elif isinstance(self._method, ChatJudge):
             shown = [(image,) for image in to_pil(images)]
@@ -279,8 +282,10 @@ class UnifiedReward(Reward):
             ValueError: if the variant judges no texts, or compares and there are not two.
         """
         if not self.takes_answers:
-            raise ValueError(f"Expected a variant that judges texts, such as 'answer-pair', but it is {self.variant!r}.")
-        if not self._task.compares:
+            raise ValueError(
+                f"Expected a variant that judges texts, such as 'answer-pair', but it is {self.variant!r}."
+            )
+        if not self.task.compares:
             flat = [(i, {"question": questions[i], "answer": text}) for i, some in enumerate(answers) for text in some]
             scores = iter(self.ask(self._question, [shown[i] for i, _ in flat], [values for _, values in flat]))
             return [[next(scores) for _ in some] for some in answers]

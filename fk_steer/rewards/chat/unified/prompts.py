@@ -24,7 +24,7 @@ from ..judge import TEMPLATES
 COMMIT = "ff6f520247a2d36e2aff7b2ba53a935afd437f66"
 REPOSITORY = f"https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/{COMMIT}"
 PATIENCE = 10.0
-"""Seconds to wait for the repository before our own words are taken; a process that has waited in vain waits no more."""
+"""Seconds to wait for the repository before our own words are taken; who has waited in vain waits no more."""
 
 # fmt: off
 PUBLISHED: dict[tuple[str, str], tuple[str, str]] = {

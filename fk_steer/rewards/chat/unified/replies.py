@@ -17,8 +17,8 @@ _SUM_TOLERANCE = 0.05
 
 
 def pair_shares(reply: str, axes: Sequence[str], what: str) -> dict[str, float | None]:
-    """The shares of a pair on each axis: for 'Alignment Score:' with the lines 'Image 1: x' and 'Image 2: y', x / (x + y)
-    in [0, 1].
+    """The shares of a pair on each axis: for 'Alignment Score:' with the lines 'Image 1: x' and 'Image 2: y' it is
+    x / (x + y), in [0, 1].
 
     Scores outside [0, 1], or a pair whose sum is not 1 to within 0.05, are not read. The last block of an axis counts.
 
@@ -28,7 +28,8 @@ def pair_shares(reply: str, axes: Sequence[str], what: str) -> dict[str, float |
     text = spoken(reply)
     shares: dict[str, float | None] = {}
     for axis in axes:
-        block = rf"{axis}\s+Score[^\n:]*:\s*{what}\s*1\s*:\s*({_NUMBER})\s*[,;]?\s*{what}\s*2\s*:\s*({_NUMBER})(?![\d.,]*\d)"
+        lines = rf"{what}\s*1\s*:\s*({_NUMBER})\s*[,;]?\s*{what}\s*2\s*:\s*({_NUMBER})(?![\d.,]*\d)"
+        block = rf"{axis}\s+Score[^\n:]*:\s*{lines}"
         found = list(re.finditer(block, text, re.I))
         first, second = (_number(group) for group in found[-1].groups()) if found else (math.nan, math.nan)
         fits = min(first, second) >= 0.0 and max(first, second) <= 1.0 and abs(first + second - 1.0) <= _SUM_TOLERANCE
@@ -43,7 +44,7 @@ def two_scores(reply: str, highest: float = 25.0) -> tuple[float, float] | None:
     if len(parts) != 2 or not all(re.fullmatch(_NUMBER, part) for part in parts):
         return None
     first, second = map(_number, parts)
-    return (first, second) if 0.0 <= min(first, second) and max(first, second) <= highest else None
+    return (first, second) if min(first, second) >= 0.0 and max(first, second) <= highest else None
 
 
 def signed_scores(reply: str) -> tuple[float, float] | None:
