@@ -71,6 +71,7 @@ class Generation:
         seed: of the noise and the resampling.
         compare: whether as many images are made without steering, from the same noise.
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
+        lora: weights of LoRA for the pipeline, see `load_pipeline`; None for none.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Generation:
     dtype: str
     prompts: list[str]
     frames: int | None = None
+    lora: str | None = None
 
     @classmethod
     def of(
@@ -112,6 +114,7 @@ class Generation:
         seed: int = 0,
         compare: bool = False,
         dtype: str = "auto",
+        lora: str | None = None,
     ) -> Generation:
         """With what is left open filled in: a bundled model's steps, guidance scale and reward, a preset's settings.
 
@@ -154,6 +157,7 @@ class Generation:
             compare=compare,
             dtype=dtype,
             prompts=list(prompts),
+            lora=lora,
         )
 
 
@@ -166,6 +170,7 @@ def generate_into(
     device: str | None = None,
     particle_parallel: bool = False,
     repair: bool = False,
+    pages: bool = True,
 ) -> None:
     """Make what is missing in a folder, and its report.
 
@@ -176,6 +181,8 @@ def generate_into(
         particle_parallel: share the particles of each prompt between the processes that torchrun or accelerate has
             started; the first one writes.
         repair: set aside what cannot be read, in `.unreadable` within the folder, and make it anew.
+        pages: whether to make the report and what is only for it: the contact sheet, lineage plots and pictures in
+            traces, which long lists of prompts would make huge.
 
     Raises:
         ValueError: if the folder was made with other settings, naming the first that differs, or another command is at
@@ -194,17 +201,17 @@ def generate_into(
         _repair(out, settings)
     elif not repair:
         _check(out, settings)
-    missing = _missing(out, settings)
+    missing = _missing(out, settings, pages)
     if particle_parallel:
         (missing,) = broadcast_object_list([missing])
     if missing:
         with alone(out) if writes else nullcontext():
             if not particle_parallel:
                 # Another command may have been at it just before.
-                missing = _missing(out, settings)
+                missing = _missing(out, settings, pages)
                 check_settings(out, plain)
-            _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes)
-    if writes:
+            _generate(out, settings, missing, kind, batch_size, device, particle_parallel, writes, pages)
+    if writes and pages:
         results = results_in(out, plain)
         _update(out / "contact_sheet.png", png(contact_sheet(results)))
         _update(out / "report.html", html_report(results, plain).encode())
@@ -223,13 +230,13 @@ def _prefixes(settings: Generation) -> tuple[str, ...]:
     return ("", UNSTEERED) if settings.compare else ("",)
 
 
-def _missing(out: Path, settings: Generation) -> list[int]:
+def _missing(out: Path, settings: Generation, pages: bool) -> list[int]:
     """Numbers of the prompts of which something is not there."""
-    return [index for index in range(len(settings.prompts)) if not _has(out / f"{index:03d}", settings)]
+    return [index for index in range(len(settings.prompts)) if not _has(out / f"{index:03d}", settings, pages)]
 
 
-def _has(folder: Path, settings: Generation) -> bool:
-    if not (folder / "lineage.png").exists():
+def _has(folder: Path, settings: Generation, pages: bool) -> bool:
+    if pages and not (folder / "lineage.png").exists():
         return False
     for prefix in _prefixes(settings):
         try:
@@ -314,12 +321,13 @@ def _generate(
     device: str | None,
     particle_parallel: bool,
     writes: bool,
+    pages: bool,
 ) -> None:
     place = find_model(settings.model)
     target = default_device(device)
     say_loading(place, settings.reward, settings.reward_options)
     reward = load_guide(settings.reward, target, **settings.reward_options)
-    pipe = load_pipeline(settings.model, kind, settings.dtype, target)
+    pipe = load_pipeline(settings.model, kind, settings.dtype, target, settings.lora)
     prepared = prepare(pipe, reward, settings)
     if prepared.scheduler_note:
         note = f"{prepared.scheduler_note} Choose another with --scheduler."
@@ -347,14 +355,14 @@ def _generate(
                     prompt,
                     generator=generator,
                     particle_parallel=particle_parallel,
-                    keep_predictions=not prefix,
+                    keep_predictions=pages and not prefix,
                     on_event=None if prefix else watched.see,
                     **prepared.call,
                 )
                 if not writes:
                     continue
                 write_images(folder, prefix, output, write_new)
-                if not prefix:
+                if pages and not prefix:
                     write_new(folder / "lineage.png", figure_png(output.trace.plot()))
                 best[prefix] = output.rewards[0].max().item()
                 # Written last: its presence says that the prompt is done.

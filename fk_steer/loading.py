@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from llava_reward_guide.hub import locate
+from llava_reward_guide.packages import require
 
 from .bundled import BUNDLED, BUNDLED_PREVIEWS, resolve
 from .combinations import Mean, by_reward, combination
@@ -56,7 +57,13 @@ def join_processes(device: str | None) -> PartialState:
     return PartialState(cpu=default_device(device).type == "cpu")
 
 
-def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: torch.device | str = "cpu") -> Any:
+def load_pipeline(
+    model: str,
+    kind: str = "auto",
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    lora: str | None = None,
+) -> Any:
     """A steerable pipeline.
 
     Args:
@@ -65,9 +72,11 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
             takes them too.
         dtype: 'float32', 'float16', 'bfloat16', or 'auto' for float16 on CUDA devices and float32 elsewhere.
         device: where it goes.
+        lora: weights of LoRA to add to it: a folder or file, or a hub id; None for none.
 
     Raises:
         OSError: see `find_model`.
+        ImportError: for LoRA without peft.
         ValueError: if the model is of another kind than asked for, or for an unknown `dtype`.
     """
     from diffusers import DiffusionPipeline
@@ -87,7 +96,32 @@ def load_pipeline(model: str, kind: str = "auto", dtype: str = "auto", device: t
     if dtype == "auto":
         dtype = "float16" if torch.device(device).type == "cuda" else "float32"
     options = {**shared_components(name, getattr(torch, dtype)), "dtype": getattr(torch, dtype)}
-    return classes[kind].from_pretrained(model, **options).to(device)
+    pipe = classes[kind].from_pretrained(model, **options)
+    if lora is not None:
+        _add_lora(pipe, lora)
+    return pipe.to(device)
+
+
+def _add_lora(pipe: Any, lora: str) -> None:
+    """
+    Raises:
+        ImportError: without peft.
+        ValueError: if there are no such weights, or they are not of this pipeline.
+    """
+    require("peft", "A pipeline with LoRA")
+    expected = f"Expected `lora` to be weights that `{type(pipe).__name__}.load_lora_weights` reads, but got {lora!r}"
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(f"A {type(pipe).__name__} takes no LoRA.")
+    denoiser = pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
+    try:
+        pipe.load_lora_weights(lora)
+    # Missing files, weights of other models and broken ones bring errors of many kinds.
+    except Exception as error:
+        raise ValueError(f"{expected}: {' '.join(str(error).split())}") from error
+    if not getattr(denoiser, "peft_config", None):
+        raise ValueError(f"{expected}, in which nothing is for a {type(denoiser).__name__}.")
+    # They come in the precision in which they were saved.
+    denoiser.to(denoiser.dtype)
 
 
 def find_model(model: str) -> str:

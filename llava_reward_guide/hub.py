@@ -72,7 +72,7 @@ def _ask_about(repository: str) -> str | None:
     if _silent_since is not None and time.monotonic() - _silent_since < _REMEMBERED:
         return out_of_reach
     try:
-        _within(PATIENCE, lambda: HfApi().model_info(repository, timeout=PATIENCE))
+        within(PATIENCE, lambda: HfApi().model_info(repository, timeout=PATIENCE))
     except RepositoryNotFoundError:
         return "the hub shows none of that name (private ones after `hf auth login`)"
     except HfHubHTTPError:
@@ -86,11 +86,12 @@ def _ask_about(repository: str) -> str | None:
     return None
 
 
-def _within(seconds: float, ask: Callable[[], object]) -> None:
+def within(seconds: float, ask: Callable[[], object]) -> None:
     """Call something that may hang, as names being looked up do, whatever their timeout.
 
     Raises:
         TimeoutError: if it does.
+        Exception: what was raised there.
     """
     errors: list[Exception | None] = []
 

@@ -15,6 +15,8 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "scipy": ("benchmarks", "Judging the bundled shapes and computing agreement"),
     "peft": ("llava", "Keeping LoRA apart from the weights"),
     "datasets": ("train", "A Hugging Face dataset"),
+    "pyarrow": ("train", "A dataset in Parquet"),
+    "av": ("video", "Reading a film"),
     "rapidfuzz": ("train", "Filtering by edit distance"),
     "tensorboard": ("train", "Logging to TensorBoard"),
     "openai": ("chat", "A chat judge, which asks an OpenAI-compatible server,"),

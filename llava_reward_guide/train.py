@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from .packages import require_for_commands
 
@@ -16,6 +14,7 @@ if __name__ == "__main__":
 import typer
 
 from .cli import one_line_errors
+from .settings import take_settings
 from .terminal import flowing
 from .training.config import TrainingConfig, load_config, shipped_configs
 
@@ -37,32 +36,7 @@ def main(**options: Any) -> None:
     typer.echo(json.dumps(figures, indent=2))
 
 
-def _parameters() -> list[inspect.Parameter]:
-    """The flags, from the fields of `TrainingConfig`."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    known = "Read settings from this YAML file, or from one of the recipes above; options go before it."
-    config = Annotated[str | None, typer.Option("--config", "-c", help=known, show_default="none")]
-    parameters = [inspect.Parameter("config", kind, default=None, annotation=config)]
-    types = get_type_hints(TrainingConfig)
-    for item in dataclasses.fields(TrainingConfig):
-        # A flag that may be repeated stands for a list.
-        several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
-        # The default itself is None: only what is given goes before a file.
-        shown = item.metadata["without"] or _shown(item.default)
-        option = typer.Option(help=item.metadata["help"], show_default=shown)
-        annotation = Annotated[(several or types[item.name]) | None, option]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(item.name, kind, default=None, annotation=annotation))
-    return parameters
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-main.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
-main.__annotations__ = {item.name: item.annotation for item in _parameters()}
+take_settings(main, TrainingConfig, "Read settings from this YAML file, or from one of the recipes above")
 
 # In a table the long names would leave the texts no room.
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode=None)

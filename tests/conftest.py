@@ -52,6 +52,16 @@ def _one_thread_and_seed():
 
 
 @pytest.fixture(autouse=True)
+def _prompts_of_our_own(monkeypatch):
+    """Wherever tests run, chat judges ask in our words: no network, and no cache of whoever runs them."""
+
+    def out_of_reach(*arguments):
+        raise OSError("Tests ask for nothing.")
+
+    monkeypatch.setattr("fk_steer.rewards.chat.unified.prompts._published", out_of_reach)
+
+
+@pytest.fixture(autouse=True)
 def _accelerate_as_new():
     """Accelerate keeps the settings of a process's first run, by which a later test's would be refused."""
     yield

@@ -15,14 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from pages import DOCS, PAGES, REPOSITORY, blocks, runnable
+from pages import DOCS, PAGES, REPOSITORY, blocks, commands, runnable
 from PIL import Image
 from reward_server import RewardServer
+from typer.testing import CliRunner
 
 from fk_steer import load_reward
+from fk_steer.cli import app
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.testing import CALLS, flux, redness, sd
 from fk_steer.testing.rewards import tiny_reward
+from fk_steer.training import DPOConfig, train_dpo
+from fk_steer.training.data import Preferences
 from llava_reward_guide.images import to_pil
 
 
@@ -41,6 +45,7 @@ GIVEN = {
     "docs/search.md": {"pipe", "reward", "prompt", "call"},
     "docs/serving.md": {"pipe", "prompt", "call", "images", "prompts"},
     "docs/training.md": {"images", "prompts"},
+    "docs/unified-reward.md": {"image_to_image", "steer", "Image", "load_reward"},
     "docs/video.md": {"pipe", "of_images", "call"},
 }
 """Names that the text of a page introduces, or that any reader has."""
@@ -248,11 +253,36 @@ def training(page: str) -> None:
     assert Path("shapes-size/backbone").is_dir()
 
 
+def prefer(page: str) -> None:
+    pytest.importorskip("datasets")
+    load, decide = runnable(page)
+    words = next(words for words in commands(page) if "shapes" in words)
+    result = CliRunner().invoke(app, [*words[1:], "--limit", "2", "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    exec(load, names := {})
+    assert len(names["pairs"]) == 2 and names["pairs"][0]["label_0"] == 1.0
+    exec(decide, names)
+    assert names["summary"]["prompts"] == 2
+
+
+def dpo(page: str) -> None:
+    image = Image.new("RGB", (64, 64), "white")
+    row = {"caption": "a photo of a star", "jpg_0": image, "jpg_1": image, "label_0": 1}
+    settings = DPOConfig(output="out/dpo", steps=1, batch_size=1, micro_batch_size=1)
+    train_dpo(settings, pairs=Preferences([row]))
+    (load,) = runnable(page)
+    exec(load.replace("num_inference_steps=25", "num_inference_steps=2"), names := {})
+    assert names["image"].size == (64, 64)
+    assert any("lora" in name for name, _ in names["pipe"].unet.named_parameters())
+
+
 RUNS: dict[str, Callable[[str], None]] = {
     "docs/chat-judges.md": chat_judges,
+    "docs/dpo.md": dpo,
     "docs/generation.md": generation,
     "docs/index.md": get_started,
     "docs/own-reward.md": own_reward,
+    "docs/prefer.md": prefer,
     "docs/presets.md": presets,
     "docs/rewards.md": rewards,
     "docs/saving.md": saving,

@@ -161,6 +161,7 @@ def test_nothing_is_installed_that_is_not_there(page):
 CHEAP = {
     "generate": ["--steps", "4"],
     "run": ["--limit", "6", "--steps", "2", "--samples-per-prompt", "1"],
+    "prefer": ["--limit", "2", "--steps", "2"],
     "compare": ["--limit", "6", "--steps", "2", "--samples", "1"],
     "presets": [],
 }

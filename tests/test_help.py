@@ -138,11 +138,12 @@ def test_nothing_of_a_help_text_is_swallowed(program, words, width):
 
 def test_commands_stand_in_groups_in_the_order_of_use():
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
-    groups = ["Make pictures", "Score and compare", "Benchmarks", "Look up"]
+    groups = ["Make pictures", "Score and compare", "Make a better model", "Benchmarks", "Look up"]
     found = re.findall(r"╭─ ([A-Z][a-z ]+?) ─", text)
     assert [one for one in found if one != "Options"] == groups
     places = [
-        text.index(f"│ {name} ") for name in ("generate", "score", "compare", "judge", "bench", "eval", "presets")
+        text.index(f"│ {name} ")
+        for name in ("generate", "score", "compare", "judge", "prefer", "train", "bench", "eval", "presets")
     ]
     assert places == sorted(places)
 

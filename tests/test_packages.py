@@ -24,13 +24,14 @@ SETTINGS = configparser.ConfigParser()
 SETTINGS.read(REPOSITORY / "setup.cfg", encoding="utf-8")
 EXTRAS = SETTINGS["options.extras_require"]
 IMPORTED_AS = {
-    "accelerate": "accelerate", "bitsandbytes": "bitsandbytes", "datasets": "datasets", "diffusers": "diffusers",
-    "fastapi": "fastapi", "prometheus-client": "prometheus_client", "python-multipart": "python_multipart",
-    "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy", "gradio": "gradio",
-    "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib", "numpy": "numpy",
-    "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL", "pyyaml": "yaml", "rapidfuzz": "rapidfuzz",
-    "ray": "ray", "rich": "rich", "safetensors": "safetensors", "scipy": "scipy", "tensorboard": "tensorboard",
-    "torch": "torch", "torchsde": "torchsde", "transformers": "transformers", "typer": "typer", "uvicorn": "uvicorn",
+    "accelerate": "accelerate", "av": "av", "bitsandbytes": "bitsandbytes", "datasets": "datasets",
+    "diffusers": "diffusers", "fastapi": "fastapi", "filelock": "filelock", "flash-attn": "flash_attn", "ftfy": "ftfy",
+    "gradio": "gradio", "huggingface_hub": "huggingface_hub", "jinja2": "jinja2", "matplotlib": "matplotlib",
+    "numpy": "numpy", "openai": "openai", "pandas": "pandas", "peft": "peft", "pillow": "PIL",
+    "prometheus-client": "prometheus_client", "pyarrow": "pyarrow", "python-multipart": "python_multipart",
+    "pyyaml": "yaml", "rapidfuzz": "rapidfuzz", "ray": "ray", "rich": "rich", "safetensors": "safetensors",
+    "scipy": "scipy", "tensorboard": "tensorboard", "torch": "torch", "torchsde": "torchsde",
+    "transformers": "transformers", "typer": "typer", "uvicorn": "uvicorn",
 }  # fmt: skip
 """Distribution -> module."""
 
@@ -108,6 +109,7 @@ print("steered")
 OF_TERMINALS = (
     "fk_steer.evaluation",
     "fk_steer.generate",
+    "fk_steer.prefer",
     "fk_steer.console",
     "fk_steer.running",
     "llava_reward_guide.terminal",
@@ -171,6 +173,9 @@ USES = {
     "peft": "from llava_reward_guide.lora import attach; attach(None, '', None)",
     "rapidfuzz": "from llava_reward_guide.data.overlap import most_similar; most_similar(['a'], ['b'])",
     "datasets": "from llava_reward_guide.data.items import hub_rows; list(hub_rows('hf:owner/name'))",
+    "pyarrow": "from pathlib import Path; from fk_steer.prefer.dataset import write; write(Path('.'), [], 'image')",
+    "av": "from fk_steer.evaluation.judge.media import load_frames\n"
+    "from pathlib import Path; load_frames(Path('film.mp4'), 8)",
     "flash_attn": "from llava_reward_guide.attention import check_attention; check_attention('flash_attention_2')",
     "bitsandbytes": "import torch; from llava_reward_guide.loading import quantization_config\n"
     "quantization_config('4bit', torch.float16)",

@@ -16,6 +16,7 @@ from fk_steer.files import write_atomically
 from fk_steer.report.results import Picture, Result
 from fk_steer.report.sheet import contact_sheet
 from fk_steer.report.table import rows_of
+from fk_steer.rewards import Ensemble
 from fk_steer.testing import PROMPTS, SIZE, redness, sd
 
 
@@ -46,6 +47,13 @@ def test_records_every_event(trace):
     assert trace.num_steps == 6
     assert trace.prompts == PROMPTS
     assert FKSteering.from_dict(trace.steering).num_particles == 4
+
+
+def test_says_whether_rewards_compare_the_particles_of_a_prompt_alone(trace):
+    both = Ensemble([redness, lambda images, prompts: images.mean((1, 2, 3))])
+    settings = FKSteering(num_particles=2, lmbda=1.0)
+    standing = steer(sd(), both, settings)(PROMPTS[:1], num_inference_steps=4, **SIZE).trace
+    assert Trace.from_dict(standing.to_dict()).relative and not trace.relative
 
 
 def test_json_round_trip(trace, tmp_path):

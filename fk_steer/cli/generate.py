@@ -32,6 +32,7 @@ from .options import (
     Device,
     Height,
     Lmbda,
+    Lora,
     Particles,
     Preset,
     Repair,
@@ -83,6 +84,7 @@ def generate(
             rich_help_panel=MAKE,
         ),
     ] = None,
+    lora: Lora = None,
     pipeline: Annotated[
         PipelineKind,
         typer.Option(
@@ -226,6 +228,7 @@ def generate(
             seed=seed,
             compare=compare,
             dtype=dtype.value,
+            lora=lora,
         )
         warn_of_lmbda(preset, lmbda)
         if out is None:

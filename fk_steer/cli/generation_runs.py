@@ -28,6 +28,7 @@ from .options import (
     Device,
     Height,
     Lmbda,
+    Lora,
     Particles,
     Preset,
     Repair,
@@ -57,6 +58,7 @@ def run(
             rich_help_panel=MAKE,
         ),
     ],
+    lora: Lora = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -203,6 +205,7 @@ def run(
             batch_size=batch_size,
             max_rows=max_rows,
             dtype=dtype,
+            lora=lora,
         )
         if steered:
             warn_of_lmbda(preset, lmbda)

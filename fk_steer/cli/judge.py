@@ -16,8 +16,9 @@ def judge(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="Read people's judgements from this file: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's or "
-            "TIFA160's, or hf:NAME of a data set on the hub.",
+            help="Read people's judgements from this file: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's, "
+            "TIFA160's, VL-RewardBench's, VideoGen-RewardBench's or MMRB2's, or hf:NAME[/CONFIG][:SPLIT] of a data set "
+            "on the hub.",
         ),
     ],
     out: Annotated[
@@ -36,7 +37,7 @@ def judge(
         str | None, typer.Option(help="Call it by this name in the table.", show_default="the reward's")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Look for the images in this folder.", show_default="that of DATA")
+        Path | None, typer.Option(help="Look for the images or videos in this folder.", show_default="that of DATA")
     ] = None,
     human: Annotated[
         Path | None, typer.Option(help="Read TIFA160's human answers from this CSV file.", show_default="none")

@@ -15,10 +15,12 @@ from .evaluation import app as evaluation
 from .generate import generate
 from .generation_runs import app as runs
 from .judge import judge
+from .prefer import prefer
 from .presets import presets
 from .rewards import app as rewards
 from .rewards import score
 from .serve import serve
+from .train import app as train
 
 
 class InOrder(TyperGroup):
@@ -29,7 +31,7 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "app", "score", "compare", "judge", "serve", "bench", "eval", "presets", "rewards"]
+ORDER = "generate app score compare judge serve prefer train bench eval presets rewards".split()
 
 app = typer.Typer(
     cls=InOrder,
@@ -55,11 +57,14 @@ def main(
 
 
 PICTURES, SCORES, BENCHMARKS, LOOK_UP = "Make pictures", "Score and compare", "Benchmarks", "Look up"
+MODELS = "Make a better model"
 
 app.command(rich_help_panel=PICTURES)(generate)
 app.command("app", rich_help_panel=PICTURES)(page)
 for command in (score, compare, judge, serve):
     app.command(rich_help_panel=SCORES)(command)
+app.command(rich_help_panel=MODELS)(prefer)
+app.add_typer(train, name="train", rich_help_panel=MODELS)
 app.add_typer(runs, name="bench", rich_help_panel=BENCHMARKS)
 app.add_typer(evaluation, name="eval", rich_help_panel=BENCHMARKS)
 app.add_typer(rewards, name="rewards", rich_help_panel=LOOK_UP)

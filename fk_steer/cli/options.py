@@ -56,6 +56,15 @@ Width = Annotated[
     int | None,
     typer.Option(help="Make images of this width in pixels.", show_default="the model's", rich_help_panel=MAKE),
 ]
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        help="Add these weights of LoRA to the pipeline: a folder, such as `fk-steer train dpo` leaves, a file or a hub"
+        " id.",
+        show_default="none",
+        rich_help_panel=MAKE,
+    ),
+]
 
 # Steering, of `generate` and of runs over lists of prompts.
 REWARD_FORMS = (

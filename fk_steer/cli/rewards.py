@@ -70,14 +70,21 @@ def show(
             return
         console.print(f"[bold]{name}[/bold] {card.summary}", highlight=False, soft_wrap=True)
         cards = {key: card.variant(key) for key in card.variants} or {"": card}
+        said: dict[str, str] = {}
         for index, (key, variant) in enumerate(cards.items()):
             title = f"[bold]{key}[/bold]{' (default)' if index == 0 else ''} {variant.summary}" if key else None
             if title:
                 console.print(f"\n{title}", highlight=False, soft_wrap=True)
             table = Table("field", "value", box=None, padding=(0, 2), show_header=False)
             for field, value in _facts(variant).items():
-                table.add_row(field, value)
+                # Of further variants only what is not as with the first.
+                if said.get(field) != value:
+                    table.add_row(field, value)
+            said = said or _facts(variant)
             console.print(table)
+        if card.checkpoints:
+            console.print("\nwhich checkpoint knows which variant", highlight=False)
+            console.print(_checkpoints(card))
         console.print(f"\noptions: {', '.join(inspect.signature(factory).parameters)}", highlight=False, soft_wrap=True)
 
 
@@ -175,6 +182,17 @@ def _open_all(paths: list[Path]) -> tuple[dict[int, Image], dict[int, str]]:
         except ImageError as error:
             errors[index] = str(error)
     return opened, errors
+
+
+def _checkpoints(card: RewardCard) -> Table:
+    """A line for checkpoints that know the same variants."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for checkpoint, variants in card.checkpoints.items():
+        alike.setdefault(variants, []).append(checkpoint)
+    table = Table("checkpoints", "variants", box=None, padding=(0, 2))
+    for variants, checkpoints in alike.items():
+        table.add_row("\n".join(checkpoints), ", ".join(variants))
+    return table
 
 
 def _facts(card: RewardCard) -> dict[str, str]:

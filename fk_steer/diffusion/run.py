@@ -109,6 +109,7 @@ class Run:
             list(call.prompts),
             reward.name,
             strategy.describe(),
+            reward.at(1.0).relative,
             scheduler=type(pipe.scheduler).__name__,
             chosen=dict(chosen),
         )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_reward_guide.texts import TABLES, read_json_lines, read_table, read_text, text_lines
 
-from ..files import write_atomically
+from ..published import Source, fetch
 from ..smc import suggestion
 
 
@@ -57,21 +55,6 @@ DRAWBENCH_CATEGORIES = {
     "Text": 21,
 }
 """Category -> its number of prompts, in the order of the published list."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A published file.
-
-    Attributes:
-        what: for messages.
-        url: where it is.
-        sha256: of its content, hexadecimal.
-    """
-
-    what: str
-    url: str
-    sha256: str
 
 
 GENEVAL = Source(
@@ -265,44 +248,6 @@ def _check_position(position: Any, index: int) -> None:
         raise ValueError(f"expected a position such as ['left of', 0], but got {position!r}")
     if position[1] not in range(index):
         raise ValueError(f"expected a position relative to an earlier entry than {index}, but got {position!r}")
-
-
-def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: Path | None = None) -> Path:
-    """A published file, downloaded unless it is there already, and checked.
-
-    Args:
-        opener: URL -> content; None to download.
-        cache: folder to keep it in; None for the assets in the cache of `huggingface_hub`.
-
-    Raises:
-        OSError: if it cannot be fetched, or is not the file that was published.
-    """
-    from huggingface_hub import cached_assets_path
-
-    path = (cache or cached_assets_path("fk_steer", "prompts")) / Path(source.url).name
-    if path.exists() and _sha256(path.read_bytes()) == source.sha256:
-        return path
-    advice = f"Download it from {source.url} elsewhere and give its path."
-    try:
-        content = (opener or _download)(source.url)
-    except OSError as error:
-        raise OSError(f"Could not fetch {source.what}: {error}. {advice}") from error
-    if (digest := _sha256(content)) != source.sha256:
-        raise OSError(
-            f"Expected {source.what} at {source.url} to have the SHA-256 {source.sha256}, but got {digest}: the file "
-            "has changed since, or was damaged on its way. If you trust it, give its path."
-        )
-    write_atomically(path, content)
-    return path
-
-
-def _download(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=30) as response:
-        return response.read()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _file(path: str | Path | None, source: Source) -> Path:

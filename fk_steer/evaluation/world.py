@@ -100,6 +100,7 @@ class Job:
         guidance: guidance scale.
         split: which prompts, see `SPLITS`.
         half: whether denoiser and decoder compute in bfloat16, see `in_half`.
+        lora: folder of LoRA weights for the pipeline; None for none.
     """
 
     model: str
@@ -113,6 +114,7 @@ class Job:
     guidance: float
     split: str = "held-out"
     half: bool = False
+    lora: str | None = None
 
 
 def run(job: Job) -> list[Record]:
@@ -173,9 +175,13 @@ def _start_worker() -> None:
 
 
 @cache
-def _loaded(model: str, half: bool) -> Any:
+def _loaded(model: str, half: bool, lora: str | None) -> Any:
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
     return in_half(pipe) if half else pipe
 
 
@@ -191,7 +197,7 @@ def _held_out() -> RewardFunction:
 
 
 def _generate(job: Job, chunk: list[tuple[int, dict[str, Any]]]) -> list[Record]:
-    pipe = _loaded(job.model, job.half)
+    pipe = _loaded(job.model, job.half, job.lora)
     own, stock_scheduler = job.steering, pipe.scheduler
     steps: dict[str, Any] = {} if job.steps is None else {"num_inference_steps": job.steps}
     if own.sampler is None:

@@ -98,6 +98,7 @@ class Trace:
     Attributes:
         prompts: P texts the reward saw, one per population.
         reward: its name.
+        relative: whether it only compares the particles of a prompt, see `fk_steer.rewards.Reward`.
         steering: the settings, `Strategy.describe()`, with what was left open chosen.
         scheduler: the class of the sampler in the denoising loop.
         num_steps: of the denoising loop.
@@ -122,6 +123,7 @@ class Trace:
     prompts: list[str]
     reward: str
     steering: dict[str, Any]
+    relative: bool = False
     scheduler: str = ""
     num_steps: int = 0
     events: list[TraceEvent] = field(default_factory=list)

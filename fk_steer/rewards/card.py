@@ -24,6 +24,8 @@ class RewardCard:
             there is no such model.
         variants: name -> card of the variant, the default one first; what a variant leaves out is as for the reward.
             Empty for a reward that has one form.
+        checkpoints: further repositories of such weights -> variants that each is trained for. Empty where `hub_id` is
+            all there is.
     """
 
     summary: str
@@ -36,6 +38,7 @@ class RewardCard:
     default_lmbda: float | None = None
     dtype: str | None = None
     variants: Mapping[str, RewardCard] = field(default_factory=dict)
+    checkpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def variant(self, name: str) -> RewardCard:
         """The card of a variant, complete with what it shares with the others."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,6 +183,33 @@ def tuning_prompts(per_task: int = 40) -> list[dict[str, Any]]:
     """Prompts to choose settings on: like those of `evaluation_prompts`, but of combinations that training sees, so
     that none but the single objects is in both."""
     return _drawn(_candidates(held_out=False), per_task, seed=1)
+
+
+def training_prompts(count: int, shares: Mapping[str, float], seed: int = 2) -> list[dict[str, Any]]:
+    """Prompts to make training data from, of combinations that training sees, as GenEval metadata.
+
+    None is among the first twenty `tuning_prompts` of its task where the task has others: settings are then chosen
+    on prompts that are new. Counting and single objects have no others.
+
+    Args:
+        count: of prompts, of which many recur in tasks with few.
+        shares: of the tasks among them.
+    """
+    tuning = {line["prompt"] for line in tuning_prompts(20)}
+    lines = {}
+    for task, some in _candidates(held_out=False).items():
+        others = [line for line in some if line["prompt"] not in tuning]
+        lines[task] = others if len(others) > len(some) / 3 else some
+    rng = np.random.default_rng(seed)
+    orders = {task: list(rng.permutation(len(some))) for task, some in lines.items()}
+    tasks = rng.choice(list(shares), size=count, p=list(shares.values()))
+    taken = dict.fromkeys(lines, 0)
+    found = []
+    for task in tasks:
+        order = orders[task]
+        found.append(lines[task][order[taken[task] % len(order)]])
+        taken[task] += 1
+    return found
 
 
 def _drawn(candidates: dict[str, list[dict[str, Any]]], per_task: int, seed: int) -> list[dict[str, Any]]:

@@ -253,24 +253,43 @@ def check_images(
 
 
 def hub_rows(name: str) -> Sequence[Item]:
-    """Rows of 'NAME[:SPLIT]', a Hugging Face dataset on the hub or on disk, their images undecoded.
+    """Rows of 'NAME[/CONFIG][:SPLIT]', a Hugging Face dataset on the hub or on disk, or of Parquet files, their images
+    and videos undecoded.
+
+    On the hub a name has two parts, OWNER/NAME, and a third is that of a configuration.
 
     Raises:
         ImportError: without the package `datasets`.
     """
     require("datasets")
+    from datasets import Dataset, List, Video, load_dataset, load_from_disk
     from datasets import Image as ImageFeature
-    from datasets import load_dataset, load_from_disk
 
     path, _, split = name.partition(":")
-    dataset = load_from_disk(path) if Path(path).is_dir() else load_dataset(path, split=split or "train")
+    if files := parquet_files(Path(path)):
+        dataset = Dataset.from_parquet([str(file) for file in files])
+    elif Path(path).is_dir():
+        dataset = load_from_disk(path)
+    else:
+        owner, *rest = path.split("/")
+        path, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
+        dataset = load_dataset(path, config, split=split or "train")
     if isinstance(dataset, dict):
         dataset = dataset[split or "train"]
     for column, feature in dataset.features.items():
-        if isinstance(feature, ImageFeature):
-            # Decoded by us, so that one corrupt image is one item to skip.
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+        # Decoded by us, so that one corrupt image is one item to skip.
+        if isinstance(feature, ImageFeature | Video):
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, ImageFeature):
+            dataset = dataset.cast_column(column, List(ImageFeature(decode=False)))
     return dataset
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files that a path stands for: itself, or those in a folder in the order of their names."""
+    if path.is_dir():
+        return sorted(path.glob("*.parquet"))
+    return [path] if path.suffix.lower() == ".parquet" else []
 
 
 def _plain(value: Any) -> bool:

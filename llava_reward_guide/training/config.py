@@ -5,32 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ..attention import check_attention_name
 from ..config import RewardConfig
 from ..loading import QUANTIZE
-from ..texts import read_yaml
+from ..settings import option, read_settings
 
 
 SCOPES = ("all", "lora_only")
 PRECISIONS = ("no", "bf16", "fp16")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _option(default: Any, help: str, without: str | None = None) -> Any:
-    """A setting.
-
-    Args:
-        default: of it.
-        help: what it does, in a sentence.
-        without: what happens by default, where the default does not say it.
-    """
-    return field(default=default, metadata={"help": help, "without": without})
 
 
 @dataclass(frozen=True)
@@ -42,109 +30,109 @@ class TrainingConfig:
         ValueError: for values that cannot be.
     """
 
-    train_data: str | list[str] = _option(
+    train_data: str | list[str] = option(
         "",
         "Train on this JSON, JSONL or CSV file of pairs or labelled images, or hf:NAME[:SPLIT]; given several times, "
         "on all of them.",
         "none; it is needed, here or in the YAML file",
     )
-    train_probabilities: list[float] | None = _option(
+    train_probabilities: list[float] | None = option(
         None, "Draw from each `train_data` with this weight, in their order.", "as often as it has items"
     )
-    validation_data: str = _option("", "Validate on this file of the same form.", "nothing is validated")
-    validation_fraction: float = _option(
+    validation_data: str = option("", "Validate on this file of the same form.", "nothing is validated")
+    validation_fraction: float = option(
         0.0, "Hold out this share of the data's prompts to validate on, in place of a file."
     )
-    image_folder: str | None = _option(
+    image_folder: str | None = option(
         None, "Take paths of images to be relative to this folder.", "the folder of the file"
     )
-    output: str = _option("out/llava-reward", "Write checkpoints and logs to this folder.")
+    output: str = option("out/llava-reward", "Write checkpoints and logs to this folder.")
 
-    init_from: str = _option(
+    init_from: str = option(
         "", "Start from this checkpoint's adapter, projector and head, in either layout.", "from new ones"
     )
-    backbone: str = _option(
+    backbone: str = option(
         "microsoft/Phi-3.5-vision-instruct",
         "Train on this multimodal LLM, a folder or hub id.",
         "Phi-3.5-vision of Microsoft",
     )
-    perspective: str = _option(
+    perspective: str = option(
         "default", "Call what the reward is about by this name, such as alignment or safety; it is kept beside it."
     )
-    objective: str = _option(
+    objective: str = option(
         "bradley-terry",
         "Train by this loss: bradley-terry for pairs, general-preference for pairs in which no order need hold for "
         "three, classification for labels.",
     )
-    value_head_dim: int = _option(1, "Give a reward this many numbers: 1, or an even number for general-preference.")
-    tau: float = _option(0.1, "Divide what is compared by this temperature before it becomes a probability.")
-    add_cross_attention: bool = _option(
+    value_head_dim: int = option(1, "Give a reward this many numbers: 1, or an even number for general-preference.")
+    tau: float = option(0.1, "Divide what is compared by this temperature before it becomes a probability.")
+    add_cross_attention: bool = option(
         True, "Let the reward token attend to the image's visual tokens once more (SkipCA)."
     )
-    hidden_layer: int | None = _option(
+    hidden_layer: int | None = option(
         None, "Read the reward from the text model's hidden state after this layer.", "the last"
     )
-    visual_layer: int | None = _option(
+    visual_layer: int | None = option(
         None, "Let SkipCA attend to the hidden state after this layer.", "projected visual tokens"
     )
-    mean_pooling: bool = _option(False, "Average over all positions in place of reading the end of the text.")
+    mean_pooling: bool = option(False, "Average over all positions in place of reading the end of the text.")
 
-    lora_rank: int = _option(128, "Train low-rank adapters (LoRA) of this rank on the text model's linear layers.")
-    lora_alpha: int = _option(256, "Scale LoRA by this number over its rank.")
-    lora_dropout: float = _option(0.05, "Drop this share of LoRA's input while training.")
-    lora_vision: bool = _option(False, "Put LoRA on the linear layers of the vision tower too.")
-    quantize: str | None = _option(None, "Keep the weights under LoRA in 4bit (nf4) or 8bit.", "not quantized")
-    optimizer_scope: str = _option(
+    lora_rank: int = option(128, "Train low-rank adapters (LoRA) of this rank on the text model's linear layers.")
+    lora_alpha: int = option(256, "Scale LoRA by this number over its rank.")
+    lora_dropout: float = option(0.05, "Drop this share of LoRA's input while training.")
+    lora_vision: bool = option(False, "Put LoRA on the linear layers of the vision tower too.")
+    quantize: str | None = option(None, "Keep the weights under LoRA in 4bit (nf4) or 8bit.", "not quantized")
+    optimizer_scope: str = option(
         "all", "Train LoRA, projector, SkipCA and head (all), or LoRA alone as the released code does (lora_only)."
     )
-    full_finetune: bool = _option(False, "Train every weight of the backbone, without LoRA.")
+    full_finetune: bool = option(False, "Train every weight of the backbone, without LoRA.")
 
-    batch_size: int = _option(
+    batch_size: int = option(
         128, "Take this many items (pairs) for an optimiser step, over all processes and accumulated passes."
     )
-    micro_batch_size: int = _option(8, "Take this many items for a pass of one process, as memory allows.")
-    epochs: float = _option(1.0, "Pass over the data this often.")
-    max_steps: int | None = _option(
+    micro_batch_size: int = option(8, "Take this many items for a pass of one process, as memory allows.")
+    epochs: float = option(1.0, "Pass over the data this often.")
+    max_steps: int | None = option(
         None, "Stop after this many optimiser steps, in place of --epochs.", "as --epochs says"
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         2e-4, "Train at this learning rate of AdamW; the release takes 5e-7 for full fine-tuning."
     )
-    warmup_ratio: float = _option(
+    warmup_ratio: float = option(
         0.03, "Let the learning rate rise over this share of the steps; then it falls by half a cosine."
     )
-    adam_beta1: float = _option(0.9, "Let AdamW average gradients with this decay.")
-    adam_beta2: float = _option(0.95, "Let AdamW average squared gradients with this decay.")
-    weight_decay: float = _option(0.0, "Let AdamW shrink weights at this rate.")
-    max_grad_norm: float = _option(1.0, "Clip gradients to this norm.")
-    ema_decay: float | None = _option(None, "Average the weights with this decay, and save the average.", "no average")
-    seed: int = _option(42, "Draw everything from this seed.")
-    deterministic: bool = _option(False, "Take deterministic kernels where there are any, which are slower on a GPU.")
+    adam_beta1: float = option(0.9, "Let AdamW average gradients with this decay.")
+    adam_beta2: float = option(0.95, "Let AdamW average squared gradients with this decay.")
+    weight_decay: float = option(0.0, "Let AdamW shrink weights at this rate.")
+    max_grad_norm: float = option(1.0, "Clip gradients to this norm.")
+    ema_decay: float | None = option(None, "Average the weights with this decay, and save the average.", "no average")
+    seed: int = option(42, "Draw everything from this seed.")
+    deterministic: bool = option(False, "Take deterministic kernels where there are any, which are slower on a GPU.")
 
-    mixed_precision: str = _option("bf16", "Compute in this precision beside float32: no, bf16 or fp16.")
-    dtype: str = _option(
+    mixed_precision: str = option("bf16", "Compute in this precision beside float32: no, bf16 or fp16.")
+    dtype: str = option(
         "bfloat16", "Keep the frozen weights in this type; trained ones are float32. FSDP wants float32 here."
     )
-    gradient_checkpointing: bool = _option(
+    gradient_checkpointing: bool = option(
         True, "Compute activations again in the backward pass, which takes less memory and a third more time."
     )
-    attn_implementation: str = _option("sdpa", "Compute attention by sdpa, flash_attention_2 or eager.")
-    num_crops: int | None = _option(None, "Cut an image into at most this many crops on Phi-3.5-vision.", "16")
-    num_workers: int = _option(4, "Prepare images in this many processes for each that trains.")
-    cache_images: bool = _option(False, "Keep prepared images in memory, which suits small ones with --num-workers 0.")
-    check_images: bool = _option(True, "Decode all images before the run, to leave out those that cannot be.")
+    attn_implementation: str = option("sdpa", "Compute attention by sdpa, flash_attention_2 or eager.")
+    num_crops: int | None = option(None, "Cut an image into at most this many crops on Phi-3.5-vision.", "16")
+    num_workers: int = option(4, "Prepare images in this many processes for each that trains.")
+    cache_images: bool = option(False, "Keep prepared images in memory, which suits small ones with --num-workers 0.")
+    check_images: bool = option(True, "Decode all images before the run, to leave out those that cannot be.")
 
-    validate_every: int = _option(100, "Validate after this many steps each time, and at the end in any case.")
-    save_every: int = _option(100, "Save a checkpoint to go on from after this many steps each time.")
-    keep_checkpoints: int = _option(2, "Keep this many of those checkpoints.")
-    log_every: int = _option(1, "Write a line of log.jsonl after this many steps each time.")
-    log_with: str = _option(
+    validate_every: int = option(100, "Validate after this many steps each time, and at the end in any case.")
+    save_every: int = option(100, "Save a checkpoint to go on from after this many steps each time.")
+    keep_checkpoints: int = option(2, "Keep this many of those checkpoints.")
+    log_every: int = option(1, "Write a line of log.jsonl after this many steps each time.")
+    log_with: str = option(
         "",
         "Log to these trackers of accelerate too, comma-separated: tensorboard, wandb and others.",
         "log.jsonl alone",
     )
-    project: str = _option("llava-reward", "Log to trackers under this project name.")
-    published_layout: bool = _option(False, "Save also in the layout that the released code reads.")
+    project: str = option("llava-reward", "Log to trackers under this project name.")
+    published_layout: bool = option(False, "Save also in the layout that the released code reads.")
 
     def __post_init__(self) -> None:
         # One list is the same whether it comes alone or as a list of one.
@@ -262,40 +250,11 @@ def load_config(source: str | Path | None, overrides: Mapping[str, Any] | None =
     Raises:
         ValueError: for a file that is missing, unknown settings, or values of the wrong type.
     """
-    values: dict[str, Any] = {}
+    path: Any = None
     if source is not None:
-        path: Any = Path(source)
+        path = Path(source)
         if not path.is_file():
             path = files("llava_reward_guide") / "configs" / f"{source}.yaml"
             if not path.is_file():
                 raise ValueError(f"Expected a YAML file or one of {', '.join(shipped_configs())}, but got '{source}'.")
-        loaded = read_yaml(path) or {}
-        if not isinstance(loaded, dict):
-            raise ValueError(f"Expected `name: value` in '{source}', but got {type(loaded).__name__}.")
-        values.update(loaded)
-    values.update(overrides or {})
-    types = get_type_hints(TrainingConfig)
-    if unknown := sorted(set(values) - set(types)):
-        raise ValueError(f"Unknown settings {', '.join(unknown)}. Known: {', '.join(types)}.")
-    return TrainingConfig(**{name: _typed(name, value, types[name]) for name, value in values.items()})
-
-
-def _typed(name: str, value: Any, wanted: Any) -> Any:
-    """YAML reads 2e-4 as text and 1 as an integer."""
-    kinds = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
-    if value is None and type(None) in kinds:
-        return None
-    several = next((kind for kind in kinds if get_origin(kind) is list), None)
-    if several is not None and isinstance(value, (list, tuple)):
-        return [_typed(name, one, get_args(several)[0]) for one in value]
-    kind = next(kind for kind in kinds if kind is not type(None))
-    if kind is several:
-        raise ValueError(f"Expected a list for `{name}`, but got {value!r}.")
-    try:
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-    except ValueError:
-        pass
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"Expected `{name}` to be {kind.__name__}, but got {value!r}.")
-    return value
+    return read_settings(TrainingConfig, path, overrides)

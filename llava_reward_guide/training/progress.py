@@ -61,7 +61,7 @@ class Monitor:
             write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= done))
 
     def advance(self, step: int, figures: Mapping[str, float], log: bool) -> None:
-        text = f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.3f}"
+        text = "  ".join(f"{name} {figures[name]:.4f}" for name in ("loss", "accuracy") if name in figures)
         self.bar.update(self.task, completed=step, figures=text)
         if log:
             self.log(step, figures)

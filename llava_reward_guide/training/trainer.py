@@ -206,7 +206,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         validated = -1
         batches = iter(loader)
-        with _stop_signal() as stopped, self.monitor:
+        with stop_signal() as stopped, self.monitor:
             while progress.step < total:
                 figures = self._step([next(batches) for _ in range(self.sampler.accumulation)])
                 progress.step += 1
@@ -410,7 +410,7 @@ def _same_run(config: TrainingConfig, folder: Path) -> None:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """Set by SIGTERM or SIGINT, so that the step at hand is finished and saved; a second SIGINT interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

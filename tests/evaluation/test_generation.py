@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from chat_server import ChatServer
 from generation_runs import SETTINGS, contents, kill_often
 from PIL import Image
 from typer.testing import CliRunner
@@ -479,3 +480,20 @@ def test_rows_at_a_time_are_no_setting_of_a_run():
     plain, chunked = (Plan.of(GenerationSettings("shapes", "shapes", max_rows=rows)).to_dict() for rows in (None, 3))
     assert plain == chunked
     assert not any("rows" in name or name.endswith("_batch_size") for name in {**plain, **plain["steering"]})
+
+
+def test_what_a_chat_judge_asks_is_recorded(tmp_path):
+    with ChatServer() as server:
+        settings = change(
+            reward="unified-reward", reward_options={"base_url": server.url}, limit=1, samples_per_prompt=1, steps=2
+        )
+        make(tmp_path, settings)
+        asked = json.loads((tmp_path / "asked.json").read_text())
+        assert asked["unified-reward"]["template"] == "fk_steer"
+        digest = asked["unified-reward"]["template sha256"]
+        (tmp_path / "asked.json").write_text(json.dumps(asked).replace(digest, "0" * 64))
+        (record,) = tmp_path.glob("*/records/00000.json")
+        record.unlink()
+        with pytest.raises(ValueError, match=r"was made with other questions \(unified-reward.template sha256: '0000"):
+            make(tmp_path, settings)
+    assert not record.exists()

@@ -16,14 +16,13 @@ from fk_steer.evaluation.prompts import (
     DRAWBENCH_CATEGORIES,
     GENEVAL,
     GENEVAL_TASKS,
-    Source,
     check_metadata,
     drawbench_prompts,
     evenly,
-    fetch,
     geneval_prompts,
     prompt_list,
 )
+from fk_steer.published import Source, fetch
 
 
 DATA = Path(os.environ.get("FK_STEER_DATA", Path(__file__).parents[3] / "shared" / "data"))

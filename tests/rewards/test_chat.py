@@ -392,7 +392,7 @@ class TestUnifiedReward:
         [
             (
                 {"variant": "rank"},
-                "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, think, video",
+                "Unknown variant 'rank' of unified-reward. Known: point, axes, pair, pair-scores, think, flex, edit",
             ),
             ({"backend": "jax"}, "Unknown backend 'jax'"),
             ({"variant": "axes", "axis": "taste"}, "Unknown axis 'taste'"),

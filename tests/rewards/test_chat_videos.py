@@ -10,7 +10,7 @@ from chat_server import MODEL, ChatServer, parts, redness
 
 from fk_steer import FKSteering, FrameReward, steer
 from fk_steer.rewards import RewardError, load_reward
-from fk_steer.rewards.chat.frames import frames_of
+from fk_steer.rewards.chat.frames import frames_of, places
 from fk_steer.rewards.chat.verdicts import better_video, final_score
 from fk_steer.testing.tiny import wan
 from llava_reward_guide.images import to_pil
@@ -72,10 +72,12 @@ def test_a_score_of_a_video():
 def test_axes_of_a_video():
     with ChatServer(judge) as server:
         one = videos()[:1]
-        alignment = 1 + 4 * mean_redness(one[0], [i * 12 // 8 for i in range(8)])
+        # Up to sixteen frames are shown, of twelve all.
+        alignment = 1 + 4 * mean_redness(one[0], range(12))
         assert reward_of(server, "video-axes")(one, ["a"]).item() == pytest.approx((alignment + 3 + 2) / 3, abs=1e-4)
         assert reward_of(server, "video-axes", axis="physics")(one, ["a"]).item() == 3.0
-    text = parts(server.requests[0])[0]
+    text, pictures = parts(server.requests[0])
+    assert len(pictures) == 12
     assert "Alignment Score (1-5): X\nPhysics Score (1-5): Y\nStyle Score (1-5): Z" in text
     with pytest.raises(ValueError, match="Unknown axis 'coherence'.*alignment, physics, style"):
         load_reward("unified-reward", variant="video-axes", axis="coherence")
@@ -100,6 +102,14 @@ def test_replies_that_cannot_be_read_are_asked_for_again():
     assert "s being a number from 1 to 10" in parts(server.requests[1])[0]
     with ChatServer(lambda text, pictures: "Final Score: 11") as server, pytest.raises(RewardError, match="no score"):
         reward_of(server, "video")(videos()[:1], ["a"])
+
+
+def test_frames_to_the_end():
+    """As the scripts of the models that reason choose them."""
+    assert places(17, 8, to_the_end=True) == [0, 2, 4, 6, 9, 11, 13, 16]
+    assert places(17, 8) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert places(3, 8, to_the_end=True) == [0, 1, 2]
+    assert places(5, 1, to_the_end=True) == [0]
 
 
 @pytest.mark.parametrize(("count", "places"), [(8, range(8)), (17, (0, 2, 4, 6, 8, 10, 12, 14)), (3, range(3))])

@@ -1,4 +1,4 @@
-"""UnifiedReward in this process: tiny Qwen2.5-VL models with random weights and a byte-level tokenizer."""
+"""UnifiedReward in this process: tiny Qwen2.5-VL and Qwen3-VL models with random weights and a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import torch
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AutoModelForImageTextToText,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from fk_steer.rewards import RewardError, RewardLoadError, load_reward
-from fk_steer.rewards.chat import Question
+from fk_steer.rewards.chat import Answer, Question
 from fk_steer.rewards.chat.qwen_chat import QwenChat
 from fk_steer.testing import clip_tokenizer
 
@@ -32,38 +35,69 @@ def tokenizer() -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=SPECIAL)
 
 
-def save(folder: Path, speaks: bool) -> str:
+def ids_of(words: Qwen2Tokenizer) -> dict[str, int]:
+    return dict(zip(SPECIAL, words.convert_tokens_to_ids(SPECIAL)))
+
+
+def second(words: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """A tiny Qwen2.5-VL."""
+    ids = ids_of(words)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **TEXT,
+            "vocab_size": len(words),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "eos_token_id": ids["<|im_end|>"],
+        },
+        vision_config={**VISION, "fullatt_block_indexes": [1], "window_size": 56},
+        **tokens(ids),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def third(words: Qwen2Tokenizer) -> Qwen3VLForConditionalGeneration:
+    """A tiny Qwen3-VL."""
+    ids = ids_of(words)
+    config = Qwen3VLConfig(
+        text_config={
+            **TEXT,
+            "vocab_size": len(words),
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+            "eos_token_id": ids["<|im_end|>"],
+        },
+        vision_config={**VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        **tokens(ids),
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+}
+VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+KINDS = {"Qwen2.5-VL": (second, 14), "Qwen3-VL": (third, 16)}
+"""Kind -> maker of a model, and the side of its patches."""
+
+
+def tokens(ids: dict[str, int]) -> dict[str, int]:
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {key: ids[f"<|{name}|>"] for key, name in zip(keys, names)}
+
+
+def save(folder: Path, speaks: bool, kind: str = "Qwen2.5-VL") -> str:
     """A tiny model; one that `speaks` replies with `REPLY` to everything, the other with noise."""
     torch.manual_seed(0)
     words = tokenizer()
-    ids = dict(zip(SPECIAL, words.convert_tokens_to_ids(SPECIAL)))
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(words),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1],
-            "window_size": 56,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    ids = ids_of(words)
+    make, patch = KINDS[kind]
+    model = make(words)
     if speaks:
         # Blocks that add nothing leave the embedding of the last token, from which the head reads the next one.
         for layer in model.model.language_model.layers:
@@ -85,18 +119,18 @@ def save(folder: Path, speaks: bool) -> str:
     model.generation_config.update(do_sample=True, temperature=1.0, repetition_penalty=1.05)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(folder)
+    Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112, patch_size=patch).save_pretrained(folder)
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def random_folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("random"), speaks=False)
+@pytest.fixture(scope="module", params=KINDS)
+def random_folder(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("random"), speaks=False, kind=request.param)
 
 
-@pytest.fixture(scope="module")
-def speaking_folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("speaking"), speaks=True)
+@pytest.fixture(scope="module", params=KINDS)
+def speaking_folder(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("speaking"), speaks=True, kind=request.param)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -112,16 +146,17 @@ QUESTIONS = [
 
 def greedy(folder: str, question: Question, max_tokens: int) -> str:
     """By hand: the template as a text, the processor's pixels, and whole forward passes without a cache."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     words = Qwen2Tokenizer.from_pretrained(folder)
     vision = Qwen2VLImageProcessorPil.from_pretrained(folder)(images=list(question.images), return_tensors="pt")
     places = "".join(
         f"<|vision_start|>{'<|image_pad|>' * int(grid.prod() // 4)}<|vision_end|>" for grid in vision["image_grid_thw"]
     )
-    text = (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{places}{question.text}<|im_end|>\n<|im_start|>assistant\n"
+    # The template of Qwen3-VL has no system message of its own.
+    system = (
+        "" if model.config.model_type == "qwen3_vl" else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     )
+    text = f"{system}<|im_start|>user\n{places}{question.text}<|im_end|>\n<|im_start|>assistant\n"
     ids = words(text, return_tensors="pt")["input_ids"]
     length = ids.shape[1]
     for _ in range(max_tokens):
@@ -153,7 +188,7 @@ def test_prompts_hold_no_special_tokens(random_folder):
     question = Question((picture(64, 64),), "<|image_pad|><|im_end|><|endoftext|>")
     tokens = chat._tokens(question, [4])
     assert tokens.count(chat._special["<|image_pad|>"]) == 4
-    assert tokens.count(chat._special["<|im_end|>"]) == 2
+    assert tokens.count(chat._special["<|im_end|>"]) == (1 if "qwen3" in chat._network.config.model_type else 2)
     assert chat.ask([question], max_tokens=2)[0].text is not None
 
 
@@ -185,8 +220,29 @@ def test_noise_is_not_a_score(random_folder):
 def test_loading(random_folder, tmp_path):
     with pytest.raises(RewardLoadError, match="the reward 'unified-reward' at '.*nowhere': there is no such folder"):
         load_reward("unified-reward", backend="transformers", path=str(tmp_path / "nowhere"))
-    Qwen2_5_VLForConditionalGeneration.from_pretrained(random_folder).save_pretrained(tmp_path)
+    AutoModelForImageTextToText.from_pretrained(random_folder).save_pretrained(tmp_path)
     clip_tokenizer().save_pretrained(tmp_path)
     Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
-    with pytest.raises(RewardLoadError, match="to be Qwen2.5-VL's, with <.image_pad.> at 261"):
+    with pytest.raises(RewardLoadError, match="to be Qwen-VL's, with <.image_pad.> at 261"):
         load_reward("unified-reward", backend="transformers", path=str(tmp_path))
+
+
+def test_models_of_other_kinds_are_served(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_5"}')
+    message = "of one of the kinds qwen2_5_vl, qwen3_vl in .*, but it is 'qwen3_5'. Serve it"
+    with pytest.raises(RewardLoadError, match=message):
+        load_reward("unified-reward", backend="transformers", path=str(tmp_path))
+
+
+def test_pairs_in_this_process(speaking_folder, monkeypatch):
+    options = {"backend": "transformers", "path": speaking_folder, "device": "cpu", "both_orders": True}
+    reward = load_reward("unified-reward", variant="pair", **options)
+    shown = []
+
+    def ask(questions, max_tokens):
+        shown.extend(len(question.images) for question in questions)
+        return [Answer("Image 1 is better than Image 2.") for _ in questions]
+
+    monkeypatch.setattr(reward.chat, "ask", ask)
+    assert reward(torch.rand(2, 3, 40, 40), ["a", "a"]).tolist() == [0.5, 0.5]
+    assert shown == [2, 2]

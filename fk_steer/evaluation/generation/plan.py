@@ -57,6 +57,7 @@ class GenerationSettings:
         max_rows: denoiser rows, latents decoded and images scored at a time within a call; None for all. It changes no
             image and may be another when a run is taken up again.
         dtype: of the pipeline: 'float32', 'float16', 'bfloat16' or 'auto'.
+        lora: weights of LoRA for the pipeline, see `load_pipeline`; None for none.
 
     Raises:
         ValueError: for a value out of range, an unknown preset, `particles`, `budget` or `lmbda` without a reward,
@@ -84,6 +85,7 @@ class GenerationSettings:
     batch_size: int = 4
     max_rows: int | None = None
     dtype: str = "auto"
+    lora: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples_per_prompt", "batch_size"):

@@ -12,6 +12,7 @@ import torch
 
 from llava_reward_guide.packages import require
 
+from ..asked import asked_by, record_asked
 from .folder import Progress, RunFolder
 from .plan import Plan, Sample
 
@@ -32,15 +33,15 @@ class RayWorker:
         self.plan, self.device = plan, device
         self.sampler: Any = None
 
-    def make(self, number: int, samples: Sequence[Sample]) -> tuple[int, list[Any]]:
-        """What the sampler makes of the samples of one call, after the number of their share."""
+    def make(self, number: int, samples: Sequence[Sample]) -> tuple[int, list[Any], dict[str, Any]]:
+        """What the sampler makes of the samples of one call, after the number of their share, and what it asked."""
         from .sampling import Sampler
 
         if self.sampler is None:
             if self.device == "cpu":
                 torch.set_num_threads(1)
             self.sampler = Sampler(self.plan, self.device)
-        return number, list(zip(samples, self.sampler(samples)))
+        return number, list(zip(samples, self.sampler(samples))), asked_by(self.sampler.reward)
 
 
 def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Progress) -> None:
@@ -89,8 +90,9 @@ def run_on_ray(folder: RunFolder, workers: int, device: str | None, progress: Pr
                 for samples in plan.calls(plan.shares[number])
                 if not folder.has(samples)
             ]
-            for number, made in pool.map_unordered(lambda actor, call: actor.make.remote(*call), calls):
+            for number, made, asked in pool.map_unordered(lambda actor, call: actor.make.remote(*call), calls):
                 with folder.share(number) as taken:
+                    record_asked(folder.path, asked)
                     # Otherwise somebody else is making the same.
                     for sample, result in made if taken else ():
                         folder.write(sample, *result)

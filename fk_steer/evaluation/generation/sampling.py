@@ -35,7 +35,7 @@ class Sampler:
         quiet_libraries()
         self.settings, self.steering = plan.settings, plan.settings.steering()
         settings = self.settings
-        self.pipe = load_pipeline(settings.model, dtype=settings.dtype, device=device)
+        self.pipe = load_pipeline(settings.model, dtype=settings.dtype, device=device, lora=settings.lora)
         self.pipe.set_progress_bar_config(disable=True)
         if makes_videos(self.pipe):
             raise ValueError(

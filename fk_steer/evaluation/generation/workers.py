@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ...rewards.loading import default_device
+from ..asked import asked_by, record_asked
 from .folder import Progress, RunFolder
 
 
@@ -49,6 +50,7 @@ def work(folder: RunFolder, rank: int, world: int, device: str | None, progress:
                             from .sampling import Sampler
 
                             sampler = Sampler(plan, device_of(rank, device))
+                            record_asked(folder.path, asked_by(sampler.reward))
                         for sample, made in zip(samples, sampler(samples)):
                             folder.write(sample, *made)
                         progress.update()

@@ -11,8 +11,8 @@ import torch
 
 from llava_reward_guide.packages import require
 
-from ..statistics import Estimate, mean_by
-from .data import Judgement, Kind
+from ..statistics import Estimate, mean_by, mean_of_means
+from .judgements import JudgeData, Judgement, Kind
 
 
 Scores = Sequence[Sequence[float]]
@@ -57,6 +57,39 @@ def statistics(
                 worse.append(some[second])
                 clusters.append(one.cluster)
     return preferences(better, worse, clusters, tie_threshold, temperature, label_threshold, relative)
+
+
+def of_benchmark(
+    data: JudgeData, judgements: Sequence[Judgement], scores: Scores, tie_threshold: float = 0.0
+) -> dict[str, Estimate]:
+    """Name -> value and standard error of what a benchmark adds to the `statistics` of its kind of data.
+
+    - Data with groups: the accuracy of each, ties counted as wrong, and 'macro', their unweighted mean; for each of the
+      data's groupings.
+    - MMRB2: 'accuracy, ties half', as its script counts a pair that is asked in both orders: each order for itself. A
+      judge whose verdicts of two orders are averaged ties where they contradict each other.
+
+    Args:
+        judgements: those of the data that were scored.
+        scores: of the two things of each.
+    """
+    columns: dict[str, Estimate] = {}
+    gaps = [
+        (some[0] - some[1]) * (1.0 if one.human[0] > one.human[1] else -1.0)
+        for one, some in zip(judgements, scores, strict=True)
+        if data.groupings or data.format.startswith("mmrb2")
+    ]
+    for number, grouping in enumerate(data.groupings):
+        right: dict[str, list[tuple[str, float]]] = {}
+        for one, gap in zip(judgements, gaps):
+            right.setdefault(one.groups[number], []).append((one.cluster, 100.0 * (gap > tie_threshold)))
+        of_group = {f"{grouping}{group}": mean_by(values) for group, values in sorted(right.items())}
+        columns |= of_group
+        columns[f"{grouping}macro"] = mean_of_means(list(of_group.values()))
+    if data.format.startswith("mmrb2"):
+        halves = [0.5 if abs(gap) <= tie_threshold else float(gap > 0) for gap in gaps]
+        columns["accuracy, ties half"] = mean_by((one.cluster, 100.0 * half) for one, half in zip(judgements, halves))
+    return columns
 
 
 def preferences(
@@ -117,6 +150,9 @@ def votes(
     'tau': with tie votes, where a tie is right; 'diff': without tie votes; 'tau, tie votes wrong': as the script for
     the Qwen models of UnifiedReward counts. A reward hardly ever ties, so that tau mostly counts how many votes do;
     'calibrated tau' is the best over thresholds for a tie (`calibrated_accuracy`), chosen on these very votes.
+
+    VideoGen-RewardBench's accuracies with and without ties are 'tau' and 'diff' as UnifiedReward counts them, and
+    'calibrated tau' and 'diff' as its authors do.
     """
     sign = np.sign(human)
     difference = np.asarray(metric, float)

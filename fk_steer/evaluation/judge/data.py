@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llava_reward_guide.texts import read_json, read_json_lines, read_table
+from llava_reward_guide.texts import TABLES, read_json, read_json_lines, read_table
 
-
-class Kind(str, Enum):
-    """What humans were asked, and so which statistics there are."""
-
-    preferences = "preferences"
-    """Which of the images of a prompt is better; nothing is said of equal ones."""
-    votes = "votes"
-    """Which of two images is better, where 'equally good' is an answer."""
-    labels = "labels"
-    """1 or 0 for each image."""
-    ratings = "ratings"
-    """A number for each image, comparable between prompts."""
+from .benchmarks import BENCHMARKS, vote_of
+from .judgements import JudgeData, Judgement, Kind
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Images that were judged together.
-
-    Attributes:
-        images: their paths, relative to the folder of images.
-        prompts: the prompt of each.
-        human: what humans made of each, higher is better.
-        cluster: what judgements that depend on each other have in common: the prompt, or its id.
-    """
-
-    images: tuple[str, ...]
-    prompts: tuple[str, ...]
-    human: tuple[float, ...]
-    cluster: str
-
-
-@dataclass(frozen=True)
-class JudgeData:
-    """A data set of human judgements.
-
-    Attributes:
-        format: the name of its format in `FORMATS`.
-        kind: what was asked.
-        judgements: the answers.
-    """
-
-    format: str
-    kind: Kind
-    judgements: list[Judgement]
+Converted = TypeVar("Converted")
 
 
 def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
     """Read a data set; its format is told by its fields.
 
     Args:
-        path: a JSON file (a list, or TIFA160's object) or JSON lines, in one of `FORMATS`.
+        path: a JSON file (a list, or TIFA160's or MMRB2's object), JSON lines or CSV, in one of `FORMATS`.
         human: the human answers, where they come in a file of their own (TIFA160): CSV with the columns source_id,
             model_type and answer.
 
@@ -68,10 +27,13 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
         OSError: if there is no such file.
         ValueError: for another format, listing the known ones, or an entry that is not as its format has it.
     """
-    if Path(path).suffix.lower() == ".jsonl":
+    suffix = Path(path).suffix.lower()
+    if suffix == ".jsonl":
         content: Any = [entry for _, entry in read_json_lines(path)]
     else:
-        content = read_json(path)
+        content = read_table(path) if suffix in TABLES else read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("pairs"), list):
+        content = content["pairs"]
     entries = list(content.values()) if isinstance(content, dict) else content
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"Expected a list of objects in {path}, but got none.")
@@ -84,14 +46,20 @@ def read(path: str | Path, human: str | Path | None = None) -> JudgeData:
     for name, (kind, fields, convert) in FORMATS.items():
         if fields <= entries[0].keys():
             return JudgeData(name, kind, [_converted(convert, entry, number) for number, entry in enumerate(entries)])
-    known = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, (_, fields, _) in FORMATS.items())
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.fields <= entries[0].keys():
+            judgements = [_converted(benchmark.convert, entry, number) for number, entry in enumerate(entries)]
+            return benchmark.collected(name, judgements)
+    formats: dict[str, Collection[str]] = {name: fields for name, (_, fields, _) in FORMATS.items()}
+    formats |= {name: benchmark.fields for name, benchmark in BENCHMARKS.items()}
+    known = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, fields in formats.items())
     raise ValueError(
         f"Unknown format of {path}, whose first entry has the fields {', '.join(entries[0])}. Known: {known}; tifa160: "
         "image_path, text, text_id."
     )
 
 
-def _converted(convert: Callable[[dict[str, Any]], Judgement], entry: dict[str, Any], number: int) -> Judgement:
+def _converted(convert: Callable[[dict[str, Any]], Converted], entry: dict[str, Any], number: int) -> Converted:
     try:
         return convert(entry)
     except KeyError as error:
@@ -123,12 +91,8 @@ def _mj_bench(entry: dict[str, Any]) -> Judgement:
 
 
 def _genai_bench(entry: dict[str, Any]) -> Judgement:
-    vote = entry["vote_type"].lower()
-    answers = {"left": (1.0, 0.0), "right": (0.0, 1.0), "tie": (0.0, 0.0), "both": (0.0, 0.0)}
-    found = [human for word, human in answers.items() if word in vote]
-    if not found:
-        raise ValueError(f"Unknown vote {entry['vote_type']!r}. Known: votes with {', '.join(answers)} in their name.")
-    return Judgement((entry["left_image"], entry["right_image"]), (entry["prompt"],) * 2, found[0], entry["prompt"])
+    images = (entry["left_image"], entry["right_image"])
+    return Judgement(images, (entry["prompt"],) * 2, vote_of(entry["vote_type"]), entry["prompt"])
 
 
 def _image_reward(entry: dict[str, Any]) -> Judgement:

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_reward_guide.data.items import HUB_PREFIX
+from llava_reward_guide.data.items import HUB_PREFIX, parquet_files
 
 from ...console import console, progress_bar
 from ...files import check_settings, is_file_name, record_settings, write_json
 from ...loading import load_guide
 from ...rewards.chat import check_recordable
 from ...rewards.loading import default_device
-from .agreement import statistics
+from ..asked import asked_by, record_asked
+from .agreement import of_benchmark, statistics
 from .data import read
 from .hub import export
-from .scores import check_images, digest, score
+from .judgements import JudgeData
+from .scores import check_images, check_subject, digest, score
 from .table import write_table
 
 
@@ -38,7 +40,8 @@ def run(
     """Score what is missing, write the reward's results and the table of all rewards in the folder, and show it.
 
     Args:
-        data: a file that `read` takes, or 'hf:NAME[:SPLIT]' with such rows.
+        data: a file that `read` takes, or 'hf:NAME[/CONFIG][:SPLIT]' or a Parquet file (or a folder of them) with such
+            rows, which are written to the folder once, with the images in them.
         out: folder for all rewards on the same data.
         reward, options: see `load_reward`.
         label: name in the table; None for the reward's.
@@ -58,8 +61,11 @@ def run(
         raise ValueError(f"Expected `label` to be usable as the name of a folder, but got {label!r}.")
     options = dict(options)
     check_recordable(options)
-    if str(data).startswith(HUB_PREFIX):
+    if str(data).startswith(HUB_PREFIX) or parquet_files(data):
+        source = data if data.is_dir() else data.parent
         data = export(str(data).removeprefix(HUB_PREFIX), out / "data")
+        # What rows name, and do not hold, lies beside their file.
+        images = images or (source if _lies_in(source, read(data, human)) else None)
     content = read(data, human)
     root = images or data.parent
     check_images(content, root)
@@ -70,6 +76,8 @@ def run(
 
     def load() -> Any:
         made = load_guide(reward, default_device(device), **options)
+        check_subject(made, content.subject)
+        record_asked(out / label, asked_by(made))
         record_settings(out, shared)
         record_settings(out / label, own)
         return made
@@ -79,6 +87,8 @@ def run(
         scored = score(content, root, load, out / label, batch_size, lambda done: bar.advance(task, done))
     for path, problem in scored.problems.items():
         console.print(f"[yellow]skipped[/yellow] {path}: {problem}", highlight=False, soft_wrap=True)
+    for reason, number in content.left_out.items():
+        console.print(f"[yellow]left out[/yellow] {number} that {reason}", highlight=False, soft_wrap=True)
     if not scored.judgements:
         raise ValueError("No judgement is left whose images could all be read and scored.")
     values = statistics(
@@ -90,9 +100,11 @@ def run(
         label_threshold=label_threshold,
         relative=scored.relative,
     )
+    values |= of_benchmark(content, scored.judgements, scored.scores, tie_threshold)
     result = {
         "judgements": len(scored.judgements),
         "skipped": len(content.judgements) - len(scored.judgements),
+        "left out": dict(content.left_out),
         "problems": scored.problems,
         "seconds per image": scored.seconds_per_image,
         "tie threshold": tie_threshold,
@@ -102,3 +114,7 @@ def run(
     }
     write_json(out / label / "results.json", result)
     write_table(out)
+
+
+def _lies_in(folder: Path, content: JudgeData) -> bool:
+    return any((folder / path).exists() for judgement in content.judgements for path in judgement.paths)

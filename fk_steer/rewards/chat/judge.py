@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class Task:
     """One thing to ask.
 
     Attributes:
-        template: text with the placeholder {prompt}.
+        template: text with the placeholder {prompt}, or others.
         parse: answer -> score, None if it does not say.
         reminder: added to the text when the reply could not be read.
         max_tokens: of the reply.
@@ -45,6 +46,13 @@ class Task:
     reminder: str
     max_tokens: int
     optional: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self, values: str | Mapping[str, str]) -> str:
+        """The template with the values of its placeholders, or the prompt, put in; what they contain stays as it is."""
+        values = {"prompt": values} if isinstance(values, str) else values
+        if not values:
+            return self.template
+        return re.sub(rf"\{{({'|'.join(map(re.escape, values))})\}}", lambda found: values[found[1]], self.template)
 
 
 class Asker:
@@ -68,17 +76,20 @@ class Asker:
         self.last_failure = ""
         self.replies: list[str | None] = []
 
-    def __call__(self, task: Task, images: Sequence[tuple[Any, ...]], prompts: Sequence[str]) -> list[float | None]:
-        """A score for each tuple of images, None where it could not be had."""
+    def __call__(
+        self, task: Task, images: Sequence[tuple[Any, ...]], prompts: Sequence[str | Mapping[str, str]]
+    ) -> list[float | None]:
+        """A score for each tuple of images, None where it could not be had.
+
+        Args:
+            prompts: of each, or the values of the template's placeholders.
+        """
         scores: list[float | None] = [None] * len(prompts)
         self.replies = [None] * len(prompts)
         pending = list(range(len(prompts)))
         for attempt in range(self.attempts):
             ending = f"\n\n{task.reminder}" if attempt else ""
-            questions = [
-                Question(images[i], task.template.replace("{prompt}", prompts[i]) + ending, task.optional)
-                for i in pending
-            ]
+            questions = [Question(images[i], task.text(prompts[i]) + ending, task.optional) for i in pending]
             self.counts.asked_again += len(pending) if attempt else 0
             unparsed = []
             for i, answer in zip(pending, settled(self.chat.ask(questions, task.max_tokens)), strict=True):

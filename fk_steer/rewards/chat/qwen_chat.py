@@ -1,8 +1,9 @@
-"""Chat with a Qwen2.5-VL model in this process."""
+"""Chat with a Qwen2.5-VL or Qwen3-VL model in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,17 +13,34 @@ from ..loading import RewardLoadError, default_device, load_pretrained
 from .client import Answer, Question
 
 
-SYSTEM = "You are a helpful assistant."
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of model.
+
+    Attributes:
+        network: class of transformers.
+        system: message that its chat template puts first; None for none.
+    """
+
+    network: str
+    system: str | None
+
+
+KINDS = {
+    "qwen2_5_vl": _Kind("Qwen2_5_VLForConditionalGeneration", "You are a helpful assistant."),
+    "qwen3_vl": _Kind("Qwen3VLForConditionalGeneration", None),
+}
+"""`model_type` of a configuration -> kind."""
 
 
 class QwenChat:
-    """A Qwen2.5-VL model that answers `Question`s with greedy decoding.
+    """A Qwen2.5-VL or Qwen3-VL model that answers `Question`s with greedy decoding.
 
     Images are preprocessed as the folder's `preprocessor_config.json` says, prompts cannot smuggle in special tokens,
     and batches are padded on the left.
 
     Args:
-        path: hub id or folder of a `Qwen2_5_VLForConditionalGeneration` with its tokenizer and image processor.
+        path: hub id or folder of a model of one of `KINDS` with its tokenizer and image processor.
         reward: the reward's name, for messages.
         revision: of a hub id.
         device: None for a CUDA device if there is one.
@@ -30,7 +48,8 @@ class QwenChat:
         batch_size: questions per forward pass.
 
     Raises:
-        RewardLoadError: if the model cannot be loaded or its tokenizer lacks the tokens of Qwen's chats.
+        RewardLoadError: if the model cannot be loaded, is of another kind, or its tokenizer lacks the tokens of Qwen's
+            chats.
     """
 
     def __init__(
@@ -42,19 +61,21 @@ class QwenChat:
         dtype: torch.dtype | None = None,
         batch_size: int = 8,
     ) -> None:
-        from transformers import (
-            AutoTokenizer,
-            GenerationConfig,
-            Qwen2_5_VLForConditionalGeneration,
-            Qwen2VLImageProcessorPil,
-        )
+        import transformers
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2VLImageProcessorPil
 
         self.model, self.batch_size = path, batch_size
         self.device = default_device(device)
         dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        self._network = load_pretrained(
-            Qwen2_5_VLForConditionalGeneration, path, reward, revision=revision, dtype=dtype
-        )
+        model_type = load_pretrained(AutoConfig, path, reward, revision=revision).model_type
+        if model_type not in KINDS:
+            raise RewardLoadError(
+                f"Expected a model of one of the kinds {', '.join(KINDS)} in {path!r}, but it is {model_type!r}. Serve "
+                "it, and take the backend 'server'."
+            )
+        self._kind = KINDS[model_type]
+        network = getattr(transformers, self._kind.network)
+        self._network = load_pretrained(network, path, reward, revision=revision, dtype=dtype)
         self._network.to(self.device).eval().requires_grad_(False)
         self._tokenizer = load_pretrained(AutoTokenizer, path, reward, revision=revision)
         self._image_processor = load_pretrained(Qwen2VLImageProcessorPil, path, reward, revision=revision)
@@ -63,7 +84,7 @@ class QwenChat:
         lacking = [name for name, index in self._special.items() if index in (None, self._tokenizer.unk_token_id)]
         if lacking or self._special["<|image_pad|>"] != self._network.config.image_token_id:
             raise RewardLoadError(
-                f"Expected the tokenizer in {path!r} to be Qwen2.5-VL's, with <|image_pad|> at "
+                f"Expected the tokenizer in {path!r} to be Qwen-VL's, with <|image_pad|> at "
                 f"{self._network.config.image_token_id}, but it lacks {lacking or 'that'}."
             )
         # The published configuration samples and penalises repetition, and what a call leaves open is taken from it.
@@ -97,10 +118,12 @@ class QwenChat:
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _tokens(self, question: Question, num_image_tokens: list[int]) -> list[int]:
-        """Qwen's chat template: a system message, the images and the text of the user, the assistant's turn."""
+        """Qwen's chat template: a system message if the kind has one, the images and the text of the user, the
+        assistant's turn."""
         start, end, vision_start, vision_end, image = self._special.values()
         vision = [t for n in num_image_tokens for t in (vision_start, *[image] * n, vision_end)]
-        system = [start, *self._text(f"system\n{SYSTEM}"), end, *self._text("\n")]
+        message = self._kind.system
+        system = [start, *self._text(f"system\n{message}"), end, *self._text("\n")] if message else []
         user = [start, *self._text("user\n"), *vision, *self._text(question.text), end, *self._text("\n")]
         return [*system, *user, start, *self._text("assistant\n")]
 

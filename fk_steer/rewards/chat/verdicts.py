@@ -42,8 +42,8 @@ _WOULD = re.compile(
 )
 
 
-def final_score(reply: str, highest: float = 5.0) -> float | None:
-    """UnifiedReward's point score, in [1, highest]: the last 'Final Score: s' outside drafts, or a lone score.
+def final_score(reply: str, highest: float = 5.0, lowest: float = 1.0) -> float | None:
+    """UnifiedReward's point score, in [lowest, highest]: the last 'Final Score: s' outside drafts, or a lone score.
 
     A score with a maximum of its own ('70/100', '4 out of 10', '85%') is read as that share of the highest. Ranges
     ('3-4'), questions and negated scores are not read.
@@ -55,7 +55,7 @@ def final_score(reply: str, highest: float = 5.0) -> float | None:
             text, r"(?:(?:^|(?<=[\n.;,{(]))\s*|(?<=\bmy )|(?<=\bthe )|\b(?:overall|total)\s+)(?:score|rating)", highest
         )
     value = found[-1] if found else _lone_score(text, highest)
-    return value if value is not None and 1.0 <= value <= highest else None
+    return value if value is not None and lowest <= value <= highest else None
 
 
 def axis_scores(reply: str, axes: Sequence[str] = AXES) -> dict[str, float | None]:
@@ -145,8 +145,24 @@ def better_video(reply: str) -> float | None:
 
 def better_image_in_answer(reply: str) -> float | None:
     """The verdict inside the last <answer></answer>; the reasoning before it may say anything."""
+    answer = answered(reply)
+    return None if answer is None else better_image(answer)
+
+
+def answered(reply: str) -> str | None:
+    """What is inside the last <answer></answer> outside drafts; None without one."""
     answers = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", _without_drafts(reply), re.DOTALL | re.IGNORECASE)
-    return better_image(answers[-1]) if answers else None
+    return answers[-1] if answers else None
+
+
+def spoken(reply: str) -> str:
+    """What is said in the end, without drafts, and without marks of type."""
+    return re.sub(r"[*`$|]|^\s*#+", "", _without_drafts(reply), flags=re.MULTILINE)
+
+
+def json_objects(reply: str) -> list[dict[str, Any]]:
+    """The JSON objects outside drafts, the outermost of each."""
+    return _json_values(_without_drafts(reply))
 
 
 def percentage(reply: str) -> float | None:

@@ -1,0 +1,71 @@
+"""Files that others have published: fetched once, checked, and kept in the cache of `huggingface_hub`."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import write_atomically
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file.
+
+    Attributes:
+        what: for messages.
+        url: where it is.
+        sha256: of its content, hexadecimal.
+    """
+
+    what: str
+    url: str
+    sha256: str
+
+
+def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: Path | None = None) -> Path:
+    """A published file, downloaded unless it is there already, and checked.
+
+    Args:
+        opener: URL -> content; None to download.
+        cache: folder to keep it in; None for the assets in the cache of `huggingface_hub`.
+
+    Raises:
+        OSError: if it cannot be fetched, or is not the file that was published.
+    """
+    from huggingface_hub import cached_assets_path
+
+    path = (cache or cached_assets_path("fk_steer", "prompts")) / Path(source.url).name
+    if path.exists() and sha256(path.read_bytes()) == source.sha256:
+        return path
+    advice = f"Download it from {source.url} elsewhere and give its path."
+    try:
+        content = (opener or download)(source.url)
+    except OSError as error:
+        raise OSError(f"Could not fetch {source.what}: {error}. {advice}") from error
+    if (digest := sha256(content)) != source.sha256:
+        raise OSError(
+            f"Expected {source.what} at {source.url} to have the SHA-256 {source.sha256}, but got {digest}: the file "
+            "has changed since, or was damaged on its way. If you trust it, give its path."
+        )
+    write_atomically(path, content)
+    return path
+
+
+def download(url: str, timeout: float = 30.0) -> bytes:
+    """What is at a URL; `timeout` is how many seconds the server may keep silent.
+
+    Raises:
+        OSError: if it cannot be had.
+    """
+    with urllib.request.urlopen(url, timeout=timeout) as response:
+        content: bytes = response.read()
+    return content
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 of some bytes, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
