@@ -20,7 +20,8 @@ from .local import Source
 
 
 BEFORE_IMAGE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-AFTER_IMAGE = '<|vision_end|>Does this figure show "{}"? Please answer Yes or No.<|im_end|>\n<|im_start|>assistant\n'
+AFTER_QUESTION = "<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
+AFTER_IMAGE = AFTER_QUESTION.format('Does this figure show "{}"? Please answer Yes or No.')
 ANSWER = "Yes"
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 16384 * 28 * 28
 
@@ -73,12 +74,27 @@ class QwenVQA(nn.Module):
         """(B,): the probability that the reply begins with the answer, with the repetition penalty of the model's
         generation settings; if `plain`, without.
         """
+        logits, input_ids, mask = self.first_logits(inputs, [(before, after) for before, after, _ in tokens])
+        if not plain:
+            logits = self._penalize(logits, input_ids, mask)
+        answer = torch.cat([answer for _, _, answer in tokens]).to(logits.device)
+        return logits.softmax(-1).gather(1, answer[:, None])[:, 0]
+
+    def first_logits(
+        self, inputs: tuple[Tensor, Tensor], texts: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits (B, V) of the first token of the reply, float32 or better, with the ids and the mask of what was
+        asked.
+
+        Args:
+            texts: ids before the image and after it.
+        """
         patches, grids = inputs
         config = self.qwen.config
         num_tokens = (grids.prod(1) // config.vision_config.spatial_merge_size**2).tolist()
         rows = [
             torch.cat([before, before.new_full((count,), config.image_token_id), after])
-            for count, (before, after, _) in zip(num_tokens, tokens)
+            for count, (before, after) in zip(num_tokens, texts)
         ]
         # On the left, so that the last position is that of the reply in every row.
         pad = nn.utils.rnn.pad_sequence
@@ -94,10 +110,18 @@ class QwenVQA(nn.Module):
             logits_to_keep=1,
         ).logits[:, -1]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if not plain:
-            logits = self._penalize(logits, input_ids, mask)
-        answer = torch.cat([answer for _, _, answer in tokens]).to(patches.device)
-        return logits.softmax(-1).gather(1, answer[:, None])[:, 0]
+        return logits, input_ids, mask
+
+    def of_images(self, inputs: tuple[Tensor, Tensor], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The inputs of some of the images, each as often as it is named."""
+        patches, grids = inputs
+        own = patches.split(grids.prod(1).tolist())
+        return torch.cat([own[index] for index in indices]), grids[list(indices)]
+
+    def ask(self, tokenizer: Any, text: str) -> tuple[Tensor, Tensor]:
+        """Ids before the image and after it, for a question of one's own."""
+        before, after = (torch.tensor(tokenizer(part).input_ids) for part in (BEFORE_IMAGE, AFTER_QUESTION.format(text)))
+        return before, after
 
     def _penalize(self, logits: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Repetition penalty (Keskar et al., arXiv 1909.05858): the question's own words, 'Yes' among them, count as

@@ -17,6 +17,8 @@ ENTRY_POINTS = "fk_steer.rewards"
 
 _BUILT_IN = {
     "aesthetic": "fk_steer.rewards.aesthetic:Aesthetic",
+    "checklist": "fk_steer.rewards.checklist:ChecklistReward",
+    "checklist-chat": "fk_steer.rewards.chat.checklist_chat:ChecklistChat",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
     "hps": "fk_steer.rewards.hps:HPS",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",

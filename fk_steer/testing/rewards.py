@@ -214,6 +214,7 @@ def save_llava_reward(folder: Path) -> dict[str, Any]:
 TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
     {
         "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
+        "checklist": TinyReward(save_qwen),
         "clip-score": TinyReward(_save_clip),
         "clip-score:hessel": TinyReward(_save_clip),
         "hps": TinyReward(save_hps),
