@@ -1,4 +1,5 @@
-"""The prompts of GenEval and DrawBench: from a file, or fetched once from where they are published."""
+"""Lists of prompts: GenEval's and DrawBench's, fetched once from where they are published, other published ones by name,
+and files of one's own."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from llava_reward_guide.texts import TABLES, read_json_lines, read_table, read_t
 
 from ..files import write_atomically
 from ..smc import suggestion
+from .prompt_lists.registry import LISTS, PromptList, entries_of
 
 
 # fmt: off
@@ -67,11 +69,19 @@ class Source:
         what: for messages.
         url: where it is.
         sha256: of its content, hexadecimal.
+        blob: in place of it the id of its content in Git, for files that are too large to have been seen.
     """
 
     what: str
     url: str
-    sha256: str
+    sha256: str = ""
+    blob: str = ""
+
+    def digest(self, content: bytes) -> tuple[str, str]:
+        """What identifies a content, and what it should be."""
+        if self.sha256:
+            return hashlib.sha256(content).hexdigest(), self.sha256
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(), self.blob
 
 
 GENEVAL = Source(
@@ -151,10 +161,11 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     """Prompts by name, or from a file of one's own: entries with the text as `prompt` and what else is known of it.
 
     Args:
-        name: 'geneval', entries as GenEval's metadata; 'drawbench', entries with a `category`; 'shapes', the bundled
-            world's held-out prompts as GenEval's metadata; or a file: JSON lines with a `prompt` each (.jsonl), a table
-            with a column 'prompt' (.csv or .tsv), or text with a prompt a line.
-        path: where the list 'geneval' or 'drawbench' is; None to fetch it, once.
+        name: 'geneval', entries as GenEval's metadata; 'drawbench', entries with a `category`; one of
+            `prompt_lists.registry.LISTS`; 'shapes', the bundled world's held-out prompts as GenEval's metadata; or a
+            file: JSON lines with a `prompt` each (.jsonl), a table with a column 'prompt' (.csv or .tsv), or text with
+            a prompt a line.
+        path: where a copy of a published list is; None for the one that ships, or to fetch it, once.
 
     Raises:
         OSError: if it cannot be had.
@@ -164,8 +175,10 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
         return geneval_prompts(path)
     if name == "drawbench":
         return [asdict(entry) for entry in drawbench_prompts(path)]
+    if name in LISTS:
+        return entries_of(name, None if path is None else Path(path), _fetched)
     if path is not None:
-        raise ValueError(f"Only the lists 'geneval' and 'drawbench' are read from a `prompts_file`, not {name!r}.")
+        raise ValueError(f"Only published lists ({', '.join(PUBLISHED)}) are read from a `prompts_file`, not {name!r}.")
     if name == "shapes":
         from ..shapes.captions import evaluation_prompts
 
@@ -188,6 +201,14 @@ def prompts_in_file(path: str | Path) -> list[str]:
     return [entry["prompt"] for entry in prompt_list(str(path))]
 
 
+def _fetched(one: PromptList) -> Path:
+    return fetch(Source(one.title, one.url, one.sha256))
+
+
+PUBLISHED = ("geneval", "drawbench", *LISTS)
+"""Names of published lists."""
+
+
 def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
     """Numbers of at most `limit` of the entries, ascending: the first of each task (`tag`) or category, as evenly over
     them as can be."""
@@ -205,8 +226,8 @@ def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]
 def _own_prompts(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"Unknown list of prompts {str(path)!r}. Expected 'geneval', 'drawbench', 'shapes' or a file."
-            f"{suggestion(str(path), ('geneval', 'drawbench', 'shapes'))}"
+            f"Unknown list of prompts {str(path)!r}. Expected a file or one of: {', '.join((*PUBLISHED, 'shapes'))}."
+            f"{suggestion(str(path), (*PUBLISHED, 'shapes'))}"
         )
     if path.suffix.lower() in TABLES:
         return _prompts_in_table(path)
@@ -280,17 +301,20 @@ def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: P
     from huggingface_hub import cached_assets_path
 
     path = (cache or cached_assets_path("fk_steer", "prompts")) / Path(source.url).name
-    if path.exists() and _sha256(path.read_bytes()) == source.sha256:
-        return path
+    if path.exists():
+        found, expected = source.digest(path.read_bytes())
+        if found == expected:
+            return path
     advice = f"Download it from {source.url} elsewhere and give its path."
     try:
         content = (opener or _download)(source.url)
     except OSError as error:
         raise OSError(f"Could not fetch {source.what}: {error}. {advice}") from error
-    if (digest := _sha256(content)) != source.sha256:
+    digest, expected = source.digest(content)
+    if digest != expected:
         raise OSError(
-            f"Expected {source.what} at {source.url} to have the SHA-256 {source.sha256}, but got {digest}: the file "
-            "has changed since, or was damaged on its way. If you trust it, give its path."
+            f"Expected {source.what} at {source.url} to have the {'SHA-256' if source.sha256 else 'Git id'} {expected}, "
+            f"but got {digest}: the file has changed since, or was damaged on its way. If you trust it, give its path."
         )
     write_atomically(path, content)
     return path
@@ -299,10 +323,6 @@ def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: P
 def _download(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=30) as response:
         return response.read()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _file(path: str | Path | None, source: Source) -> Path:
