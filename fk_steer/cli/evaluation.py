@@ -157,7 +157,7 @@ JudgeName = Annotated[
     str,
     typer.Option(
         metavar="NAME[:VARIANT][=PATH]",
-        help="Let this reward answer the questions: checklist, a model in this process, or checklist-chat, a model on a "
+        help="Let this reward answer the questions: checklist, a model in this process, or checklist-chat, one on a "
         "server, with --judge-option model=NAME.",
     ),
 ]
@@ -226,9 +226,7 @@ def _of(name: str, doc: str, *without: str) -> None:
     whole = inspect.signature(answers, eval_str=True)
     parameters = [value for key, value in whole.parameters.items() if key not in ("name", *without)]
     command.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__doc__ = (
-        f"{doc}\n\n    Run again it judges what is new and prints the table, with standard errors and the judge's name.\n"
-    )
+    command.__doc__ = f"{doc}\n\n    Run again it judges what is new and prints the table, with standard errors.\n"
     app.command(name)(command)
 
 

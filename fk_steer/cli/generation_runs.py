@@ -70,8 +70,8 @@ def run(
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            help="Read the prompts from this file: a list of your own, or beside --prompts with the name of a published "
-            "list a copy of that.",
+            help="Read the prompts from this file: a list of your own, or beside --prompts with the name of a "
+            "published list a copy of that.",
             show_default="published lists ship or are fetched once, where their terms allow it",
             rich_help_panel=MAKE,
         ),
@@ -278,7 +278,9 @@ def show_plan(plan: Any) -> None:
 ListFile = Annotated[
     Path | None,
     typer.Option(
-        help="Read the published list from this copy of it.", show_default="the one that ships, or fetched once", rich_help_panel=MAKE
+        help="Read the published list from this copy of it.",
+        show_default="the one that ships, or fetched once",
+        rich_help_panel=MAKE,
     ),
 ]
 

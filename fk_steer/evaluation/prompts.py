@@ -1,5 +1,5 @@
-"""Lists of prompts: GenEval's and DrawBench's, fetched once from where they are published, other published ones by name,
-and files of one's own."""
+"""Lists of prompts: GenEval's and DrawBench's, fetched once from where they are published, other published ones by
+name, and files of one's own."""
 
 from __future__ import annotations
 
@@ -313,8 +313,9 @@ def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: P
     digest, expected = source.digest(content)
     if digest != expected:
         raise OSError(
-            f"Expected {source.what} at {source.url} to have the {'SHA-256' if source.sha256 else 'Git id'} {expected}, "
-            f"but got {digest}: the file has changed since, or was damaged on its way. If you trust it, give its path."
+            f"Expected {source.what} at {source.url} to have the {'SHA-256' if source.sha256 else 'Git id'} "
+            f"{expected}, but got {digest}: the file has changed since, or was damaged on its way. If you trust it, "
+            "give its path."
         )
     write_atomically(path, content)
     return path

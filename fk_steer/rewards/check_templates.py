@@ -8,12 +8,16 @@ import re
 from .checks import NUMBERS, YES, Check, Checklist, whole
 
 
-ATTRIBUTES = frozenset(
-    "red orange yellow green blue purple pink brown black white gray grey cyan magenta golden gold silver beige "
-    "turquoise metal metallic wooden glass plastic stone leather rubber fabric paper ceramic concrete fluffy furry "
-    "sparkling shiny transparent checkered striped spotted round square rectangular oval triangular spherical "
-    "cubic cylindrical conical small large big tiny huge tall short long".split()
-)
+# fmt: off
+ATTRIBUTES = frozenset((
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey", "cyan",
+    "magenta", "golden", "gold", "silver", "beige", "turquoise", "metal", "metallic", "wooden", "glass", "plastic",
+    "stone", "leather", "rubber", "fabric", "paper", "ceramic", "concrete", "fluffy", "furry", "sparkling", "shiny",
+    "transparent", "checkered", "striped", "spotted", "round", "square", "rectangular", "oval", "triangular",
+    "spherical", "cubic", "cylindrical", "conical", "small", "large", "big", "tiny", "huge", "tall", "short",
+    "long",
+))
+# fmt: on
 """Words before a noun that are asked about one by one; a colour that is the noun itself, an orange, is one."""
 
 RELATIONS = (
@@ -24,17 +28,22 @@ RELATIONS = (
 """What may stand between two things, the longer before those that they contain."""
 
 ARTICLES = ("a", "an", "the", "one")
+# fmt: off
 IRREGULAR = {
-    **{"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "foot": "feet"},
-    **{"goose": "geese", "tooth": "teeth", "knife": "knives", "wolf": "wolves", "leaf": "leaves", "loaf": "loaves"},
-    **{"skis": "skis", "scissors": "scissors", "broccoli": "broccoli", "fish": "fish", "deer": "deer"},
+    "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "foot": "feet",
+    "goose": "geese", "tooth": "teeth", "knife": "knives", "wolf": "wolves", "leaf": "leaves", "loaf": "loaves",
+    "skis": "skis", "scissors": "scissors", "broccoli": "broccoli", "fish": "fish", "deer": "deer",
 }
+# fmt: on
 
 _LEAD = re.compile(r"^(?:an? )?(?:photo|picture|image|photograph|drawing|painting) (?:of|showing) ")
 _BETWEEN = re.compile(rf",? and |, |(?<!\S)({'|'.join(map(re.escape, RELATIONS))})(?!\S)")
-_NO_NOUN = frozenset(
-    "and or with in on at of to from that which who is are was were by for as his her its their while no not".split()
-)
+# fmt: off
+_NO_NOUN = frozenset((
+    "and", "or", "with", "in", "on", "at", "of", "to", "from", "that", "which", "who", "is", "are", "was", "were",
+    "by", "for", "as", "his", "her", "its", "their", "while", "no", "not",
+))
+# fmt: on
 _LONGEST = 3
 """Words of a noun: 'computer keyboard' has two."""
 

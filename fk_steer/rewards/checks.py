@@ -1,8 +1,9 @@
 """Checklists: questions about an image with the answers that its prompt asks for, and the score of what was answered.
 
 Soft-TIFA (Kamath et al., arXiv 2512.16853) takes the probability of the expected answer to each question, and the
-arithmetic mean of them for atoms or the geometric mean for whole prompts. That a question whose parent is answered wrong
-counts as wrong itself is DSG's rule (Cho et al., arXiv 2310.18235), by which DPG-Bench (arXiv 2403.05135) goes too.
+arithmetic mean of them for atoms or the geometric mean for whole prompts. That a question whose parent is answered
+wrong counts as wrong itself is DSG's rule (Cho et al., arXiv 2310.18235), by which DPG-Bench (arXiv 2403.05135) goes
+too.
 """
 
 from __future__ import annotations

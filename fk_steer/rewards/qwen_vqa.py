@@ -120,7 +120,9 @@ class QwenVQA(nn.Module):
 
     def ask(self, tokenizer: Any, text: str) -> tuple[Tensor, Tensor]:
         """Ids before the image and after it, for a question of one's own."""
-        before, after = (torch.tensor(tokenizer(part).input_ids) for part in (BEFORE_IMAGE, AFTER_QUESTION.format(text)))
+        before, after = (
+            torch.tensor(tokenizer(part).input_ids) for part in (BEFORE_IMAGE, AFTER_QUESTION.format(text))
+        )
         return before, after
 
     def _penalize(self, logits: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:

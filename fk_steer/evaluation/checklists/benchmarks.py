@@ -65,7 +65,7 @@ def _unigenbench(entry: Entry) -> Checklist:
 def _t2i_compbench(entry: Entry) -> Checklist:
     phrases = entry.get("phrases") or []
     # The published question, to a BLIP that answers questions, is the phrase with a question mark.
-    asked = [Check(f"Is there {phrase} in the image?", kind=PHRASE) for phrase in phrases]
+    asked = [Check(f"Does this image show {phrase[:1].lower()}{phrase[1:]}?", kind=PHRASE) for phrase in phrases]
     return (Check(whole(entry["prompt"])[0].question, kind=WHOLE), *asked)
 
 

@@ -20,12 +20,12 @@ from ...console import console, progress_bar
 from ...csvs import csv_text
 from ...files import check_settings, record_settings, write_atomically, write_json
 from ...loading import load_guide
+from ...records import read_lines
 from ...rewards.check_writing import Checklists
 from ...rewards.checks import Check, Checklist, check_of
 from ...rewards.loading import default_device
 from ...rewards.local import LocalReward
 from ...rewards.registry import reward_factory
-from ...records import read_lines
 from ..folders import prompt_folders
 from ..panel.metrics import Metric, parse_metrics
 from ..statistics import plus_minus
@@ -336,9 +336,7 @@ def _report(
         write_atomically(out / "summary.txt", text.encode())
     shown = Table("", "", "%", "prompts", "values", box=None, padding=(0, 2), title=title, title_justify="left")
     for line in lines:
-        shown.add_row(
-            line.group, line.name, plus_minus(line.estimate, ".2f"), str(line.prompts), str(line.values)
-        )
+        shown.add_row(line.group, line.name, plus_minus(line.estimate, ".2f"), str(line.prompts), str(line.values))
     console.print(shown)
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)

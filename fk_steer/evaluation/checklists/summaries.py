@@ -90,9 +90,7 @@ def dpg(answered: Sequence[Answered]) -> list[Line]:
     the first question of the table.
     """
     lines = [_gated_share("score", "DPG-Bench", answered)]
-    pairs = [
-        (one, check.kind, value) for one in answered for check, value in zip(one.checks, one.right) if check.kind
-    ]
+    pairs = [(one, check.kind, value) for one in answered for check, value in zip(one.checks, one.right) if check.kind]
     lines += _pooled("category", ((one, kind.split("-")[0].strip(), value) for one, kind, value in pairs))
     lines += _pooled("subcategory", pairs)
     return lines
@@ -134,10 +132,7 @@ def t2i_compbench(answered: Sequence[Answered]) -> list[Line]:
         lines += _pooled("B-VQA (product over noun phrases)", products)
     for name, some in categories.items():
         values = [
-            (one, name, value)
-            for one in some
-            for check, value in zip(one.checks, one.answers)
-            if check.kind == WHOLE
+            (one, name, value) for one in some for check, value in zip(one.checks, one.answers) if check.kind == WHOLE
         ]
         lines += _pooled("VQAScore (whole prompt)", values)
     return lines
@@ -232,12 +227,7 @@ def _per_image(group: str, name: str, answered: Sequence[Answered], mean: Any) -
 def _by_kind(group: str, answered: Sequence[Answered]) -> list[Line]:
     return _pooled(
         group,
-        (
-            (one, check.kind, value)
-            for one in answered
-            for check, value in zip(one.checks, one.answers)
-            if check.kind
-        ),
+        ((one, check.kind, value) for one in answered for check, value in zip(one.checks, one.answers) if check.kind),
     )
 
 

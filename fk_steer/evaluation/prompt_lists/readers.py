@@ -155,7 +155,9 @@ def read_tiif(path: Path, length: str = "short") -> list[Entry]:
         asked = questions / f"{kind}_eval_prompts.jsonl"
         prompts, lines = ([entry for _, entry in read_json_lines(one)] for one in (file, asked))
         if len(prompts) != len(lines):
-            raise ValueError(f"Expected as many lines in {file} as in {asked}, but got {len(prompts)} and {len(lines)}.")
+            raise ValueError(
+                f"Expected as many lines in {file} as in {asked}, but got {len(prompts)} and {len(lines)}."
+            )
         for number, (prompt, line) in enumerate(zip(prompts, lines)):
             pairs = zip(line["yn_question_list"], line["yn_answer_list"], strict=True)
             entries.append(

@@ -167,4 +167,3 @@ def probability(answer: Answer, check: Check) -> float | None:
 
 def _word(token: str) -> str:
     return token.strip().strip("▁Ġ.,!\"'*").lower()
-
