@@ -27,7 +27,7 @@ RELATIONS = (
 )
 """What may stand between two things, the longer before those that they contain."""
 
-ARTICLES = ("a", "an", "the", "one")
+ARTICLES = ("a", "an")
 # fmt: off
 IRREGULAR = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "foot": "feet",

@@ -131,7 +131,7 @@ class TestCopies:
         )
         (entry,) = prompt_list("unigenbench-zh", file)
         assert (entry["prompt"], entry["testpoints"], entry["descriptions"]) == ("狗", ["风格"], ["水墨"])
-        file.write_text('index,prompt_zh,sub_dims_zh\n3,狗,"{""考点"": [""风格""], ""考点对应描述"": []}"\n', "utf-8")
+        file.write_text(f'{head}3,狗,"{{""考点"": [""风格""], ""考点对应描述"": []}}"\n', "utf-8")
         with pytest.raises(ValueError, match="Row 1 of .* is not UniGenBench's"):
             prompt_list("unigenbench-zh", file)
 
@@ -144,7 +144,8 @@ class TestCopies:
 
     def test_oneig(self, tmp_path):
         (tmp_path / "OneIG-Bench.csv").write_text(
-            "category,id,prompt_en,class\nPortrait,000,A man.,\nText_Rendering,000,A sign.,\nAnime_Stylization,001,A nun.,\n"
+            "category,id,prompt_en,class\nPortrait,000,A man.,\nText_Rendering,000,A sign.,\n"
+            "Anime_Stylization,001,A nun.,\n"
         )
         questions = tmp_path / "scripts" / "alignment" / "Q_D"
         questions.mkdir(parents=True)

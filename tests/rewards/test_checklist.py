@@ -297,15 +297,16 @@ class TestLocal:
             reward.answers(IMAGES, [[Check("?")]])
 
 
-class TestTrace:
-    @pytest.fixture(scope="class")
-    def trace(self, reward):
-        pipe = load_pipeline()
-        pipe.set_progress_bar_config(disable=True)
-        steered = steer(pipe, {reward: 1.0}, FKSteering(num_particles=2, seed=0))
-        prompts = ["a photo of a red star", "a photo of two hearts"]
-        return steered(prompts, num_inference_steps=3, generator=torch.Generator().manual_seed(0)).trace
+@pytest.fixture(scope="module")
+def trace(reward):
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    steered = steer(pipe, {reward: 1.0}, FKSteering(num_particles=2, seed=0))
+    prompts = ["a photo of a red star", "a photo of two hearts"]
+    return steered(prompts, num_inference_steps=8, generator=torch.Generator().manual_seed(0)).trace
 
+
+class TestTrace:
     def test_what_each_question_got_is_on_record(self, reward, trace):
         for event in trace.events:
             (details,) = event.details.values()
