@@ -126,12 +126,11 @@ class TestCopies:
 
     def test_unigenbench_in_chinese(self, tmp_path):
         file = tmp_path / "list.csv"
-        file.write_text(
-            'index,prompt_zh,sub_dims_zh\n3,狗,"{""考点"": [""风格""], ""考点对应描述"": [""水墨""]}"\n', "utf-8"
-        )
+        head = "index,prompt_zh,sub_dims_zh\n"
+        file.write_text(head + '3,狗,"{""考点"": [""风格""], ""考点对应描述"": [""水墨""]}"\n', "utf-8")
         (entry,) = prompt_list("unigenbench-zh", file)
         assert (entry["prompt"], entry["testpoints"], entry["descriptions"]) == ("狗", ["风格"], ["水墨"])
-        file.write_text(f'{head}3,狗,"{{""考点"": [""风格""], ""考点对应描述"": []}}"\n', "utf-8")
+        file.write_text(head + '3,狗,"{""考点"": [""风格""], ""考点对应描述"": []}"\n', "utf-8")
         with pytest.raises(ValueError, match="Row 1 of .* is not UniGenBench's"):
             prompt_list("unigenbench-zh", file)
 
