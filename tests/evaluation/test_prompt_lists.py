@@ -173,7 +173,7 @@ class TestCopies:
         assert short["checks"] == [{"question": "Is it a city?", "answer": "no"}]
         assert (short["prompt"], long["prompt"], short["category"]) == ("A city.", "A long city.", "style")
         (questions / "style_eval_prompts.jsonl").write_text(json.dumps(asked) * 1 + "\n" + json.dumps(asked) + "\n")
-        with pytest.raises(ValueError, match="to have as many lines as .*, 2, but got 1"):
+        with pytest.raises(ValueError, match="Expected as many lines in .* but got 1 and 2"):
             prompt_list("tiif", folder)
 
     def test_wise(self, tmp_path):
