@@ -40,7 +40,7 @@ def dpg(folder: Path) -> Iterable[dict[str, Any]]:
 
 
 def compbench(folder: Path, model: str) -> Iterable[dict[str, Any]]:
-    import spacy
+    import spacy  # type: ignore[import-not-found]
 
     language = spacy.load(model)
     for category in COMPBENCH:

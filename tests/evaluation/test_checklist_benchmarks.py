@@ -116,8 +116,14 @@ class TestDPG:
         assert asked({"prompt": "A dog.", "item_id": "8"})[1] == (Check("Is there a cat?", kind="entity - whole"),)
         with pytest.raises(ValueError, match="no questions on the item '9'"):
             asked({"prompt": "A dog.", "item_id": "9"})
-        file.write_text(file.read_text().replace('"1, 2"', "9"))
-        with pytest.raises(ValueError, match="The questions of the item '7' in .* do not fit together"):
+        # Lists by people and models: no such question, and the question itself.
+        file.write_text(file.read_text().replace('"1, 2"', '"9, 3, 2"'))
+        assert dpg_checklists(file)["7"][2].parents == (1,)
+        file.write_text(file.read_text().replace("7,A dog.,,1,0", "7,A dog.,,first,0"))
+        # As published, the first row may be anything.
+        assert [check.question for check in dpg_checklists(file)["7"]] == ["Is the dog brown?", "Why?"]
+        file.write_text(file.read_text().replace("8,A cat.,,1,0", "8,A cat.,,last,0"))
+        with pytest.raises(ValueError, match="Row 4 of .* is none of DPG-Bench's questions"):
             dpg_checklists(file)
         file.write_text("item_id\n7\n")
         with pytest.raises(ValueError, match="Expected DPG-Bench's questions"):

@@ -10,8 +10,10 @@ import pytest
 
 from fk_steer.evaluation import prompts
 from fk_steer.evaluation.checklists.benchmarks import BENCHMARKS, DPG_QUESTIONS
+from fk_steer.evaluation.prompt_lists.readers import with_parents
 from fk_steer.evaluation.prompt_lists.registry import LISTS
 from fk_steer.evaluation.prompts import Source, evenly, fetch, prompt_list
+from fk_steer.rewards.checks import Check
 
 
 COMPBENCH = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
@@ -134,6 +136,13 @@ class TestCopies:
         with pytest.raises(ValueError, match="Row 1 of .* is not UniGenBench's"):
             prompt_list("unigenbench-zh", file)
 
+    def test_a_published_row_lacks_a_comma(self, tmp_path):
+        file = tmp_path / "list.csv"
+        points = '{""Testpoints"": [""Style"" ""Grammar""], ""Testpoint Description"": [""x y"", ""z""]}'
+        file.write_text(f'index,prompt_en,sub_dims_en\n509,A wall.,"{points}"\n')
+        (entry,) = prompt_list("unigenbench-long", file)
+        assert (entry["testpoints"], entry["descriptions"]) == (["Style", "Grammar"], ["x y", "z"])
+
     def test_t2i_compbench(self, tmp_path):
         (tmp_path / "color_val.txt").write_text("a red dog\n\n")
         (tmp_path / "shape_val.txt").write_text("a round box\n")
@@ -160,6 +169,12 @@ class TestCopies:
         assert "checks" not in nun
         with pytest.raises(FileNotFoundError, match="Expected a checkout of OneIG-Benchmark"):
             prompt_list("oneig", tmp_path / "scripts")
+
+    def test_parents_that_make_no_sense(self):
+        checks = [Check(text) for text in "abc"]
+        # No such question, the question itself, and a circle: a needs c, c needs b, b needs a.
+        listed = with_parents(checks, {1: [0, 3, 7], 2: [2, 1], 3: [2, 2]})
+        assert [check.parents for check in listed] == [(), (0,), (1,)]
 
     def test_tiif(self, tmp_path):
         folder, questions = tmp_path / "testmini_prompts", tmp_path / "testmini_eval_prompts"

@@ -9,7 +9,8 @@ from typing import Any
 
 from llava_reward_guide.texts import read_table
 
-from ...rewards.checks import Check, Checklist, check_parents, checklist_of, whole
+from ...rewards.checks import Check, Checklist, checklist_of, whole
+from ..prompt_lists.readers import with_parents
 from ..prompt_lists.registry import ELLA
 from ..prompts import Source, fetch, prompt_list
 from . import summaries
@@ -155,30 +156,22 @@ def dpg_checklists(path: Path | None) -> dict[str, Checklist]:
     columns = {"item_id", "proposition_id", "dependency", "tuple", "question_natural_language"}
     if not rows or not columns <= rows[0].keys():
         raise ValueError(f"Expected DPG-Bench's questions in {file}, a table with the columns {', '.join(columns)}.")
-    by_item: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_item.setdefault(row["item_id"], []).append(row)
-    found = {}
-    for item, own in by_item.items():
-        places = {int(row["proposition_id"]): place for place, row in enumerate(own)}
+    by_item: dict[str, list[tuple[int, list[int], Check]]] = {}
+    for number, row in enumerate(rows, 1):
         try:
-            found[item] = check_parents(
-                [
-                    Check(
-                        row["question_natural_language"].strip(),
-                        parents=tuple(places[parent] for parent in _numbers(row["dependency"]) if parent),
-                        kind=row["tuple"].split("(")[0].strip(),
-                    )
-                    for row in own
-                ]
-            )
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"The questions of the item {item!r} in {file} do not fit together: {error!r}") from error
-    return found
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part.strip()]
+            own = int(row["proposition_id"])
+            parents = [int(part) for part in row["dependency"].split(",") if part.strip()]
+            check = Check(row["question_natural_language"].strip(), kind=row["tuple"].split("(")[0].strip())
+        except (ValueError, AttributeError) as error:
+            if number == 1:
+                # The published script leaves it out, whatever it is.
+                continue
+            raise ValueError(f"Row {number} of {file} is none of DPG-Bench's questions: {error!r}") from error
+        by_item.setdefault(row["item_id"], []).append((own, parents, check))
+    return {
+        item: with_parents([check for *_, check in asked], {own: parents for own, parents, _ in asked})
+        for item, asked in by_item.items()
+    }
 
 
 class Asked:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from llava_reward_guide.texts import TABLES, read_json, read_json_lines, read_table
 
-from ...rewards.checks import checklist_of
+from ...rewards.checks import Check, Checklist, check_parents, checklist_of
 from ...smc import brief
 
 
@@ -88,7 +90,7 @@ def read_unigenbench(path: Path) -> list[Entry]:
 def unigenbench_entry(row: Mapping[str, Any]) -> Entry:
     """A row of UniGenBench's tables, English or Chinese."""
     language = next(name.removeprefix("prompt_") for name in row if name.startswith("prompt_"))
-    values = json.loads(row[f"sub_dims_{language}"])
+    values = _mended(row[f"sub_dims_{language}"])
     theme, points, descriptions = (
         ("Primary Categories", "Testpoints", "Testpoint Description")
         if language == "en"
@@ -105,35 +107,57 @@ def unigenbench_entry(row: Mapping[str, Any]) -> Entry:
     }
 
 
+def _mended(text: str) -> Any:
+    """A JSON text, of which one in the published table of long English prompts lacks a comma between two texts."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(re.sub(r'("(?:[^"\\\\]|\\\\.)*")\s+(?=")', r"\1, ", text))
+
+
 def read_oneig(path: Path) -> list[Entry]:
     """OneIG-Bench's English prompts (Chang et al., arXiv 2506.07977) from a checkout of its repository, those of the
     classes with questions on alignment with these."""
     table, questions = (path / name for name in ONEIG_FILES)
     if not table.is_file() or not questions.is_dir():
         raise FileNotFoundError(f"Expected a checkout of OneIG-Benchmark at {path}, with {' and '.join(ONEIG_FILES)}.")
-    asked = {name: read_json(file) for name in ("anime", "human", "object") if (file := questions / f"{name}.json")}
+    asked = {name: read_json(questions / f"{name}.json") for name in ("anime", "human", "object")}
     classes = {"Anime_Stylization": "anime", "Portrait": "human", "General_Object": "object"}
     entries = []
     for row in _table(table, {"category", "id", "prompt_en"}):
         entry: Entry = {"prompt": row["prompt_en"], "category": row["category"], "item_id": row["id"]}
         found = asked.get(classes.get(row["category"], ""), {}).get(row["id"])
         if found is not None:
-            entry["checks"] = _numbered(json.loads(found["question"]), json.loads(found["dependency"]))
+            parents = json.loads(found["dependency"])
+            questions = {int(number): Check(text) for number, text in json.loads(found["question"]).items()}
+            listed = with_parents(list(questions.values()), {n: parents.get(str(n), []) for n in questions})
+            entry["checks"] = [{**check.to_dict(), "parents": list(check.parents)} for check in listed]
         entries.append(entry)
     return entries
 
 
-def _numbered(questions: Mapping[str, str], dependency: Mapping[str, list[int]]) -> list[dict[str, Any]]:
-    """Questions and parents by numbers from 1, 0 for no parent, as checks."""
-    places = {int(number): place for place, number in enumerate(questions)}
-    return [
-        {
-            "question": text,
-            "answer": "yes",
-            "parents": [places[parent] for parent in dependency.get(number, []) if parent in places],
-        }
-        for number, text in questions.items()
+def with_parents(checks: Sequence[Check], parents: Mapping[int, Sequence[int]]) -> Checklist:
+    """Checks with the parents that a published list gives by numbers of its own.
+
+    People and models wrote these lists: a number that is none of the list's, 0 among them, is no parent, nor is a
+    question its own; where parents go in a circle those that come later are left out.
+
+    Args:
+        parents: number of each check, in their order -> numbers of its parents.
+    """
+    places = {number: place for place, number in enumerate(parents)}
+    found = [
+        tuple(dict.fromkeys(places[one] for one in own if one in places and places[one] != place))
+        for place, own in enumerate(parents.values())
     ]
+    listed = [replace(check, parents=own) for check, own in zip(checks, found, strict=True)]
+    try:
+        return check_parents(listed)
+    except ValueError:
+        return tuple(
+            replace(check, parents=tuple(parent for parent in check.parents if parent < place))
+            for place, check in enumerate(listed)
+        )
 
 
 def read_tiif(path: Path, length: str = "short") -> list[Entry]:

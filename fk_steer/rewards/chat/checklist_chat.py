@@ -89,6 +89,7 @@ class ChecklistChat(Reward):
         Raises:
             MissingScoreError: if there is no score for any image of a prompt.
         """
+        assert not isinstance(encodings, Tensor)
         checklists = self.checklists(prompts)
         scores: list[float | None] = [None] * len(encodings)
         for group, checks in zip(members, checklists):
