@@ -18,10 +18,13 @@ ENTRY_POINTS = "fk_steer.rewards"
 _BUILT_IN = {
     "aesthetic": "fk_steer.rewards.aesthetic:Aesthetic",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "cycle-reward": "fk_steer.rewards.cycle_reward:CycleReward",
     "hps": "fk_steer.rewards.hps:HPS",
+    "hpsv3": "fk_steer.rewards.hpsv3:HPSv3",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",
     "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
     "llm-grader": "fk_steer.rewards.chat.llm_grader:LLMGrader",
+    "mps": "fk_steer.rewards.mps:MPS",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
     "unified-reward": "fk_steer.rewards.chat.unified_reward:UnifiedReward",
     "vqa-chat": "fk_steer.rewards.chat.vqa_chat:VQAChat",
