@@ -13,26 +13,35 @@ from torch import Tensor, nn
 from llava_reward_guide.images import to_pil
 
 from ..smc import integer
-from . import qwen_vqa
+from . import image_text_vqa, qwen_vqa
 from .base import Images, check_one_prompt_per_image
 from .card import RewardCard
 from .check_writing import Checklists
 from .checks import Check, Checklist, Mean, check_mean, mean_of_answers
+from .image_text_vqa import ImageTextVQA
 from .local import LocalReward, Source
 from .qwen_vqa import QwenVQA
-from .vqa_score import QWEN_FILES, VQAScore
+from .vqa_score import T5_FILES, VQAScore
 
 
 IN_ONE_WORD = "{} Answer in one word."
 """How GenEval 2's evaluation.py (facebookresearch/GenEval2) asks a question."""
 
 
+# The judge of GenEval 2 comes first; CLIP-FlanT5 was trained to answer otherwise.
+_VARIANTS = {
+    name: VQAScore.card.variants[name]
+    for name in sorted(VQAScore.card.variants, key=lambda name: not name.startswith("qwen3"))
+    if VQAScore.card.variants[name].files != T5_FILES
+}
+
+
 @dataclass(frozen=True)
 class _Asked:
-    """A check with the ids of its question, before the image and after it, and of the first tokens of its answer."""
+    """A check with its question as the model takes it, and the ids of the first tokens of its answer."""
 
     check: Check
-    text: tuple[Tensor, Tensor]
+    text: Any
     answers: Tensor
 
 
@@ -48,8 +57,12 @@ class ChecklistReward(LocalReward):
     'a red dog to the left of three bagels') and is one question otherwise.
 
     Variants, commits as pinned on the card of VQAScore:
+        - 'qwen3-vl-8b', the judge of GenEval 2, 'qwen3-vl-4b' and 'qwen3-vl-2b': Qwen/Qwen3-VL-8B-Instruct,
+          Qwen/Qwen3-VL-4B-Instruct and Qwen/Qwen3-VL-2B-Instruct, licence Apache-2.0.
         - 'qwen2.5-vl-7b' and 'qwen2.5-vl-3b': Qwen/Qwen2.5-VL-7B-Instruct, licence Apache-2.0, and
           Qwen/Qwen2.5-VL-3B-Instruct, Qwen research licence.
+        - 'any': the model of images and text that `path` names, asked through its own processor and chat template, so
+          that there are no gradients.
 
     Args:
         variant: one of the above.
@@ -60,7 +73,7 @@ class ChecklistReward(LocalReward):
             an estimate of whether all are.
         batch_size: questions per forward pass, at least 1.
         path: folder or hub id of the weights; a folder has to hold the tokenizer too unless `tokenizer` is given.
-        tokenizer: hub id or folder.
+        tokenizer: hub id or folder; with 'any' of the whole processor.
         revision: of a hub id given as `path`.
         device: None for a CUDA device if there is one.
         dtype: None for bfloat16 on CUDA devices and float32 elsewhere.
@@ -80,9 +93,9 @@ class ChecklistReward(LocalReward):
         licence="Apache-2.0",
         default_lmbda=10.0,
         dtype="bfloat16",
-        variants={name: card for name, card in VQAScore.card.variants.items() if card.files == QWEN_FILES},
+        variants=_VARIANTS,
     )
-    model: QwenVQA
+    model: QwenVQA | ImageTextVQA
     mean: Mean = "arithmetic"
     batch_size: int = 16
     checklists: Checklists
@@ -102,7 +115,13 @@ class ChecklistReward(LocalReward):
         """See `LocalReward`."""
         self.mean, self.batch_size = check_mean(mean), integer("batch_size", batch_size, 1)
         self.checklists = Checklists(questions, writer, writer_url, writer_key_env)
-        return qwen_vqa.load(source, tokenizer, self.name)
+        module: Any = qwen_vqa if source.card.files else image_text_vqa
+        return module.load(source, tokenizer, self.name)
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether `score` has gradients: with all but the variant 'any'."""
+        return self.model.differentiable
 
     @property
     def compiled(self) -> Iterable[nn.Module]:
@@ -114,7 +133,7 @@ class ChecklistReward(LocalReward):
         return [self._asked(checks) for checks in self.checklists(prompts)]
 
     def preprocess(self, images: Images, exact: bool = True) -> Any:
-        """See `QwenVQA.preprocess`."""
+        """What the model takes, see the models' `preprocess`."""
         return self.model.preprocess(images, exact, self.device, self.dtype)
 
     def rate(self, inputs: Any, prompts: Sequence[str]) -> Tensor:
@@ -184,7 +203,8 @@ class ChecklistReward(LocalReward):
             some = flat[start : start + self.batch_size]
             own = self.model.of_images(inputs, [image for image, _ in some])
             logits, *_ = self.model.first_logits(own, [one.text for _, one in some])
-            for row, (_, one) in zip(logits.softmax(-1), some):
+            probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+            for row, (_, one) in zip(probabilities, some):
                 # A sum of probabilities may exceed 1 by a rounding error.
                 found.append(row[one.answers.to(row.device)].sum().clamp(max=1.0))
         return list(torch.stack(found).split([len(checks) for checks in asked]))

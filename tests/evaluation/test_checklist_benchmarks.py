@@ -396,7 +396,7 @@ class TestRuns:
 @pytest.mark.parametrize(
     ("judge", "options", "expected"),
     [
-        ("checklist", [], "checklist (Qwen/Qwen2.5-VL-7B-Instruct@cc594898137f460bfe9f0759e9844b3ce807cfb5)"),
+        ("checklist", [], "checklist (Qwen/Qwen3-VL-8B-Instruct@0c351dd01ed87e9c1b53cbc748cba10e6187ff3b)"),
         ("checklist:qwen2.5-vl-3b=/models/qwen", [], "checklist (/models/qwen)"),
         (
             "checklist-chat",
