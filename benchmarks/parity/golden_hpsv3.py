@@ -41,6 +41,7 @@ def main() -> None:
     from hpsv3.dataset.data_collator_qwen import INSTRUCTION
     from hpsv3.inference import HPSv3RewardInferencer
     from hpsv3.model.qwen2vl_trainer import Qwen2VLRewardModelBT
+
     from transformers import Qwen2TokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLProcessor
 
     torch.set_num_threads(1)
