@@ -129,8 +129,8 @@ def read_oneig(path: Path) -> list[Entry]:
         found = asked.get(classes.get(row["category"], ""), {}).get(row["id"])
         if found is not None:
             parents = json.loads(found["dependency"])
-            questions = {int(number): Check(text) for number, text in json.loads(found["question"]).items()}
-            listed = with_parents(list(questions.values()), {n: parents.get(str(n), []) for n in questions})
+            own = {int(number): Check(text) for number, text in json.loads(found["question"]).items()}
+            listed = with_parents(list(own.values()), {number: parents.get(str(number), []) for number in own})
             entry["checks"] = [{**check.to_dict(), "parents": list(check.parents)} for check in listed]
         entries.append(entry)
     return entries
