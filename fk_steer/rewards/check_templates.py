@@ -72,17 +72,20 @@ def from_wording(prompt: str) -> Checklist:
 
 
 def taken_apart(prompt: str) -> Checklist | None:
-    """`from_wording`, None for a prompt that is worded otherwise."""
+    """`from_wording`, None for a prompt that is worded otherwise, or names a thing twice, of which questions would not
+    say which one they mean."""
     text = _LEAD.sub("", " ".join(prompt.lower().split()).rstrip("."))
     pieces = _BETWEEN.split(text)
     things = [_thing(piece.strip()) for piece in pieces[::2]]
     # Between two things there is a relation, or None for 'and'.
     relations = [None, *pieces[1::2]]
+    nouns = [thing[0] if thing[1] != "one" else plural(thing[0]) for thing in things if thing is not None]
+    if len(set(nouns)) < len(things):
+        return None
     checks: list[Check] = []
     before: tuple[str, bool, int] | None = None
     for thing, relation in zip(things, relations):
-        if thing is None:
-            return None
+        assert thing is not None
         noun, number, attributes = thing
         many = number != "one"
         named = noun if many else plural(noun)

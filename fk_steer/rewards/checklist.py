@@ -221,11 +221,13 @@ def details_of(
     encodings: Any, members: Sequence[Tensor], checklists: Sequence[Checklist]
 ) -> list[list[dict[str, float]]]:
     """For each prompt and particle: question -> what it got, from the answers of images; what could not be had is left
-    out."""
-    return [
-        [
-            {check.question: value for check, value in zip(checks, encodings[i]) if value is not None}
-            for i in group.tolist()
-        ]
-        for group, checks in zip(members, checklists)
-    ]
+    out. A question that is asked twice has its number behind it."""
+    found = []
+    for group, checks in zip(members, checklists):
+        names: dict[str, None] = {}
+        for place, check in enumerate(checks, 1):
+            names[check.question if check.question not in names else f"{check.question} ({place})"] = None
+        found.append(
+            [{name: value for name, value in zip(names, encodings[i]) if value is not None} for i in group.tolist()]
+        )
+    return found

@@ -16,7 +16,7 @@ from fk_steer.rewards.chat.checklist_chat import probability
 from fk_steer.rewards.chat.client import Answer
 from fk_steer.rewards.check_templates import from_wording, plural, taken_apart
 from fk_steer.rewards.check_writing import Checklists, parse_checklist
-from fk_steer.rewards.checklist import IN_ONE_WORD, first_tokens
+from fk_steer.rewards.checklist import IN_ONE_WORD, details_of, first_tokens
 from fk_steer.rewards.checks import (
     Check,
     check_of,
@@ -88,6 +88,7 @@ class TestWording:
             "two",
             "red dogs",
             "a dog in a hat",
+            "a dog and two dogs",
         ],
     )
     def test_what_is_worded_otherwise_is_one_question(self, prompt):
@@ -377,6 +378,12 @@ class TestChat:
             assert scores_or_none(reward, red, ["the sea"] * 2, "here") == [1.0, None]
             # Steering has the mean of the others in its place.
             assert reward(red, ["the sea"] * 2).tolist() == [1.0, 1.0]
+
+
+def test_a_question_that_is_asked_twice():
+    checks = (Check("Red?"), Check("Blue?"), Check("Red?", "no"))
+    said = details_of([[0.1, None, 0.3], [0.4, 0.5, 0.6]], [torch.tensor([1, 0])], [checks])
+    assert said == [[{"Red?": 0.4, "Blue?": 0.5, "Red? (3)": 0.6}, {"Red?": 0.1, "Red? (3)": 0.3}]]
 
 
 def test_a_check_of_plain_values():
