@@ -22,7 +22,7 @@ from ...files import check_settings, record_settings, write_atomically, write_js
 from ...loading import load_guide
 from ...records import read_lines
 from ...rewards.check_writing import Checklists
-from ...rewards.checks import Check, Checklist, check_of
+from ...rewards.checks import Check, Checklist, check_of, checklist_of
 from ...rewards.loading import default_device
 from ...rewards.local import LocalReward
 from ...rewards.registry import reward_factory
@@ -94,15 +94,10 @@ def run(
             given by another judge.
     """
     metric = _judge(judge, judge_options)
-    ask: Ask
-    if name == "checklist":
-        writes = Checklists(questions)
-        ask = lambda metadata: (dict(metadata), _own(metadata, writes))  # noqa: E731
-    else:
-        ask = Asked(name, prompts_file, questions)
+    ask = _ask_of(name, prompts_file, questions)
     pictures, left_out = find(folder, ask)
     out = out or folder / name
-    settings = {"benchmark": name, "judge": metric.settings}
+    settings = {"benchmark": name, "judge": {"id": judge_id(metric), **metric.settings}}
     check_settings(out, settings)
 
     def load() -> Judge:
@@ -262,12 +257,17 @@ def _batches(pictures: Sequence[Picture], size: int) -> Iterator[Sequence[Pictur
         yield pictures[start : start + size]
 
 
-def _own(metadata: Mapping[str, Any], writes: Checklists) -> Checklist:
-    from ...rewards.checks import checklist_of
+def _ask_of(name: str, prompts_file: Path | None, questions: Path | None) -> Ask:
+    if name != "checklist":
+        return Asked(name, prompts_file, questions)
+    checklists = Checklists(questions)
+    return lambda metadata: (dict(metadata), _own(metadata, checklists))
 
+
+def _own(metadata: Mapping[str, Any], checklists: Checklists) -> Checklist:
     if metadata.get("checks") or metadata.get("vqa_list"):
         return checklist_of(metadata)
-    (checks,) = writes([metadata["prompt"]])
+    (checks,) = checklists([metadata["prompt"]])
     return checks
 
 
@@ -332,7 +332,7 @@ def _report(
     if not file.exists() or json.loads(file.read_text(encoding="utf-8")) != plain:
         write_json(file, plain)
         write_atomically(out / "summary.csv", csv_text(_rows(lines, judge)).encode())
-        text = "\n".join([title, "", *text_lines_of(lines), "", *notes]) + "\n"
+        text = "\n".join([title, "", *_text_lines(lines), "", *notes]) + "\n"
         write_atomically(out / "summary.txt", text.encode())
     shown = Table("", "", "%", "prompts", "values", box=None, padding=(0, 2), title=title, title_justify="left")
     for line in lines:
@@ -349,7 +349,7 @@ def _rows(lines: Iterable[Line], judge: str) -> list[list[Any]]:
     ]
 
 
-def text_lines_of(lines: Sequence[Line]) -> list[str]:
+def _text_lines(lines: Sequence[Line]) -> list[str]:
     """The table as text."""
     widths = [max(len(getattr(line, name)) for line in lines) for name in ("group", "name")]
     return [
