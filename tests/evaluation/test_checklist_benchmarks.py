@@ -133,7 +133,7 @@ class TestDPG:
 def test_unigenbench():
     points = ("Style", "Attribute - Color", "Attribute - Size", "World Knowledge")
     images = [
-        answered("a", (0.9, 0.9, 0.2, 0.6), kinds(*points)),
+        answered("a", (0.9, 0.9, 0.4, 0.6), kinds(*points)),
         answered("b", (0.1, 0.9), kinds("Style", "Attribute - Size")),
     ]
     lines = found(summaries.unigenbench(images))

@@ -175,6 +175,8 @@ class TestCopies:
         # No such question, the question itself, and a circle: a needs c, c needs b, b needs a.
         listed = with_parents(checks, {1: [0, 3, 7], 2: [2, 1], 3: [2, 2]})
         assert [check.parents for check in listed] == [(), (0,), (1,)]
+        # A later parent is one all the same.
+        assert [check.parents for check in with_parents(checks[:2], {1: [2], 2: [2]})] == [(1,), ()]
 
     def test_tiif(self, tmp_path):
         folder, questions = tmp_path / "testmini_prompts", tmp_path / "testmini_eval_prompts"
