@@ -19,11 +19,19 @@ class Source:
         what: for messages.
         url: where it is.
         sha256: of its content, hexadecimal.
+        blob: in place of it the id of its content in Git, for files that are too large to have been seen.
     """
 
     what: str
     url: str
-    sha256: str
+    sha256: str = ""
+    blob: str = ""
+
+    def digest(self, content: bytes) -> tuple[str, str]:
+        """What identifies a content, and what it should be."""
+        if self.sha256:
+            return sha256(content), self.sha256
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(), self.blob
 
 
 def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: Path | None = None) -> Path:
@@ -39,17 +47,21 @@ def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: P
     from huggingface_hub import cached_assets_path
 
     path = (cache or cached_assets_path("fk_steer", "prompts")) / Path(source.url).name
-    if path.exists() and sha256(path.read_bytes()) == source.sha256:
-        return path
+    if path.exists():
+        found, expected = source.digest(path.read_bytes())
+        if found == expected:
+            return path
     advice = f"Download it from {source.url} elsewhere and give its path."
     try:
         content = (opener or download)(source.url)
     except OSError as error:
         raise OSError(f"Could not fetch {source.what}: {error}. {advice}") from error
-    if (digest := sha256(content)) != source.sha256:
+    digest, expected = source.digest(content)
+    if digest != expected:
         raise OSError(
-            f"Expected {source.what} at {source.url} to have the SHA-256 {source.sha256}, but got {digest}: the file "
-            "has changed since, or was damaged on its way. If you trust it, give its path."
+            f"Expected {source.what} at {source.url} to have the {'SHA-256' if source.sha256 else 'Git id'} "
+            f"{expected}, but got {digest}: the file has changed since, or was damaged on its way. If you trust it, "
+            "give its path."
         )
     write_atomically(path, content)
     return path

@@ -168,6 +168,7 @@ CHAT_REWARDS: dict[str, dict[str, Any]] = {
     "unified-reward:axes": {},
     "unified-reward:pair": {},
     "unified-reward:think": {"both_orders": True},
+    "checklist-chat": {},
     "llm-grader": {},
     "vqa-chat": {},
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +25,7 @@ class DetectorKind(str, Enum):
 # Typer makes a lone command the whole app unless there is a callback.
 @app.callback()
 def evaluation() -> None:
-    """Judge folders of images: by GenEval's rules, or by a panel of metrics."""
+    """Judge folders of images: by GenEval's rules, a panel of metrics, or answers to questions about them."""
 
 
 @app.command()
@@ -149,3 +151,94 @@ def panel(
 
         if not run(folder, metric, metric_option, metrics, detector and detector.value, out, batch_size, device):
             raise typer.Exit(1)
+
+
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:VARIANT][=PATH]",
+        help="Let this reward answer the questions: checklist, a model in this process, or checklist-chat, one on a "
+        "server, with --judge-option model=NAME.",
+    ),
+]
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Set an option of the judge, for example model=Qwen/Qwen3-VL-8B-Instruct.",
+        show_default="the reward's own",
+    ),
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the questions from this file: DPG-Bench's dpg_bench.csv, or JSON lines with a prompt and its checks "
+        "each.",
+        show_default="DPG-Bench's are fetched once, others made from the wording",
+    ),
+]
+
+
+def answers(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Judge the images in this folder, in GenEval's layout: 00000/metadata.jsonl, 00000/samples/00000.png, "
+            "and so on.",
+        ),
+    ],
+    name: str,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write answers and summary to this folder.", show_default="one of the command's name in FOLDER"
+        ),
+    ] = None,
+    judge: JudgeName = "checklist",
+    judge_option: JudgeOption = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Look prompts up in this copy of the list, where the images' metadata hold the text alone.",
+            show_default="the list that ships",
+        ),
+    ] = None,
+    questions: Questions = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Judge this many images at a time.")] = 8,
+    device: Device = None,
+) -> None:
+    """Judge images by answers to questions about them."""
+    with one_line_errors():
+        start()
+        from ..evaluation.checklists.run import run
+
+        run(name, folder, out, judge, judge_option or [], prompts_file, questions, batch_size, device)
+
+
+def _of(name: str, doc: str, *without: str) -> None:
+    """Add `answers` with its benchmark chosen, without some of its options."""
+
+    @functools.wraps(answers)
+    def command(**options: Any) -> None:
+        answers(name=name, **options)
+
+    whole = inspect.signature(answers, eval_str=True)
+    parameters = [value for key, value in whole.parameters.items() if key not in ("name", *without)]
+    command.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__doc__ = f"{doc}\n\n    Run again it judges what is new and prints the table, with standard errors.\n"
+    app.command(name)(command)
+
+
+_of(
+    "checklist",
+    "Judge images by questions of your own, or made from the wording of their prompts: Soft-TIFA.",
+    "prompts_file",
+)
+_of("geneval2", "Judge images by GenEval 2: Soft-TIFA of all prompts, skills and atomicities.", "questions")
+_of("dpg", "Judge images by DPG-Bench: questions that fall with their parents, and categories of them.")
+_of("t2i-compbench", "Judge images by T2I-CompBench++, as far as questions about images go.", "questions")
+_of("unigenbench", "Judge images by UniGenBench++: test points met, by dimension.", "questions")
+_of("oneig", "Judge images by the alignment questions of OneIG-Bench.", "questions")
+_of("tiif", "Judge images by TIIF-Bench: questions answered right, by attribute and group.", "questions")
+_of("wise", "Judge images by WISE: do they show what the prompt means?", "questions")

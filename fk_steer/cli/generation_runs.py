@@ -1,4 +1,4 @@
-"""`fk-steer bench run`, `geneval` and `drawbench`: generation runs."""
+"""`fk-steer bench run`, `geneval`, `drawbench` and other published lists: generation runs."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def run(
     prompts: Annotated[
         str | None,
         typer.Option(
-            help="Take this list: shapes, geneval, drawbench, or a file with one prompt a line, or JSON lines (.jsonl) "
-            "or a table (.csv, .tsv) with a 'prompt' each.",
+            help="Take this list: shapes, geneval, drawbench, dpg, geneval2, t2i-compbench, unigenbench (or "
+            "unigenbench-long, unigenbench-zh, unigenbench-zh-long), oneig, tiif (or tiif-long), wise, or a file with "
+            "one prompt a line, or JSON lines (.jsonl) or a table (.csv, .tsv) with a 'prompt' each.",
             show_default="the file of --prompts-file",
             rich_help_panel=MAKE,
         ),
@@ -71,9 +72,9 @@ def run(
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            help="Read the prompts from this file: a list of your own, or beside --prompts geneval or drawbench a copy "
-            "of that list.",
-            show_default="the published lists are fetched once",
+            help="Read the prompts from this file: a list of your own, or beside --prompts with the name of a "
+            "published list a copy of that.",
+            show_default="published lists ship or are fetched once, where their terms allow it",
             rich_help_panel=MAKE,
         ),
     ] = None,
@@ -280,7 +281,9 @@ def show_plan(plan: Any) -> None:
 ListFile = Annotated[
     Path | None,
     typer.Option(
-        help="Read the published list from this copy of it.", show_default="fetched once", rich_help_panel=MAKE
+        help="Read the published list from this copy of it.",
+        show_default="the one that ships, or fetched once",
+        rich_help_panel=MAKE,
     ),
 ]
 
@@ -303,10 +306,19 @@ def _of(prompts: str, doc: str) -> Callable[..., None]:
     return command
 
 
-geneval = _of(
-    "geneval",
-    "Make steered images for GenEval's prompts, as its evaluator and `fk-steer eval geneval` take them.",
-)
-drawbench = _of("drawbench", "Make steered images for DrawBench's prompts, in GenEval's layout.")
-for command in (run, geneval, drawbench):
-    app.command()(command)
+LISTED = {
+    "geneval": "Make steered images for GenEval's prompts, as its evaluator and `fk-steer eval geneval` take them.",
+    "drawbench": "Make steered images for DrawBench's prompts, in GenEval's layout.",
+    "dpg": "Make steered images for the 1,065 long prompts of DPG-Bench, for `fk-steer eval dpg`.",
+    "geneval2": "Make steered images for GenEval 2's prompts, read from your copy, for `fk-steer eval geneval2`.",
+    "t2i-compbench": "Make steered images for the prompts of T2I-CompBench++, for `fk-steer eval t2i-compbench`.",
+    "unigenbench": "Make steered images for UniGenBench++'s short English prompts, for `fk-steer eval unigenbench`.",
+    "oneig": "Make steered images for OneIG-Bench's prompts, read from your copy, for `fk-steer eval oneig`.",
+    "tiif": "Make steered images for TIIF-Bench's short prompts, read from your copy, for `fk-steer eval tiif`.",
+    "wise": "Make steered images for WISE's prompts, read from your copy, for `fk-steer eval wise`.",
+}
+"""List of prompts -> what its command does."""
+
+app.command()(run)
+for name, doc in LISTED.items():
+    app.command(name)(_of(name, doc))

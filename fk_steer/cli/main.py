@@ -31,7 +31,8 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
-ORDER = ["generate", "app", "score", "compare", "judge", "serve", "prefer", "train", "bench", "eval", "presets", "rewards"]
+ORDER = ["generate", "app", "score", "compare", "judge", "serve"]
+ORDER += ["prefer", "train", "bench", "eval", "presets", "rewards"]
 
 app = typer.Typer(
     cls=InOrder,

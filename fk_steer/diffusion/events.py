@@ -26,6 +26,7 @@ class ScoringEvent:
         slots: (P, K) which of the pipeline's rows of the prompt were alive.
         rewards: (P, K) float64 on the CPU.
         scores: what they were made from: (P, K) by name of each leaf of the reward.
+        details: (P, K) what the scores were made of, by name of each leaf that says so, see `Reward.details`.
         ancestors: (P, M) indices in [0, K) of the particles that those alive now continue; from K on, remembered ones.
         slots_after: (P, M) where they live.
         parents: (P, M) the slot in which the ancestor of each was seen.
@@ -44,6 +45,7 @@ class ScoringEvent:
     slots: Tensor
     rewards: Tensor
     scores: dict[str, Tensor]
+    details: dict[str, list[list[dict[str, float]]]]
     ancestors: Tensor
     slots_after: Tensor
     parents: Tensor

@@ -24,6 +24,7 @@ class Judgement(NamedTuple):
         final_scale: whether the same leaves score the final images.
         images: decodes them (once more): (P, K, 3, H, W), or (P, K, F, 3, H, W), in [0, 1] on the CPU.
         kept: (P, K) what is kept of each, by the names of `Scorer.keeps`.
+        details: (P, K) what the scores were made of, see `Reward.details`, by the names of the leaves that say so.
     """
 
     rewards: Tensor
@@ -31,6 +32,7 @@ class Judgement(NamedTuple):
     final_scale: bool
     images: Callable[[], Tensor]
     kept: dict[str, list[list[Any]]]
+    details: dict[str, list[list[dict[str, float]]]]
 
 
 Score = Callable[[Mapping[Reward, str], Tensor, bool], dict[Reward, Any]]
@@ -123,6 +125,7 @@ class Judge:
         """Of as many distinct images, of which `members` (P, K) says whose each is."""
         names = names_of(reward.leaves)
         found: dict[Reward, Tensor] = {}
+        details: dict[str, list[list[dict[str, float]]]] = {}
         everyone = torch.ones_like(members, dtype=torch.bool)
         first = True
         while wanted := reward.missing(found, everyone):
@@ -132,8 +135,13 @@ class Judge:
             chosen = torch.arange(number) if first else members[mask].unique()
             scores = score(leaves, chosen, first)
             with self.scorer.clock("reward"):
-                for leaf, values in self._of_particles(scores, names, mask, chosen, members, where).items():
-                    found[leaf] = placed(values, mask, found.get(leaf))
+                values, said = self._of_particles(scores, names, mask, chosen, members, where)
+                for leaf, own in values.items():
+                    found[leaf] = placed(own, mask, found.get(leaf))
+                for name, entries in said.items():
+                    table = details.setdefault(name, [[{} for _ in row] for row in members.tolist()])
+                    for (p, k), entry in zip(mask.nonzero().tolist(), entries, strict=True):
+                        table[p][k] = entry
             first = False
         kept = {name: [[of[i] for i in row] for row in members.tolist()] for name, of in self.scorer.kept.items()}
         return Judgement(
@@ -142,6 +150,7 @@ class Judge:
             reward.leaves == self.reward.at(1.0).leaves,
             images,
             kept,
+            details,
         )
 
     def _of_particles(
@@ -152,18 +161,21 @@ class Judge:
         chosen: Tensor,
         members: Tensor,
         where: str,
-    ) -> dict[Reward, Tensor]:
+    ) -> tuple[dict[Reward, Tensor], dict[str, list[dict[str, float]]]]:
         """The scores of the particles in `mask` (P, K), one after the other, from those of the distinct images `chosen`
-        (D,)."""
+        (D,), and what they were made of, by name."""
 
-        def of_prompts(share: slice) -> dict[str, list[Tensor]]:
+        def of_prompts(share: slice) -> dict[str, list[Any]]:
             own = [p for p in range(share.start, share.stop) if mask[p].any()]
             groups = [torch.searchsorted(chosen, members[p][mask[p]]) for p in own]
             prompts = [self.prompts[p] for p in own]
-            found = {}
+            found: dict[str, list[Any]] = {}
             for leaf, encodings in scores.items():
                 with blaming(leaf, prompts, where):
                     values = leaf.of_particles(encodings, groups, prompts)
+                    said = leaf.details(encodings, groups, prompts)
+                if said is not None:
+                    found[_DETAILS + names[leaf]] = [entry for entries in said for entry in entries]
                 found[names[leaf]] = [
                     check_scores(leaf, some, [prompt] * len(group), where)
                     for some, group, prompt in zip(values, groups, prompts, strict=True)
@@ -171,7 +183,9 @@ class Judge:
             return found
 
         found = self.scorer.ranks.map(of_prompts, len(self.prompts))
-        return {leaf: torch.cat(found[names[leaf]]) for leaf in scores}
+        details = {name.removeprefix(_DETAILS): found[name] for name in found if name.startswith(_DETAILS)}
+        return {leaf: torch.cat(found[names[leaf]]) for leaf in scores}, details
 
 
+_DETAILS = "details: "
 _FINAL = "for the final images"

@@ -64,6 +64,7 @@ class Recorder:
                 nfe=event.nfe,
                 reward_calls=event.reward_calls,
                 predictions=event.thumbnails,
+                details=event.details,
             )
         )
 

@@ -458,6 +458,7 @@ class Run:
             slots=slots,
             rewards=judgement.rewards,
             scores=judgement.scores,
+            details=judgement.details,
             ancestors=ancestors,
             slots_after=self.particles.rows.slots,
             parents=lineage[:, :, 1],

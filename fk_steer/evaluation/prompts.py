@@ -1,4 +1,5 @@
-"""The prompts of GenEval and DrawBench: from a file, or fetched once from where they are published."""
+"""Lists of prompts: GenEval's and DrawBench's, fetched once from where they are published, other published ones by
+name, and files of one's own."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from llava_reward_guide.texts import TABLES, read_json_lines, read_table, read_t
 
 from ..published import Source, fetch
 from ..smc import suggestion
+from .prompt_lists.registry import LISTS, PromptList, entries_of
 
 
 # fmt: off
@@ -134,10 +136,11 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     """Prompts by name, or from a file of one's own: entries with the text as `prompt` and what else is known of it.
 
     Args:
-        name: 'geneval', entries as GenEval's metadata; 'drawbench', entries with a `category`; 'shapes', the bundled
-            world's held-out prompts as GenEval's metadata; or a file: JSON lines with a `prompt` each (.jsonl), a table
-            with a column 'prompt' (.csv or .tsv), or text with a prompt a line.
-        path: where the list 'geneval' or 'drawbench' is; None to fetch it, once.
+        name: 'geneval', entries as GenEval's metadata; 'drawbench', entries with a `category`; one of
+            `prompt_lists.registry.LISTS`; 'shapes', the bundled world's held-out prompts as GenEval's metadata; or a
+            file: JSON lines with a `prompt` each (.jsonl), a table with a column 'prompt' (.csv or .tsv), or text with
+            a prompt a line.
+        path: where a copy of a published list is; None for the one that ships, or to fetch it, once.
 
     Raises:
         OSError: if it cannot be had.
@@ -147,8 +150,10 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
         return geneval_prompts(path)
     if name == "drawbench":
         return [asdict(entry) for entry in drawbench_prompts(path)]
+    if name in LISTS:
+        return entries_of(name, None if path is None else Path(path), _fetched)
     if path is not None:
-        raise ValueError(f"Only the lists 'geneval' and 'drawbench' are read from a `prompts_file`, not {name!r}.")
+        raise ValueError(f"Only published lists ({', '.join(PUBLISHED)}) are read from a `prompts_file`, not {name!r}.")
     if name == "shapes":
         from ..shapes.captions import evaluation_prompts
 
@@ -171,6 +176,14 @@ def prompts_in_file(path: str | Path) -> list[str]:
     return [entry["prompt"] for entry in prompt_list(str(path))]
 
 
+def _fetched(one: PromptList) -> Path:
+    return fetch(Source(one.title, one.url, one.sha256))
+
+
+PUBLISHED = ("geneval", "drawbench", *LISTS)
+"""Names of published lists."""
+
+
 def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]:
     """Numbers of at most `limit` of the entries, ascending: the first of each task (`tag`) or category, as evenly over
     them as can be."""
@@ -188,8 +201,8 @@ def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]
 def _own_prompts(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"Unknown list of prompts {str(path)!r}. Expected 'geneval', 'drawbench', 'shapes' or a file."
-            f"{suggestion(str(path), ('geneval', 'drawbench', 'shapes'))}"
+            f"Unknown list of prompts {str(path)!r}. Expected a file or one of: {', '.join((*PUBLISHED, 'shapes'))}."
+            f"{suggestion(str(path), (*PUBLISHED, 'shapes'))}"
         )
     if path.suffix.lower() in TABLES:
         return _prompts_in_table(path)

@@ -16,6 +16,7 @@ from .drawing import environment, tree_html, tree_script, tree_style
 from .results import Picture, Result, summarize
 from .sheet import fit
 from .trace import Trace
+from .tree import family_tree
 from .wording import number, short
 
 
@@ -54,7 +55,7 @@ def _render(template: str, **values: Any) -> str:
     made = environment()
     made.filters["picture_url"] = _picture_url
     trees = {"tree": partial(tree_html, style=False), "style": tree_style(), "script": tree_script()}
-    return made.get_template(template).render(**values, **trees, events=_events)
+    return made.get_template(template).render(**values, **trees, events=_events, details=details_of_best)
 
 
 def _facts(traces: Sequence[Trace], settings: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -132,6 +133,12 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def details_of_best(trace: Trace, population: int = 0) -> dict[str, float]:
+    """What the reward of a population's best particle was made of, by name; empty for most rewards."""
+    tree = family_tree(trace, population)
+    return tree.nodes[tree.winner].details if tree.winner is not None else {}
 
 
 def _events(trace: Trace, population: int = 0) -> list[dict[str, Any]]:

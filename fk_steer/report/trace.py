@@ -49,6 +49,8 @@ class TraceEvent:
         nfe: rows the denoiser has been run on so far; two per particle and step under classifier-free guidance.
         reward_calls: images scored so far, this event included, once for each leaf of the reward.
         predictions: (P, K) with `keep_predictions`, small pictures of the x0 predictions as 'data:' URLs; else empty.
+        details: (P, K) for each part of the reward that says more than a score what it made that of, numbers by name,
+            such as the answers to a checklist's questions; nothing for particles that it was not asked about.
     """
 
     step: int
@@ -70,6 +72,7 @@ class TraceEvent:
     nfe: int
     reward_calls: int
     predictions: list[list[str]] = field(default_factory=list)
+    details: dict[str, list[list[dict[str, float]]]] = field(default_factory=dict)
 
     @property
     def final(self) -> bool:
@@ -88,7 +91,8 @@ class TraceEvent:
             name: [values[population]] for name, values in lists.items() if isinstance(values, list) and values
         }
         scores = {name: [values[population]] for name, values in self.scores.items()}
-        return dataclasses.replace(self, **own, scores=scores)
+        details = {name: [values[population]] for name, values in self.details.items()}
+        return dataclasses.replace(self, **own, scores=scores, details=details)
 
 
 @dataclass
@@ -312,6 +316,9 @@ def _event(values: dict[str, Any], populations: int) -> TraceEvent:
     for before, rewards in zip(event.slots_before, event.rewards):
         if len(before) != len(rewards):
             raise ValueError("expected a reward for each particle")
+    for name, said in event.details.items():
+        if [len(row) for row in said] != [len(row) for row in event.rewards]:
+            raise ValueError(f"expected details of {name!r} for each particle")
     return event
 
 

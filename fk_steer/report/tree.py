@@ -35,6 +35,7 @@ class Node:
         rank: among the particles of the event by reward, from 1.
         reward: may be infinite or NaN.
         scores: what that was made from, by name.
+        details: what those were made of, by name, see `TraceEvent.details`.
         weight: its share of the weights, in [0, 1]; None where the search does not weigh the particles.
         parent: index into `Tree.nodes` of the particle that it continues; None for those that a pass begins with.
         children: how many particles continue it directly.
@@ -47,6 +48,7 @@ class Node:
     rank: int
     reward: float
     scores: dict[str, float]
+    details: dict[str, float]
     weight: float | None
     parent: int | None
     children: int
@@ -152,6 +154,7 @@ def family_tree(trace: Trace, population: int = 0) -> Tree:
                         "rank": 1 + len(ranking) - bisect_right(ranking, _order(reward)),
                         "reward": reward,
                         "scores": {name: values[own][place] for name, values in event.scores.items()},
+                        "details": _details(event, own, place),
                         "weight": weight,
                         "picture": event.predictions[own][place] if event.predictions else None,
                     }
@@ -201,6 +204,16 @@ def _column(event: TraceEvent, own: int, rewards: list[float], run: int, num_ste
         best=max(finite, default=None),
         mean=sum(finite) / len(finite) if finite else None,
     )
+
+
+def _details(event: TraceEvent, own: int, place: int) -> dict[str, float]:
+    """What all parts say of a particle; by their names too where several say something."""
+    several = len(event.details) > 1
+    return {
+        f"{part}: {name}" if several else name: value
+        for part, said in event.details.items()
+        for name, value in said[own][place].items()
+    }
 
 
 def _known(value: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from .tree import Column, Fate, Tree
 
@@ -30,6 +31,7 @@ def told_of_node(tree: Tree, index: int) -> str:
     parts = [f"{run}{what}, particle {node.slot}", f"reward {number(node.reward)} ({node.rank} of {column.size})"]
     if len(node.scores) > 1:
         parts.append(", ".join(f"{name} {number(score)}" for name, score in node.scores.items()))
+    parts += told_of_details(node.details)
     if node.weight is not None:
         parts.append(f"weight {100 * node.weight:.0f}%")
     if node.parent is not None and tree.nodes[node.parent].slot != node.slot:
@@ -44,6 +46,18 @@ def told_of_node(tree: Tree, index: int) -> str:
         parts.append("pruned" if node.children == 0 else "without descendants at the end")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
+
+
+MOST_DETAILS = 12
+"""Named of a node."""
+
+
+def told_of_details(details: Mapping[str, float]) -> list[str]:
+    """What a reward was made of, the lowest numbers where there are many."""
+    shown = details if len(details) <= MOST_DETAILS else sorted(details, key=details.__getitem__)[:MOST_DETAILS]
+    # What is told is split at semicolons.
+    parts = [f"{name.replace('; ', ', ')} {number(details[name])}" for name in details if name in shown]
+    return [*parts, f"{len(details) - len(parts)} more, all higher"] if len(parts) < len(details) else parts
 
 
 def told_of_event(column: Column, index: int, count: int) -> str:

@@ -138,6 +138,17 @@ class Reward:
         assert isinstance(encodings, Tensor)
         return [encodings[group] for group in members]
 
+    def details(
+        self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
+    ) -> list[list[dict[str, float]]] | None:
+        """What the rewards of all particles were made of, for the trace and the report: for each prompt and each of
+        its particles numbers by name. None, the default, for rewards that have nothing more to say.
+
+        Args:
+            encodings, members, prompts: as for `of_particles`.
+        """
+        return None
+
     @property
     def leaves(self) -> tuple[Reward, ...]:
         """The rewards that are scored on their own, each once."""

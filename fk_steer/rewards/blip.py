@@ -1,4 +1,4 @@
-"""ImageReward's network on transformers' BLIP classes, and its weights' names.
+"""ImageReward's network on transformers' BLIP classes, which is CycleReward's too, and its weights' names.
 
 Architecture and names: THUDM/ImageReward, ImageReward/ImageReward.py and ImageReward/models/BLIP.
 """
@@ -92,15 +92,16 @@ class ImageRewardModel(nn.Module):
 
     Args:
         vision, text: a `BlipVisionConfig` and a `BlipTextConfig`.
+        head: features (B, width) of the text -> scores (B,); None for ImageReward's.
     """
 
-    def __init__(self, vision: Any, text: Any) -> None:
+    def __init__(self, vision: Any, text: Any, head: nn.Module | None = None) -> None:
         from transformers import BlipTextModel, BlipVisionModel
 
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        self.mlp = Score(text.hidden_size)
+        self.mlp = head or Score(text.hidden_size)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, 3, H, W), (B, L), (B, L) -> (B,)."""

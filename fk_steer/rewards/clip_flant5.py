@@ -59,6 +59,8 @@ class ClipFlanT5(nn.Module):
             336 pixels.
     """
 
+    differentiable = True
+
     def __init__(self, config: Mapping[str, Any]) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
 

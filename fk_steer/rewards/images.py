@@ -142,10 +142,10 @@ def clip_pixels(
     return normalize(to_float(pixels)).to(dtype)
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """(..., 3, H, W) in [0, 1] by CLIP's means and standard deviations."""
-    mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
-    return (pixels - mean) / std
+def normalize(pixels: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """(..., 3, H, W) in [0, 1] by means and standard deviations of the channels, CLIP's if not given."""
+    middle, spread = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (mean, std))
+    return (pixels - middle) / spread
 
 
 def _crop_in_mode(image: Image, side: int) -> Image:

@@ -206,8 +206,11 @@ class LocalReward(Reward, ABC):
         """The rewards (B,) of float images (B, 3, H, W) in [0, 1], differentiable with respect to the images.
 
         Raises:
-            ValueError: unless there are as many prompts as images, or if the images are not a float tensor.
+            ValueError: unless there are as many prompts as images, if the images are not a float tensor, or if the
+                reward is not differentiable.
         """
+        if not self.differentiable:
+            raise ValueError(f"The reward '{self.name}' has no gradients with the variant {self.variant!r}.")
         if not isinstance(images, Tensor) or not images.is_floating_point():
             raise ValueError("Expected `images` to be a float tensor (B, 3, H, W) in [0, 1], which has gradients.")
         return self._score(images, prompts, exact=False)

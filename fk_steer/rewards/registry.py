@@ -17,11 +17,16 @@ ENTRY_POINTS = "fk_steer.rewards"
 
 _BUILT_IN = {
     "aesthetic": "fk_steer.rewards.aesthetic:Aesthetic",
+    "checklist": "fk_steer.rewards.checklist:ChecklistReward",
+    "checklist-chat": "fk_steer.rewards.chat.checklist_chat:ChecklistChat",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
+    "cycle-reward": "fk_steer.rewards.cycle_reward:CycleReward",
     "hps": "fk_steer.rewards.hps:HPS",
+    "hpsv3": "fk_steer.rewards.hpsv3:HPSv3",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",
     "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
     "llm-grader": "fk_steer.rewards.chat.llm_grader:LLMGrader",
+    "mps": "fk_steer.rewards.mps:MPS",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
     "remote": "fk_steer.rewards.remote:RemoteReward",
     "unified-reward": "fk_steer.rewards.chat.unified_reward:UnifiedReward",

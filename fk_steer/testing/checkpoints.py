@@ -1,7 +1,9 @@
 """Names and shapes of the tensors in published reward checkpoints, at any size, and random weights under those names.
 
 Sources: the code that wrote the files, THUDM/ImageReward c1392c6, tgxs002/HPSv2 866735e (open_clip),
-christophschuhmann/improved-aesthetic-predictor, linzhiqiu/t2v_metrics before 74c7208.
+christophschuhmann/improved-aesthetic-predictor, linzhiqiu/t2v_metrics before 74c7208, the package hpsv3 1.0.0 with
+transformers 4.45.2, Kwai-Kolors/MPS be9027f as imscore 0.0.11 saves it, hjbahng/cyclereward 36e1077,
+PlantPotatoOnMoon/HPSv3-PlusPlus 7bdbebc with transformers 4.57.0.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
     weights = {}
     for name, shape in shapes.items():
         value = torch.randn(shape, generator=generator)
-        if name == "logit_scale":
+        if name.endswith("logit_scale"):
             value = torch.tensor(4.6052)
         elif len(shape) == 1 and name.endswith("weight"):
             value = 1 + 0.1 * value
@@ -75,6 +77,15 @@ def score_head(width: int, prefix: str = "layers") -> Shapes:
     shapes: Shapes = {}
     for place, before, after in zip((0, 2, 4, 6, 7), widths, widths[1:]):
         shapes |= linear(f"{prefix}.{place}", after, before)
+    return shapes
+
+
+def cycle_reward(vit: Mapping[str, Any], med: Mapping[str, Any]) -> Shapes:
+    """CycleReward-Combo.pth and its siblings."""
+    places, widths = (0, 2, 4, 6, 8), [med["hidden_size"], 1024, 128, 64, 16, 1]
+    shapes = {name: shape for name, shape in image_reward(vit, med).items() if not name.startswith("mlp.")}
+    for place, before, after in zip(places, widths, widths[1:]):
+        shapes |= linear(f"mlp.layers.{place}", after, before)
     return shapes
 
 
@@ -193,3 +204,149 @@ def clip_flant5(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Shapes:
             shapes |= {f"{name}.DenseReluDense.wi_{part}.weight": (config["d_ff"], width) for part in "01"}
             shapes[f"{name}.DenseReluDense.wo.weight"] = (width, config["d_ff"])
     return shapes
+
+
+def rank_head(width: int, prefix: str = "rm_head") -> Shapes:
+    """The three linear layers of HPSv3 and HPSv3++."""
+    return linear(f"{prefix}.0", 1024, width) | linear(f"{prefix}.3", 16, 1024) | linear(f"{prefix}.5", 2, 16)
+
+
+def qwen2_vl(config: Mapping[str, Any]) -> Shapes:
+    """A Qwen2-VL as transformers named its tensors up to 4.51."""
+    text, vision = config["text_config"], config["vision_config"]
+    width, inner, out = vision["embed_dim"], 4 * vision["embed_dim"], vision["hidden_size"]
+    merged = 4 * width
+    shapes: Shapes = {
+        "visual.patch_embed.proj.weight": (width, 3, 2, 14, 14),
+        **norm("visual.merger.ln_q", width),
+        **linear("visual.merger.mlp.0", merged, merged),
+        **linear("visual.merger.mlp.2", out, merged),
+    }
+    for block in range(vision["depth"]):
+        name = f"visual.blocks.{block}"
+        shapes |= norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
+        shapes |= linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
+        shapes |= linear(f"{name}.mlp.fc1", inner, width) | linear(f"{name}.mlp.fc2", width, inner)
+    return shapes | qwen_text(text, "model", bias=True) | {"lm_head.weight": (text["vocab_size"], text["hidden_size"])}
+
+
+def qwen_text(text: Mapping[str, Any], prefix: str, bias: bool) -> Shapes:
+    """The language model of a Qwen-VL.
+
+    Args:
+        bias: of queries, keys and values, as Qwen2 has it; without, they are normalised, as in Qwen3.
+    """
+    width, inner, heads = text["hidden_size"], text["intermediate_size"], text["num_attention_heads"]
+    size = text.get("head_dim", width // heads)
+    shapes: Shapes = {f"{prefix}.embed_tokens.weight": (text["vocab_size"], width), f"{prefix}.norm.weight": (width,)}
+    for layer in range(text["num_hidden_layers"]):
+        name = f"{prefix}.layers.{layer}"
+        shapes |= linear(f"{name}.self_attn.q_proj", heads * size, width, bias)
+        for part in "kv":
+            shapes |= linear(f"{name}.self_attn.{part}_proj", text["num_key_value_heads"] * size, width, bias)
+        shapes |= linear(f"{name}.self_attn.o_proj", width, heads * size, bias=False)
+        if not bias:
+            shapes |= {f"{name}.self_attn.{part}_norm.weight": (size,) for part in "qk"}
+        shapes |= {f"{name}.mlp.{part}_proj.weight": (inner, width) for part in ("gate", "up")}
+        shapes[f"{name}.mlp.down_proj.weight"] = (width, inner)
+        shapes |= {f"{name}.{part}_layernorm.weight": (width,) for part in ("input", "post_attention")}
+    return shapes
+
+
+def hpsv3(config: Mapping[str, Any]) -> Shapes:
+    """HPSv3.safetensors."""
+    return qwen2_vl(config) | rank_head(config["text_config"]["hidden_size"])
+
+
+def clip(config: Mapping[str, Any], prefix: str) -> Shapes:
+    """A `CLIPModel` of an open_clip configuration, as transformers names its tensors."""
+    vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
+    sizes = {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
+    shapes = clip_vision(
+        {**sizes, "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"],
+         "num_hidden_layers": vision["layers"]},
+        f"{prefix}vision_model.",
+    )  # fmt: skip
+    width = text["width"]
+    shapes |= {
+        f"{prefix}logit_scale": (),
+        f"{prefix}text_model.embeddings.token_embedding.weight": (text["vocab_size"], width),
+        f"{prefix}text_model.embeddings.position_embedding.weight": (text["context_length"], width),
+        f"{prefix}visual_projection.weight": (embed, vision["width"]),
+        f"{prefix}text_projection.weight": (embed, width),
+        **norm(f"{prefix}text_model.final_layer_norm", width),
+    }
+    for layer in range(text["layers"]):
+        name = f"{prefix}text_model.encoder.layers.{layer}"
+        shapes |= norm(f"{name}.layer_norm1", width) | norm(f"{name}.layer_norm2", width)
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= linear(f"{name}.self_attn.{part}", width, width)
+        shapes |= linear(f"{name}.mlp.fc1", 4 * width, width) | linear(f"{name}.mlp.fc2", width, 4 * width)
+    return shapes
+
+
+def mps(config: Mapping[str, Any], heads: int = 16, layers: int = 4, size: int = 64) -> Shapes:
+    """model.safetensors of RE-N-Y/mpsv1.
+
+    Args:
+        config: of the CLIP, as open_clip has it.
+        heads, layers, size: of the attention that follows.
+    """
+    width, inner = config["embed_dim"], heads * size
+    shapes = clip(config, "mps.model.")
+    for layer in range(layers):
+        cross, among = (f"mps.cross_model.layers.{layer}.{part}.fn" for part in (0, 1))
+        for name in (cross, among):
+            shapes |= norm(f"{name}.norm", width)
+        shapes |= linear(f"{cross}.to_q", inner, width, bias=False) | linear(f"{cross}.to_kv", 2 * size, width, False)
+        shapes |= linear(f"{cross}.to_out", width, inner, bias=False)
+        shapes |= linear(f"{cross}.ff.0", 8 * width, width, False) | linear(f"{cross}.ff.2", width, 4 * width, False)
+        shapes[f"{among}.rotary_emb.inv_freq"] = (size // 2,)
+        shapes |= linear(f"{among}.fused_attn_ff_proj", inner + 2 * size + 8 * width, width, bias=False)
+        shapes |= linear(f"{among}.attn_out", width, inner, bias=False)
+        shapes |= linear(f"{among}.ff_out.1", width, 4 * width, bias=False)
+    return shapes
+
+
+def qwen3_vl(config: Mapping[str, Any]) -> Shapes:
+    """A Qwen3-VL as transformers names its tensors."""
+    text, vision = config["text_config"], {**QWEN3_VISION, **config["vision_config"]}
+    width, inner, out = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
+    merged = 4 * width
+    shapes: Shapes = {
+        "model.visual.patch_embed.proj.weight": (width, 3, 2, 16, 16),
+        "model.visual.patch_embed.proj.bias": (width,),
+        "model.visual.pos_embed.weight": (vision["num_position_embeddings"], width),
+    }
+    for block in range(vision["depth"]):
+        name = f"model.visual.blocks.{block}"
+        shapes |= norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
+        shapes |= linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
+        shapes |= linear(f"{name}.mlp.linear_fc1", inner, width) | linear(f"{name}.mlp.linear_fc2", width, inner)
+    deep = [f"deepstack_merger_list.{place}" for place in range(len(vision["deepstack_visual_indexes"]))]
+    for merger in ("merger", *deep):
+        name = f"model.visual.{merger}"
+        shapes |= norm(f"{name}.norm", width if merger == "merger" else merged)
+        shapes |= linear(f"{name}.linear_fc1", merged, merged) | linear(f"{name}.linear_fc2", out, merged)
+    shapes |= qwen_text(text, "model.language_model", bias=False)
+    return shapes | {"lm_head.weight": (text["vocab_size"], text["hidden_size"])}
+
+
+QWEN3_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+"""Of Qwen3-VL-8B."""
+
+
+def hpsv3_plus(config: Mapping[str, Any], condition: int = 256) -> Shapes:
+    """hpsv3++.pth."""
+    width = config["text_config"]["hidden_size"]
+    shapes = qwen3_vl(config) | rank_head(width)
+    shapes |= linear("cond_encoder.0", condition, 2) | linear("cond_encoder.2", condition, condition)
+    shapes |= linear("film_gen.0", width, condition) | linear("film_gen.2", 2 * width, width)
+    shapes |= linear("cap_encoder.proj", condition, width)
+    return shapes | linear("cap_encoder.pool_attn", 1, condition) | linear("cap_encoder.out_proj", 1, condition)

@@ -14,11 +14,20 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from ..rewards import load_reward
@@ -35,12 +44,14 @@ class TinyReward:
         prompts: two prompts it can score.
         takes_any_prompt: False for a reward that refuses prompts of other kinds.
         uses_prompt: False for a reward that only looks at the image.
+        differentiable: False for a reward of this process that has no gradients.
     """
 
     save: Callable[[Path], dict[str, Any]]
     prompts: Sequence[str] = tuple(PROMPTS)
     takes_any_prompt: bool = True
     uses_prompt: bool = True
+    differentiable: bool = True
 
 
 def tiny_reward(key: str, folder: str | Path, tiny: TinyReward | None = None, **options: Any) -> Any:
@@ -62,6 +73,14 @@ def tiny_reward(key: str, folder: str | Path, tiny: TinyReward | None = None, **
 
 def save_hps(folder: Path) -> dict[str, Any]:
     """open_clip's names; end-of-text is the last word of the tiny vocabulary, as of the real one."""
+    weights = published.random_weights(published.open_clip(_save_open_clip(folder)))
+    for version in ("v2", "v2.1"):
+        torch.save({"state_dict": weights}, folder / f"HPS_{version}_compressed.pt")
+    return {"path": str(folder)}
+
+
+def _save_open_clip(folder: Path) -> dict[str, Any]:
+    """A CLIP's configuration and its tokenizer."""
     config = {
         "embed_dim": DIM,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": DIM, "head_width": 8, "patch_size": 8},
@@ -74,11 +93,8 @@ def save_hps(folder: Path) -> dict[str, Any]:
         },
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    weights = published.random_weights(published.open_clip(config))
-    for version in ("v2", "v2.1"):
-        torch.save({"state_dict": weights}, folder / f"HPS_{version}_compressed.pt")
     clip_tokenizer().save_pretrained(folder)
-    return {"path": str(folder)}
+    return config
 
 
 def save_aesthetic(folder: Path) -> dict[str, Any]:
@@ -97,6 +113,25 @@ def save_image_reward(folder: Path) -> dict[str, Any]:
     (folder / "med_config.json").write_text(json.dumps(med))
     (folder / "vocab.txt").write_text("\n".join(words))
     torch.save(published.random_weights(published.image_reward(vit, med)), folder / "ImageReward.pt")
+    return {"path": str(folder)}
+
+
+def save_cycle_reward(folder: Path) -> dict[str, Any]:
+    """The same files for each variant but for the weights, which bear the authors' names."""
+    save_image_reward(folder)
+    vit, med = (json.loads((folder / f"{name}_config.json").read_text()) for name in ("vit", "med"))
+    med["max_position_embeddings"] = 128
+    (folder / "med_config.json").write_text(json.dumps(med))
+    weights = published.random_weights(published.cycle_reward(vit, med))
+    for variant in ("Combo", "T2I", "I2T"):
+        torch.save(weights, folder / f"CycleReward-{variant}.pth")
+    return {"path": str(folder)}
+
+
+def save_mps(folder: Path) -> dict[str, Any]:
+    """model.safetensors with a CLIP's configuration and tokenizer."""
+    config = _save_open_clip(folder)
+    save_file(published.random_weights(published.mps(config, heads=2)), folder / "model.safetensors")
     return {"path": str(folder)}
 
 
@@ -122,9 +157,7 @@ def save_clip_flant5(folder: Path) -> dict[str, Any]:
 
 def save_qwen(folder: Path) -> dict[str, Any]:
     """As `save_pretrained` writes it, with the repetition penalty of the published generation settings."""
-    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = character_tokenizer(["<|endoftext|>", "<unk>"], marks)
-    ids = dict(zip(("image", "video", "vision_start", "vision_end"), tokenizer.convert_tokens_to_ids(marks)))
+    tokenizer = character_tokenizer(["<|endoftext|>", "<unk>"], QWEN_CHAT)
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
@@ -147,26 +180,153 @@ def save_qwen(folder: Path) -> dict[str, Any]:
                 "out_hidden_size": DIM,
                 "fullatt_block_indexes": [1],
             },
-            **{f"{name}_token_id": index for name, index in ids.items()},
+            **qwen_ids(tokenizer),
         )
     )
+    model.generation_config.repetition_penalty = 1.05
+    return _save_model(model, tokenizer, folder)
+
+
+def save_qwen3(folder: Path) -> dict[str, Any]:
+    """A Qwen3-VL, as `save_pretrained` writes it."""
+    tokenizer = character_tokenizer(["<|endoftext|>", "<unk>"], QWEN_CHAT)
+    torch.manual_seed(0)
+    sizes = {**QWEN3_VL, "text_config": {**QWEN3_VL["text_config"], "vocab_size": len(tokenizer)}}
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**sizes, **qwen_ids(tokenizer)))
+    return _save_model(model, tokenizer, folder)
+
+
+def save_llava(folder: Path) -> dict[str, Any]:
+    """A LLaVA with its processor."""
+    tokenizer = character_tokenizer(["<pad>", "<unk>", "</s>"], ["<image>"], special_end="</s>")
+    text = {"hidden_size": DIM, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**VISION),
+            text_config=LlamaConfig(**text, vocab_size=len(tokenizer), max_position_embeddings=4096),
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+    )
+    side = {"height": 32, "width": 32}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == "
+        "'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT: ",
+    )
+    processor.save_pretrained(folder)
+    return _save_model(model, tokenizer, folder)
+
+
+def _save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
     # So small that the image would not show in the answer's probability with the usual initialisation.
     for weight in model.parameters():
         if weight.ndim > 1:
             weight.data.mul_(5)
-    model.generation_config.repetition_penalty = 1.05
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"path": str(folder)}
 
 
-def character_tokenizer(first: list[str], marks: Sequence[str] = (), end: str | None = None) -> PreTrainedTokenizerFast:
+def save_hpsv3(folder: Path) -> dict[str, Any]:
+    """HPSv3.safetensors with a configuration and a tokenizer that has most words of the rubric."""
+    from ..rewards.hpsv3 import RUBRIC
+
+    words = byte_tokenizer(RUBRIC)
+    config = {"model_type": "qwen2_vl", **QWEN2_VL, **qwen_ids(words)}
+    (folder / "config.json").write_text(json.dumps(config))
+    # One more than there are, the token of the reward.
+    sizes = {**QWEN2_VL, "text_config": {**QWEN2_VL["text_config"], "vocab_size": len(words) + 1}}
+    save_file(published.random_weights(published.hpsv3(sizes)), folder / "HPSv3.safetensors")
+    words.save_pretrained(folder)
+    return {"path": str(folder)}
+
+
+QWEN_MARKS = {
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+}
+QWEN_CHAT = [*QWEN_MARKS.values(), "<|im_start|>", "<|im_end|>"]
+QWEN2_VL: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": DIM,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+    },
+    "vision_config": {"depth": 2, "embed_dim": 16, "num_heads": 2, "hidden_size": DIM},
+}
+QWEN3_VL: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": DIM,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": DIM,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    },
+}
+
+
+def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The special tokens a Qwen-VL's configuration names."""
+    return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(mark) for name, mark in QWEN_MARKS.items()}
+
+
+def byte_tokenizer(text: str, size: int = 2000) -> PreTrainedTokenizerFast:
+    """Of Qwen's kind: any text becomes tokens, few of them for text like that it is trained on.
+
+    Args:
+        size: of the vocabulary, without Qwen's special tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([text, "Yes No"] * 2, trainer)
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *QWEN_MARKS.values()]
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=marks[0],
+        eos_token=marks[2],
+        additional_special_tokens=marks[1:],
+    )
+
+
+def character_tokenizer(
+    first: list[str], marks: Sequence[str] = (), end: str | None = None, special_end: str | None = None
+) -> PreTrainedTokenizerFast:
     """Every character is a token, and so is 'Yes'.
 
     Args:
         first: the first tokens, the padding one first of all, with one called '<unk>'.
         marks: special tokens.
         end: appended to every text.
+        special_end: called the end of texts, but not appended.
     """
     words = [*first, " ", "\n", *CHARACTERS, "Yes", *marks]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
@@ -177,7 +337,7 @@ def character_tokenizer(first: list[str], marks: Sequence[str] = (), end: str | 
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         pad_token=first[0],
-        eos_token=end,
+        eos_token=end or special_end,
         additional_special_tokens=list(marks),
     )
 
@@ -214,18 +374,26 @@ def save_llava_reward(folder: Path) -> dict[str, Any]:
 TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
     {
         "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
+        "checklist": TinyReward(save_qwen3),
+        "checklist:any": TinyReward(save_llava, differentiable=False),
+        "checklist:qwen2.5-vl-7b": TinyReward(save_qwen),
         "clip-score": TinyReward(_save_clip),
         "clip-score:hessel": TinyReward(_save_clip),
+        "cycle-reward": TinyReward(save_cycle_reward),
         "hps": TinyReward(save_hps),
         "llava-reward": TinyReward(save_llava_reward),
         "hps:v2": TinyReward(save_hps),
+        "hpsv3": TinyReward(save_hpsv3),
         "image-reward": TinyReward(save_image_reward),
+        "mps": TinyReward(save_mps),
         "pickscore": TinyReward(_save_clip),
         "shapes-oracle": TinyReward(
             lambda folder: {}, prompts=("a photo of a red star", "a photo of three hearts"), takes_any_prompt=False
         ),
         "vqa-score": TinyReward(save_clip_flant5),
         "vqa-score:qwen2.5-vl-7b": TinyReward(save_qwen),
+        "vqa-score:qwen3-vl-8b": TinyReward(save_qwen3),
+        "vqa-score:any": TinyReward(save_llava, differentiable=False),
     }
 )
 """Reward's name, or NAME:VARIANT -> how to make it. A new reward needs one entry."""

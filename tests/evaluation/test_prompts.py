@@ -145,7 +145,7 @@ def test_own_lists(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="no prompts"):
         prompt_list(str(tmp_path / "empty.txt"))
-    with pytest.raises(FileNotFoundError, match="'geneval', 'drawbench', 'shapes' or a file"):
+    with pytest.raises(FileNotFoundError, match="a file or one of: geneval, drawbench, dpg, .* shapes"):
         prompt_list("nope")
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPModel, Qwen2VLConfig, Qwen3VLConfig
 
 from fk_steer import load_reward
-from fk_steer.rewards import RewardLoadError, blip, clip_flant5, open_clip
+from fk_steer.rewards import (
+    RewardLoadError,
+    blip,
+    clip_flant5,
+    cycle_reward,
+    hpsv3,
+    hpsv3_plus,
+    mps,
+    open_clip,
+    qwen_vl,
+)
 from fk_steer.rewards.loading import assign_weights, empty
 from fk_steer.rewards.open_clip import VIT_H_14
 from fk_steer.testing import checkpoints as published
@@ -22,6 +33,10 @@ from fk_steer.testing.rewards import TINY_REWARDS, tiny_reward
 
 def on_meta(shapes):
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def with_vocabulary(config, size):
+    return {**config, "text_config": {**config["text_config"], "vocab_size": size}}
 
 
 def count(module: nn.Module) -> int:
@@ -60,6 +75,54 @@ class TestFullSize:
         assign_weights(model, clip_flant5.to_transformers(weights, config, torch.bfloat16), "", "vqa-score")
         # FLAN-T5 XL and XXL.
         assert count(model.t5) == pytest.approx(billions * 1e9, rel=1e-3)
+
+    def test_hpsv3(self):
+        shapes = published.hpsv3(with_vocabulary(qwen_vl.QWEN2_VL_7B, 151658))
+        config = Qwen2VLConfig(**with_vocabulary(qwen_vl.QWEN2_VL_7B, 151658))
+        model = empty(lambda: hpsv3.HPSv3Model(config))
+        weights = hpsv3.to_transformers(on_meta(shapes))
+        assign_weights(model, weights, "", "hpsv3")
+        assert len(weights) == len(shapes) - 1
+        # Qwen2-VL-7B has 8.291 billion; its 406 unused rows of two embeddings were cut off.
+        qwen = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("rm_head"))
+        assert qwen + 2 * 406 * 3584 == pytest.approx(8.2914e9, rel=1e-4)
+        assert count(model) / 1e9 == pytest.approx(7.748, abs=1e-3)
+        assert [tuple(part.weight.shape) for part in model.rm_head if isinstance(part, nn.Linear)] == [
+            (1024, 3584),
+            (16, 1024),
+            (2, 16),
+        ]
+
+    def test_hpsv3_plus(self):
+        sizes = with_vocabulary(qwen_vl.QWEN3_VL_8B, 151670)
+        shapes = published.hpsv3_plus(sizes)
+        model = empty(lambda: hpsv3_plus.HPSv3PlusModel(Qwen3VLConfig(**sizes)))
+        weights = hpsv3_plus.to_transformers(on_meta(shapes))
+        assign_weights(model, weights, "", "hpsv3-plus")
+        assert len(weights) == len(shapes) - 1
+        # hpsv3++.pth on the hub has 17.6 GB, all of it bfloat16.
+        assert sum(math.prod(shape) for shape in shapes.values()) * 2 == pytest.approx(17.6e9, rel=1e-3)
+        assert count(model) / 1e9 == pytest.approx(8.185, abs=1e-3)
+
+    def test_mps(self):
+        shapes = published.mps(VIT_H_14)
+        model = empty(lambda: mps.MPSModel(open_clip.clip_config(VIT_H_14)))
+        weights = mps.to_transformers(on_meta(shapes))
+        assign_weights(model, weights, "", "mps")
+        # But for the frequencies of four layers.
+        assert len(weights) == len(shapes) - 4
+        assert count(model.model) == pytest.approx(986.11e6, rel=1e-4)
+        assert count(model) / 1e9 == pytest.approx(1.105, abs=1e-3)
+
+    def test_cycle_reward(self):
+        med = published.MED_CONFIG
+        assert {name: med[name] for name in cycle_reward.MED} == cycle_reward.MED
+        shapes = published.cycle_reward({}, med)
+        vision = blip.vision_config({})
+        text = blip.text_config(cycle_reward.MED, vision.hidden_size)
+        model = empty(lambda: blip.ImageRewardModel(vision, text, cycle_reward.Head(768)))
+        assign_weights(model, blip.to_transformers(on_meta(shapes)), "", "cycle-reward")
+        assert count(model) / 1e9 == pytest.approx(0.446, abs=1e-3)
 
     def test_aesthetic(self):
         head = empty(lambda: blip.Score(768))

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2VLImageProcessorPil
+from transformers import AutoProcessor, CLIPVisionConfig, CLIPVisionModel, Qwen2VLImageProcessorPil
 
 from fk_steer import load_reward
+from fk_steer.rewards import RewardLoadError
 from fk_steer.rewards.clip_flant5 import AFTER_IMAGE, BEFORE_IMAGE, _square
 from fk_steer.rewards.images import CLIP_MEAN, CLIP_STD
 from fk_steer.rewards.loading import read_sharded
-from fk_steer.rewards.qwen_vqa import smart_size
-from fk_steer.testing.rewards import save_clip_flant5, save_qwen
+from fk_steer.rewards.qwen_vl import smart_size
+from fk_steer.testing.rewards import save_clip_flant5, save_llava, save_qwen, save_qwen3
 
 
 PROMPT = "a red circle"
@@ -164,6 +165,86 @@ class TestQwen:
             qwen_reward([picture(90, 60)], ["longer than the other"]),
         ]
         torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def qwen3_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3")
+    save_qwen3(folder)
+    return folder
+
+
+class TestQwen3:
+    @pytest.fixture
+    def reward(self, qwen3_folder):
+        return load_reward("vqa-score", variant="qwen3-vl-8b", path=str(qwen3_folder))
+
+    @pytest.mark.parametrize("size", [(60, 90), (300, 40)])
+    def test_preprocessing_equals_transformers(self, reward, size):
+        """Patches of 16 pixels, merged in squares of 32; pixels in [-1, 1]."""
+        half = [0.5] * 3
+        processor = Qwen2VLImageProcessorPil(
+            patch_size=16, min_pixels=4 * 32 * 32, max_pixels=16384 * 32 * 32, image_mean=half, image_std=half
+        )
+        expected = processor([picture(*size)], return_tensors="pt")
+        patches, grids = reward.preprocess([picture(*size)])
+        assert torch.equal(grids, expected["image_grid_thw"])
+        torch.testing.assert_close(patches, expected["pixel_values"], atol=1e-5, rtol=0)
+
+    def test_equals_generate(self, reward):
+        """No system message; both definitions are one, as Qwen3-VL has no repetition penalty."""
+        patches, grids = reward.preprocess([picture()])
+        question = (
+            "<|im_start|>user\n<|vision_start|>"
+            + "<|image_pad|>" * (int(grids.prod()) // 4)
+            + f'<|vision_end|>Does this figure show "{PROMPT}"? Please answer Yes or No.<|im_end|>\n'
+            "<|im_start|>assistant\n"
+        )
+        ids = reward.tokenizer(question, return_tensors="pt").input_ids
+        image = (ids == reward.model.qwen.config.image_token_id).int()
+        generated = reward.model.qwen.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=image, pixel_values=patches,
+            image_grid_thw=grids, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        expected = generated.scores[0][0].softmax(-1)[reward.tokenizer.convert_tokens_to_ids("Yes")].item()
+        assert reward([picture()], [PROMPT]).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def llava_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    save_llava(folder)
+    return folder
+
+
+class TestAny:
+    def test_equals_generate(self, llava_folder):
+        """Through the model's own processor, one image at a time and without padding."""
+        reward = load_reward("vqa-score", variant="any", path=str(llava_folder))
+        images, prompts = [picture(), picture(90, 60)], [PROMPT, "longer than the other"]
+        processor = AutoProcessor.from_pretrained(llava_folder)
+        expected = []
+        for image, prompt in zip(images, prompts):
+            text = f'USER: <image>\nDoes this figure show "{prompt}"? Please answer Yes or No. ASSISTANT: '
+            inputs = processor(text=[text], images=[image], return_tensors="pt")
+            generated = reward.model.network.generate(
+                **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+            )
+            expected.append(generated.scores[0].softmax(-1)[0, processor.tokenizer.convert_tokens_to_ids("Yes")])
+        torch.testing.assert_close(reward(images, prompts), torch.stack(expected), rtol=1e-5, atol=0)
+
+    def test_needs_a_path(self):
+        with pytest.raises(RewardLoadError, match="`path` of the reward 'vqa-score' with the variant 'any' to be"):
+            load_reward("vqa-score", variant="any")
+
+    def test_any_model_is_refused_by_the_variants_of_qwen(self, llava_folder):
+        with pytest.raises(RewardLoadError, match="is a 'llava', which the variant 'any' takes"):
+            load_reward("vqa-score", variant="qwen3-vl-8b", path=str(llava_folder))
+
+    def test_a_model_without_images(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(RewardLoadError, match="to be a|a model of images and text .* is a 'bert'"):
+            load_reward("vqa-score", variant="any", path=str(tmp_path))
 
 
 def test_unknown_probability():
