@@ -17,8 +17,8 @@ def judge(
         typer.Argument(
             metavar="DATA",
             help="Read people's judgements from this file: LLaVA-Reward's, MJ-Bench's, GenAI-Bench's, ImageReward's, "
-            "TIFA160's, VL-RewardBench's, VideoGen-RewardBench's or MMRB2's, or hf:NAME[/CONFIG][:SPLIT] of a data set "
-            "on the hub.",
+            "TIFA160's, VL-RewardBench's, VideoGen-RewardBench's or MMRB2's, or hf:OWNER/NAME of a data set on the "
+            "hub, with /CONFIG and :SPLIT after it where it has several.",
         ),
     ],
     out: Annotated[

@@ -485,7 +485,7 @@ def test_rows_at_a_time_are_no_setting_of_a_run():
 def test_what_a_chat_judge_asks_is_recorded(tmp_path):
     with ChatServer() as server:
         settings = change(
-            reward="unified-reward", reward_options={"base_url": server.url}, limit=1, samples_per_prompt=1, steps=2
+            reward="unified-reward", reward_options={"base_url": server.url}, limit=1, samples_per_prompt=1
         )
         make(tmp_path, settings)
         asked = json.loads((tmp_path / "asked.json").read_text())
