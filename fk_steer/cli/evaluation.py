@@ -165,7 +165,7 @@ JudgeOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-        help="Set an option of the judge, for example model=Qwen/Qwen3-VL-8B-Instruct.",
+        help="Set an option of the judge, for example variant=qwen3-vl-4b.",
         show_default="the reward's own",
     ),
 ]
