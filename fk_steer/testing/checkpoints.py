@@ -2,7 +2,8 @@
 
 Sources: the code that wrote the files, THUDM/ImageReward c1392c6, tgxs002/HPSv2 866735e (open_clip),
 christophschuhmann/improved-aesthetic-predictor, linzhiqiu/t2v_metrics before 74c7208, the package hpsv3 1.0.0 with
-transformers 4.45.2, Kwai-Kolors/MPS be9027f as imscore 0.0.11 saves it, hjbahng/cyclereward 36e1077.
+transformers 4.45.2, Kwai-Kolors/MPS be9027f as imscore 0.0.11 saves it, hjbahng/cyclereward 36e1077,
+PlantPotatoOnMoon/HPSv3-PlusPlus 7bdbebc with transformers 4.57.0.
 """
 
 from __future__ import annotations
@@ -307,3 +308,47 @@ def mps(config: Mapping[str, Any], heads: int = 16, layers: int = 4, size: int =
         shapes |= linear(f"{among}.attn_out", width, inner, bias=False)
         shapes |= linear(f"{among}.ff_out.1", width, 4 * width, bias=False)
     return shapes
+
+
+def qwen3_vl(config: Mapping[str, Any]) -> Shapes:
+    """A Qwen3-VL as transformers names its tensors."""
+    text, vision = config["text_config"], {**QWEN3_VISION, **config["vision_config"]}
+    width, inner, out = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
+    merged = 4 * width
+    shapes: Shapes = {
+        "model.visual.patch_embed.proj.weight": (width, 3, 2, 16, 16),
+        "model.visual.patch_embed.proj.bias": (width,),
+        "model.visual.pos_embed.weight": (vision["num_position_embeddings"], width),
+    }
+    for block in range(vision["depth"]):
+        name = f"model.visual.blocks.{block}"
+        shapes |= norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
+        shapes |= linear(f"{name}.attn.qkv", 3 * width, width) | linear(f"{name}.attn.proj", width, width)
+        shapes |= linear(f"{name}.mlp.linear_fc1", inner, width) | linear(f"{name}.mlp.linear_fc2", width, inner)
+    deep = [f"deepstack_merger_list.{place}" for place in range(len(vision["deepstack_visual_indexes"]))]
+    for merger in ("merger", *deep):
+        name = f"model.visual.{merger}"
+        shapes |= norm(f"{name}.norm", width if merger == "merger" else merged)
+        shapes |= linear(f"{name}.linear_fc1", merged, merged) | linear(f"{name}.linear_fc2", out, merged)
+    shapes |= qwen_text(text, "model.language_model", bias=False)
+    return shapes | {"lm_head.weight": (text["vocab_size"], text["hidden_size"])}
+
+
+QWEN3_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+"""Of Qwen3-VL-8B."""
+
+
+def hpsv3_plus(config: Mapping[str, Any], condition: int = 256) -> Shapes:
+    """hpsv3++.pth."""
+    width = config["text_config"]["hidden_size"]
+    shapes = qwen3_vl(config) | rank_head(width)
+    shapes |= linear("cond_encoder.0", condition, 2) | linear("cond_encoder.2", condition, condition)
+    shapes |= linear("film_gen.0", width, condition) | linear("film_gen.2", 2 * width, width)
+    shapes |= linear("cap_encoder.proj", condition, width)
+    return shapes | linear("cap_encoder.pool_attn", 1, condition) | linear("cap_encoder.out_proj", 1, condition)

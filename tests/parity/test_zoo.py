@@ -57,6 +57,42 @@ class TestHPSv3:
         torch.testing.assert_close(scores, means, rtol=1e-5, atol=0)
 
 
+class TestHPSv3Plus:
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def folder(cls, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("hpsv3_plus")
+        config = copied_config("hpsv3_plus", folder)
+        torch.save(published.random_weights(published.hpsv3_plus(config)), folder / "hpsv3++.pth")
+        return folder
+
+    @pytest.mark.parametrize(
+        ("way", "options"),
+        [
+            ("alone", {}),
+            ("alone at 0.5", {"iteration": 0.5}),
+            ("together", {"capability": "batch"}),
+        ],
+    )
+    def test_scores(self, folder, way, options):
+        cases = expected("hpsv3_plus")["scores"]
+        wanted = torch.tensor([case[way] for case in cases])
+        scores = scores_of(load_reward("hpsv3-plus", path=str(folder), device="cpu", **options), cases)
+        torch.testing.assert_close(scores, wanted, rtol=2e-5, atol=1e-6)
+
+    def test_ways_differ(self):
+        """Or the test above would not tell them apart."""
+        cases = expected("hpsv3_plus")["scores"]
+        assert all(abs(case["alone"] - case["alone at 0.5"]) > 1e-3 * abs(case["alone"]) for case in cases)
+        assert any(abs(case["alone"] - case["together"]) > 1e-3 * abs(case["alone"]) for case in cases)
+
+    def test_options(self):
+        with pytest.raises(ValueError, match=r"`iteration` to be between 0.0 and 1.0, but got 600"):
+            load_reward("hpsv3-plus", iteration=600)
+        with pytest.raises(ValueError, match="`capability` to be 'image' or 'batch', but got 'group'"):
+            load_reward("hpsv3-plus", capability="group")
+
+
 @pytest.fixture(scope="module")
 def mps_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mps")
