@@ -32,7 +32,6 @@ def main() -> None:
     import cyclereward.blip.blip_pretrain as pretrain
     import cyclereward.model as original
     from cyclereward.blip.vit import VisionTransformer
-
     from transformers import BertTokenizer
 
     torch.set_num_threads(1)

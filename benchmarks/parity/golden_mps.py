@@ -32,7 +32,6 @@ def main() -> None:
     import eval_overall_mps_on_hpdv2 as original
     from trainer.models.clip_model import CLIPModel, XCLIPModel
     from trainer.models.cross_modeling import Cross_model
-
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPTokenizer
 
     torch.set_num_threads(1)

@@ -98,8 +98,8 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class HPSv3Plus(RubricReward):
-    """HPSv3++ (arXiv 2606.14657): human preference by a Qwen3-VL-8B whose head knows how able the model is that made the
-    image, and how far its training on a reward has gone; the authors report 9.8% more pairs right than HPSv3 on HPDv3.
+    """HPSv3++ (arXiv 2606.14657): human preference, by a Qwen3-VL-8B that takes into account how able the model behind
+    the image is and how far its training on a reward has gone; the authors report 9.8% more than HPSv3 on HPDv3.
 
     The image, scaled to about 200,704 pixels, and the prompt in a rubric of visual quality; the state at the token
     <|Reward|> is scaled and shifted by the condition before HPSv3's head of three layers. Weights:
@@ -140,6 +140,7 @@ class HPSv3Plus(RubricReward):
         typical_range=(-1.0, 12.0),
         default_lmbda=1.0,
         dtype="bfloat16",
+        weights=8.19,
         variants={"v3++": RewardCard(summary="The published model.")},
     )
     # What HPSv3's says of alignment is not asked.

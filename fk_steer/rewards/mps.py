@@ -189,6 +189,7 @@ class MPS(LocalReward):
         typical_range=(5.0, 20.0),
         default_lmbda=1.0,
         dtype="float16",
+        weights=1.1,
         variants={"overall": RewardCard(summary="Overall preference.")},
     )
     model: MPSModel

@@ -30,8 +30,10 @@ LEVELS = {" excellent": 5.0, " good": 4.0, " fair": 3.0, " poor": 2.0, " bad": 1
 
 
 class Quality(LocalReward):
-    """Quality in [1, 5], whatever the prompt, as DeQA-Score (You et al., arXiv 2501.11561) reads it off a model: the mean
-    of the five levels' scores under the model's probabilities for the word that ends "The quality of the image is".
+    """Quality in [1, 5], whatever the prompt, as DeQA-Score (You et al., arXiv 2501.11561) reads it off a model.
+
+    It is the mean of the five levels' scores under the model's probabilities for the word that ends "The quality of the
+    image is".
 
     The models are general ones of the Qwen-VL family, licence Apache-2.0: DeQA's own weights
     (zhiyuanyou/DeQA-Score-Mix3) are of an architecture that only remote code defines, mPLUG-Owl2, and cannot be loaded
@@ -68,16 +70,19 @@ class Quality(LocalReward):
             "qwen3-vl-8b": RewardCard(
                 summary="Qwen3-VL, 8B parameters.",
                 hub_id="Qwen/Qwen3-VL-8B-Instruct",
+                weights=8.77,
                 revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
             ),
             "qwen3-vl-4b": RewardCard(
                 summary="Qwen3-VL, 4B parameters.",
                 hub_id="Qwen/Qwen3-VL-4B-Instruct",
+                weights=4.44,
                 revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
             ),
             "qwen3-vl-2b": RewardCard(
                 summary="Qwen3-VL, 2B parameters.",
                 hub_id="Qwen/Qwen3-VL-2B-Instruct",
+                weights=2.13,
                 revision="89644892e4d85e24eaac8bacfd4f463576704203",
             ),
         },

@@ -89,9 +89,7 @@ class QwenVQA(nn.Module):
         return first_token_probability(logits, answers, penalty, input_ids, mask)
 
 
-def first_token_probability(
-    logits: Tensor, answers: Tensor, penalty: float, input_ids: Tensor, mask: Tensor
-) -> Tensor:
+def first_token_probability(logits: Tensor, answers: Tensor, penalty: float, input_ids: Tensor, mask: Tensor) -> Tensor:
     """The probabilities (B,) of tokens (B,) from logits (B, V) of the first token of replies.
 
     Args:

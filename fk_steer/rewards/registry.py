@@ -114,7 +114,10 @@ def markdown_table() -> str:
 
     docs/rewards.md holds it, and a test holds it to that.
     """
-    lines = ["| name | what it scores | typical scores | default lambda | runs in (CUDA) | licence |", "|---" * 6 + "|"]
+    lines = [
+        "| name | what it scores | typical scores | default lambda | runs in (CUDA) | billion weights | licence |",
+        "|---" * 7 + "|",
+    ]
     for name, entry_point in sorted(available_rewards().items()):
         if not entry_point.value.startswith("fk_steer."):
             continue
@@ -124,6 +127,7 @@ def markdown_table() -> str:
             [one.typical_range and "{:g} to {:g}".format(*one.typical_range) for one in cards],
             [one.default_lmbda and f"{one.default_lmbda:g}" for one in cards],
             [one.dtype for one in cards],
+            [one.weights and f"{one.weights:g}" for one in cards],
             [one.licence for one in cards],
         ]
         cells = ["; ".join(dict.fromkeys(value for value in column if value)) or "-" for column in columns]

@@ -208,9 +208,7 @@ def clip_flant5(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Shapes:
 
 def rank_head(width: int, prefix: str = "rm_head") -> Shapes:
     """The three linear layers of HPSv3 and HPSv3++."""
-    return (
-        linear(f"{prefix}.0", 1024, width) | linear(f"{prefix}.3", 16, 1024) | linear(f"{prefix}.5", 2, 16)
-    )
+    return linear(f"{prefix}.0", 1024, width) | linear(f"{prefix}.3", 16, 1024) | linear(f"{prefix}.5", 2, 16)
 
 
 def qwen2_vl(config: Mapping[str, Any]) -> Shapes:

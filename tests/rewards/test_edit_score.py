@@ -83,9 +83,8 @@ def test_a_source_from_a_file(tmp_path):
 
 
 def test_needs_the_image_that_is_edited():
-    with ChatServer() as server:
-        with pytest.raises(RewardError, match=r"Expected `reward.editing\(image\)`"):
-            load_reward("edit-score", base_url=server.url)(EDITED, ["redder"] * 2)
+    with ChatServer() as server, pytest.raises(RewardError, match=r"Expected `reward.editing\(image\)`"):
+        load_reward("edit-score", base_url=server.url)(EDITED, ["redder"] * 2)
     assert not server.requests
 
 

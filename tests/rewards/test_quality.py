@@ -6,7 +6,7 @@ from PIL import Image
 
 from fk_steer import load_reward
 from fk_steer.rewards import RewardLoadError
-from fk_steer.testing.rewards import save_qwen3, save_quality
+from fk_steer.testing.rewards import save_quality, save_qwen3
 
 
 IMAGE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")

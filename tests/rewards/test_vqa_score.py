@@ -9,11 +9,11 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPVisionConfig, CLIPVisionModel, Qwen2VLImageProcessorPil
 
 from fk_steer import load_reward
+from fk_steer.rewards import RewardLoadError
 from fk_steer.rewards.clip_flant5 import AFTER_IMAGE, BEFORE_IMAGE, _square
 from fk_steer.rewards.images import CLIP_MEAN, CLIP_STD
 from fk_steer.rewards.loading import read_sharded
 from fk_steer.rewards.qwen_vl import smart_size
-from fk_steer.rewards import RewardLoadError
 from fk_steer.testing.rewards import save_clip_flant5, save_llava, save_qwen, save_qwen3
 
 

@@ -35,8 +35,10 @@ Sources = Image | str | Path | Mapping[str, Image | str | Path]
 
 
 class EditScore(ChatJudge):
-    """EditScore (Luo et al., arXiv 2509.23909): a grade in 0 to 10 of an edited image, for pipelines that take an image and
-    an instruction. The prompt is the instruction, and the reward has to be told what image is edited:
+    """EditScore (Luo et al., arXiv 2509.23909): a grade in 0 to 10 of an edited image.
+
+    For pipelines that take an image and an instruction. The prompt is the instruction, and the reward has to be told
+    what image is edited:
 
     ```py
     reward = load_reward("edit-score", base_url="http://127.0.0.1:8000/v1")
@@ -47,10 +49,10 @@ class EditScore(ChatJudge):
     the edited one is made. The grade is the geometric mean of the worse of the first two numbers and the worse of the
     second two; that of an image is the mean over the passes (the publication's self-ensemble).
 
-    Weights: EditScore/EditScore-Qwen3-VL-8B-Instruct and -4B-Instruct, adapters of Qwen3-VL, and EditScore/EditScore-7B,
-    -32B and -72B of Qwen2.5-VL, licence Apache-2.0; served by vLLM (`--enable-lora`). The questions are our own words;
-    `template` and `quality_template` take others, such as those the models were trained with. The typical range is of
-    the scale, not measured.
+    Weights: EditScore/EditScore-Qwen3-VL-8B-Instruct and -4B-Instruct, adapters of Qwen3-VL, and
+    EditScore/EditScore-7B, -32B and -72B of Qwen2.5-VL, licence Apache-2.0; served by vLLM (`--enable-lora`). The
+    questions are our own words; `template` and `quality_template` take others, such as those the models were trained
+    with. The typical range is of the scale, not measured.
 
     What cannot be read or had is asked again, and then takes the mean of the prompt's other particles; see `ChatJudge`.
 
@@ -134,8 +136,8 @@ class EditScore(ChatJudge):
         source = sources.get(prompt) if isinstance(sources, dict) else sources
         if source is None:
             raise RewardError(
-                f"'{self.name}' does not know which image the prompt {prompt!r} edits. Expected `reward.editing(image)`, "
-                "or a mapping of prompts to images there."
+                f"'{self.name}' does not know which image the prompt {prompt!r} edits. Expected "
+                "`reward.editing(image)`, or a mapping of prompts to images there."
             )
         return source
 

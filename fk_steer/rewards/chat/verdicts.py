@@ -174,8 +174,8 @@ def grades(reply: str) -> dict[str, float] | None:
 
 
 def score_list(reply: str, highest: float) -> list[float] | None:
-    """EditScore's numbers: the key 'score' of the last JSON object that has one, or what stands behind it where the JSON
-    is broken. None unless all of them are numbers in [0, highest]."""
+    """EditScore's numbers: what the key 'score' has in the last JSON object with one, or what follows that word where
+    the JSON is broken. None unless all of them are numbers in [0, highest]."""
     text = _without_drafts(reply)
     found = [value["score"] for value in _json_values(text) if "score" in value]
     broken = re.findall(r"[\"']score[\"']\s*:\s*\[([^\]\[]*)\]", text)
