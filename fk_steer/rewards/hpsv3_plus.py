@@ -140,7 +140,7 @@ class HPSv3Plus(RubricReward):
         typical_range=(-1.0, 12.0),
         default_lmbda=1.0,
         dtype="bfloat16",
-        weights=8.19,
+        weights=8.18,
         variants={"v3++": RewardCard(summary="The published model.")},
     )
     # What HPSv3's says of alignment is not asked.
