@@ -193,6 +193,8 @@ class MPS(LocalReward):
         variants={"overall": RewardCard(summary="Overall preference.")},
     )
     model: MPSModel
+    # 0.16 MB each at full size.
+    kept_prompts = 256
     condition, threshold = CONDITION, THRESHOLD
 
     def load(
