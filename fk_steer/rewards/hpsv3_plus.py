@@ -79,9 +79,7 @@ class HPSv3PlusModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         pooled = at_the_end(hidden, mask, self.rm_head)
-        # The condition is no way for gradients, as in the original.
-        capability = self.cap_encoder(pooled.detach()[None] if together else pooled.detach()[:, None])
-        capability = capability.expand(len(pooled))
+        capability = self.cap_encoder(pooled[None] if together else pooled[:, None]).expand(len(pooled))
         condition = self.cond_encoder(torch.stack([capability, torch.full_like(capability, iteration)], 1))
         # FiLM (Perez et al., arXiv 1709.07871).
         scale, shift = self.film_gen(condition).chunk(2, -1)
