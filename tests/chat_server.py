@@ -149,6 +149,8 @@ def redness(image: Image.Image) -> float:
 def judge(text: str, images: list[Image.Image]) -> str:
     """A reply in the form the question asks for, which says how red the images are."""
     scores = [redness(image) for image in images]
+    if '"score": [' in text:
+        return f'{{"reasoning": "red", "score": [{25 * scores[-1]}, 25]}}'
     if len(images) == 2:
         better = 1 if scores[0] > scores[1] else 2
         verdict = f"Image {better} is better" if scores[0] != scores[1] else "Both images are equally good"
@@ -169,6 +171,7 @@ CHAT_REWARDS: dict[str, dict[str, Any]] = {
     "unified-reward:pair": {},
     "unified-reward:think": {"both_orders": True},
     "checklist-chat": {},
+    "edit-score": {"source": Image.new("RGB", (8, 8))},
     "llm-grader": {},
     "vqa-chat": {},
 }

@@ -101,6 +101,76 @@ def qwen_vqa(size: str) -> Callable[[torch.device, torch.dtype], Any]:
     return make
 
 
+def hpsv3(device: torch.device, dtype: torch.dtype) -> Any:
+    """Qwen2-VL-7B."""
+    from transformers import Qwen2VLConfig
+
+    from fk_steer.rewards.hpsv3 import HPSv3, HPSv3Model
+    from fk_steer.rewards.qwen_vl import QWEN2_VL_7B
+
+    config = Qwen2VLConfig(**QWEN2_VL_7B)
+    model = randomize(lambda: HPSv3Model(config), device, dtype)
+    return HPSv3.from_modules(model, WordTokenizer(config.image_token_id, end=False), device=device, dtype=dtype)
+
+
+def hpsv3_plus(device: torch.device, dtype: torch.dtype) -> Any:
+    """Qwen3-VL-8B."""
+    from transformers import Qwen3VLConfig
+
+    from fk_steer.rewards.hpsv3_plus import HPSv3Plus, HPSv3PlusModel
+    from fk_steer.rewards.qwen_vl import QWEN3_VL_8B
+
+    config = Qwen3VLConfig(**QWEN3_VL_8B)
+    model = randomize(lambda: HPSv3PlusModel(config), device, dtype)
+    return HPSv3Plus.from_modules(model, WordTokenizer(config.image_token_id, end=False), device=device, dtype=dtype)
+
+
+def mps(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-H/14 and four layers of attention."""
+    from fk_steer.rewards.mps import MPS, MPSModel
+    from fk_steer.rewards.open_clip import VIT_H_14, clip_config
+
+    model = randomize(lambda: MPSModel(clip_config(VIT_H_14)), device, dtype)
+    return MPS.from_modules(model, WordTokenizer(49408), device=device, dtype=dtype)
+
+
+def cycle_reward(device: torch.device, dtype: torch.dtype) -> Any:
+    """ViT-L/16 and BERT-base."""
+    from fk_steer.rewards.blip import ImageRewardModel, text_config, vision_config
+    from fk_steer.rewards.cycle_reward import MED, CycleReward, Head
+
+    vision = vision_config({})
+    text = text_config(MED, vision.hidden_size)
+    model = randomize(lambda: ImageRewardModel(vision, text, Head(text.hidden_size)), device, dtype)
+    return CycleReward.from_modules(model, WordTokenizer(30524), device=device, dtype=dtype)
+
+
+def qwen3_vqa(device: torch.device, dtype: torch.dtype) -> Any:
+    """VQAScore's Qwen3-VL-8B."""
+    from fk_steer.rewards.qwen_vqa import QwenVQA
+    from fk_steer.rewards.vqa_score import VQAScore
+
+    model, tokenizer = _qwen3_vl_8b(device, dtype)
+    return VQAScore.from_modules(QwenVQA(model), tokenizer, variant="qwen3-vl-8b", device=device, dtype=dtype)
+
+
+def quality(device: torch.device, dtype: torch.dtype) -> Any:
+    """Qwen3-VL-8B."""
+    from fk_steer.rewards.quality import Quality
+
+    return Quality.from_modules(*_qwen3_vl_8b(device, dtype), device=device, dtype=dtype)
+
+
+def _qwen3_vl_8b(device: torch.device, dtype: torch.dtype) -> tuple[Any, WordTokenizer]:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    from fk_steer.rewards.qwen_vl import QWEN3_VL_8B
+
+    config = Qwen3VLConfig(**QWEN3_VL_8B)
+    model = randomize(lambda: Qwen3VLForConditionalGeneration(config), device, dtype)
+    return model, WordTokenizer(config.image_token_id, end=False)
+
+
 def bundled_clip(device: torch.device, dtype: torch.dtype) -> Any:
     """The bundled world's CLIP, with its trained weights."""
     from fk_steer.rewards.clip_score import CLIPScore
@@ -159,6 +229,12 @@ FULL_SIZE: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
     "image-reward": image_reward,
     "pickscore": pickscore,
     "hps": hps,
+    "mps": mps,
+    "cycle-reward": cycle_reward,
+    "hpsv3": hpsv3,
+    "hpsv3-plus": hpsv3_plus,
+    "quality": quality,
+    "vqa-score:qwen3-vl-8b": qwen3_vqa,
     "vqa-score:clip-flant5-xl": clip_flant5_xl,
     "vqa-score:clip-flant5-xxl": clip_flant5_xxl,
     **{f"vqa-score:qwen2.5-vl-{size}": qwen_vqa(size) for size in QWEN2_5_VL},

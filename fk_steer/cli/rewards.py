@@ -203,6 +203,7 @@ def _facts(card: RewardCard) -> dict[str, str]:
         "files": ", ".join(card.files),
         "revision": revision,
         "licence": card.licence,
+        "memory": f"{card.memory:.1f} GB: {card.weights:g} billion weights in {card.dtype}" if card.memory else None,
         "typical range": "{:g} to {:g}".format(*card.typical_range) if card.typical_range else None,
     }
     return {field: value for field, value in facts.items() if value}

@@ -67,6 +67,7 @@ class Aesthetic(LocalReward):
         typical_range=(4.5, 7.0),
         default_lmbda=4.0,
         dtype="float16",
+        weights=0.3,
         variants={"v2": RewardCard(summary="sac+logos+ava1-l14-linearMSE.")},
     )
     model: AestheticModel

@@ -145,7 +145,9 @@ class Reward:
         its particles numbers by name. None, the default, for rewards that have nothing more to say.
 
         Args:
-            encodings, members, prompts: as for `of_particles`.
+            encodings: see `of_particles`.
+            members: likewise.
+            prompts: likewise.
         """
         return None
 

@@ -22,6 +22,7 @@ class RewardCard:
         default_lmbda: a lambda that suits that scale; None if there is none to recommend.
         dtype: what a model in this process runs in on CUDA devices unless told otherwise, as torch calls it; None if
             there is no such model.
+        weights: of that model, in billions.
         variants: name -> card of the variant, the default one first; what a variant leaves out is as for the reward.
             Empty for a reward that has one form.
         checkpoints: further repositories of such weights -> variants that each is trained for. Empty where `hub_id` is
@@ -37,8 +38,14 @@ class RewardCard:
     typical_range: tuple[float, float] | None = None
     default_lmbda: float | None = None
     dtype: str | None = None
+    weights: float | None = None
     variants: Mapping[str, RewardCard] = field(default_factory=dict)
     checkpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> float | None:
+        """What the weights take in that type, in GB."""
+        return None if self.weights is None else self.weights * (4 if self.dtype == "float32" else 2)
 
     def variant(self, name: str) -> RewardCard:
         """The card of a variant, complete with what it shares with the others."""

@@ -57,6 +57,7 @@ class CLIPScore(CLIPReward):
                 revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
                 typical_range=(0.15, 0.35),
                 default_lmbda=20.0,
+                weights=0.43,
             ),
             "hessel": RewardCard(
                 summary='2.5 * max(cosine, 0) of ViT-B/32 on "A photo depicts {prompt}".',
@@ -65,6 +66,7 @@ class CLIPScore(CLIPReward):
                 revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
                 typical_range=(0.5, 0.9),
                 default_lmbda=8.0,
+                weights=0.15,
             ),
         },
     )

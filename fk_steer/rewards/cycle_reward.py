@@ -50,8 +50,8 @@ class Head(nn.Module):
 
 
 class CycleReward(LocalReward):
-    """CycleReward (Bahng et al., ICCV 2025, arXiv 2506.02095): how well image and prompt describe each other, learnt from
-    cycle consistency, without people; meant for long, dense prompts.
+    """CycleReward (Bahng et al., arXiv 2506.02095): how well image and prompt describe each other, learnt from cycle
+    consistency, without people; meant for long, dense prompts.
 
     The network is ImageReward's but for a GELU between the layers of the head; prompts are cut at 128 tokens, nothing
     is standardised. Weights, licence MIT: NagaSaiAbhinay/CycleReward-Combo and its siblings (model.safetensors), copies
@@ -88,6 +88,7 @@ class CycleReward(LocalReward):
         typical_range=(-3.0, 3.0),
         default_lmbda=2.0,
         dtype="float32",
+        weights=0.45,
         variants={
             "combo": RewardCard(summary="Trained on both kinds of pairs.", hub_id="NagaSaiAbhinay/CycleReward-Combo"),
             "t2i": RewardCard(summary="Trained on images for a text.", hub_id="NagaSaiAbhinay/CycleReward-T2I"),

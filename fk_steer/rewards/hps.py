@@ -58,6 +58,7 @@ class HPS(CLIPReward):
         licence="Apache-2.0",
         default_lmbda=100.0,
         dtype="float16",
+        weights=0.99,
         variants={
             "v2.1": RewardCard(summary="Trained on more data.", files=("HPS_v2.1_compressed.pt",)),
             "v2": RewardCard(summary="The first release.", files=("HPS_v2_compressed.pt",)),

@@ -25,7 +25,8 @@ PIXELS = 256 * 28 * 28
 """Of an image, about."""
 
 RUBRIC = (Path(__file__).parent / "templates" / "hpsv3.txt").read_text(encoding="utf-8")
-"""What the model was trained with: the text of a chat up to the token that the reward is read at, which sees no more."""
+"""What the model was trained with: the text of a chat up to the token that the reward is read at, which sees no
+more."""
 
 UNUSED = ("lm_head.weight",)
 
@@ -187,6 +188,7 @@ class HPSv3(RubricReward):
         typical_range=(-1.0, 12.0),
         default_lmbda=1.0,
         dtype="bfloat16",
+        weights=7.75,
         variants={"v3": RewardCard(summary="The published model.")},
     )
     model: HPSv3Model

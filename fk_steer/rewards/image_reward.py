@@ -61,6 +61,7 @@ class ImageReward(LocalReward):
         typical_range=(-2.3, 2.0),
         default_lmbda=10.0,
         dtype="float32",
+        weights=0.45,
         variants={"v1.0": RewardCard(summary="The published model.")},
     )
     model: ImageRewardModel

@@ -107,10 +107,10 @@ def resize_shortest_side(images: Tensor, side: int, resample: str = "bicubic") -
     return resize(images, (int(side * height / width), side), resample)
 
 
-def center_crop(images: Tensor, side: int) -> Tensor:
-    """The middle side x side of (..., H, W), offsets rounded as torchvision does."""
+def center_crop(images: Tensor, side: int, down: bool = False) -> Tensor:
+    """The middle side x side of (..., H, W), offsets rounded as torchvision does, or down as transformers does."""
     height, width = images.shape[-2:]
-    top, left = round((height - side) / 2), round((width - side) / 2)
+    top, left = ((length - side) // 2 if down else round((length - side) / 2) for length in (height, width))
     return images[..., top : top + side, left : left + side]
 
 
@@ -121,6 +121,7 @@ def clip_pixels(
     dtype: torch.dtype,
     exact: bool = True,
     convert_last: bool = False,
+    down: bool = False,
 ) -> Tensor:
     """OpenAI CLIP's preprocessing: shortest side to `side` (bicubic), centre crop, normalisation.
 
@@ -129,6 +130,7 @@ def clip_pixels(
         exact: round as Pillow does; False keeps float images differentiable.
         convert_last: resize and crop PIL images in their own mode and make them RGB after, as torchvision pipelines do
             in which the conversion comes last. It shows where there is transparency or a palette.
+        down: of the crop, see `center_crop`.
 
     Returns:
         (B, 3, side, side) of `dtype` on `device`.
@@ -137,7 +139,7 @@ def clip_pixels(
         check_images(images)
         images = [_crop_in_mode(image, side) for image in images]
     pixels = batched(
-        to_pixels(images, device, exact), lambda image: center_crop(resize_shortest_side(image, side), side)
+        to_pixels(images, device, exact), lambda image: center_crop(resize_shortest_side(image, side), side, down)
     )
     return normalize(to_float(pixels)).to(dtype)
 

@@ -35,6 +35,7 @@ CARD = RewardCard(
     typical_range=(-0.1, 0.4),
     default_lmbda=60.0,
     dtype="bfloat16",
+    weights=4.1,
 )
 
 

@@ -75,6 +75,8 @@ class LocalReward(Reward, ABC):
 
     card: ClassVar[RewardCard]
     differentiable: ClassVar[bool] = True
+    kept_prompts: ClassVar[int] = 4096
+    """Of which `prompts` keeps what `read` makes of them."""
     model: Any
     tokenizer: Any = None
     __signature__: ClassVar[inspect.Signature | None] = None
@@ -175,7 +177,7 @@ class LocalReward(Reward, ABC):
         self.device, self.dtype = default_device(device), default_dtype(device, dtype, card.dtype)
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.place()
-        self.prompts = PromptCache(self.read)
+        self.prompts = PromptCache(self.read, self.kept_prompts)
         if compile:
             for module in self.compiled:
                 module.compile()

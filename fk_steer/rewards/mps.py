@@ -160,7 +160,7 @@ class MPS(LocalReward):
     Image tokens of CLIP ViT-H/14 attend in four layers to those tokens of the prompt whose likeness to any word of the
     list (light, color, clarity, ...) is above 0.3 of the prompt's largest, as in the published evaluation. Weights:
     RE-N-Y/mpsv1 (model.safetensors), a copy of the authors' checkpoint, which itself is a pickle of code and refused;
-    licence MIT. Tokenizer: laion/CLIP-ViT-H-14-laion2B-s32B-b79K. 1.1 billion weights take 2.1 GB in float16.
+    licence MIT. Tokenizer: laion/CLIP-ViT-H-14-laion2B-s32B-b79K. 1.1 billion weights take 2.2 GB in float16.
 
     Args:
         variant: 'overall', the only one published.
@@ -189,9 +189,12 @@ class MPS(LocalReward):
         typical_range=(5.0, 20.0),
         default_lmbda=1.0,
         dtype="float16",
+        weights=1.1,
         variants={"overall": RewardCard(summary="Overall preference.")},
     )
     model: MPSModel
+    # 0.16 MB each at full size.
+    kept_prompts = 256
     condition, threshold = CONDITION, THRESHOLD
 
     def load(
@@ -231,7 +234,7 @@ class MPS(LocalReward):
     def preprocess(self, images: Images, exact: bool = True) -> Tensor:
         """(B, 3, side, side), normalised."""
         side = self.model.model.config.vision_config.image_size
-        return clip_pixels(images, side, self.device, self.dtype, exact)
+        return clip_pixels(images, side, self.device, self.dtype, exact, down=True)
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores (B,)."""

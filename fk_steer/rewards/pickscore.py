@@ -51,6 +51,7 @@ class PickScore(CLIPReward):
         typical_range=(18.0, 24.0),
         default_lmbda=2.0,
         dtype="float32",
+        weights=0.99,
         variants={"v1": RewardCard(summary="The published model.")},
     )
 

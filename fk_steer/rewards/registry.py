@@ -21,13 +21,16 @@ _BUILT_IN = {
     "checklist-chat": "fk_steer.rewards.chat.checklist_chat:ChecklistChat",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
     "cycle-reward": "fk_steer.rewards.cycle_reward:CycleReward",
+    "edit-score": "fk_steer.rewards.chat.edit_score:EditScore",
     "hps": "fk_steer.rewards.hps:HPS",
     "hpsv3": "fk_steer.rewards.hpsv3:HPSv3",
+    "hpsv3-plus": "fk_steer.rewards.hpsv3_plus:HPSv3Plus",
     "image-reward": "fk_steer.rewards.image_reward:ImageReward",
     "llava-reward": "fk_steer.rewards.llava_reward:load_llava_reward",
     "llm-grader": "fk_steer.rewards.chat.llm_grader:LLMGrader",
     "mps": "fk_steer.rewards.mps:MPS",
     "pickscore": "fk_steer.rewards.pickscore:PickScore",
+    "quality": "fk_steer.rewards.quality:Quality",
     "remote": "fk_steer.rewards.remote:RemoteReward",
     "unified-reward": "fk_steer.rewards.chat.unified_reward:UnifiedReward",
     "vqa-chat": "fk_steer.rewards.chat.vqa_chat:VQAChat",
@@ -114,7 +117,10 @@ def markdown_table() -> str:
 
     docs/rewards.md holds it, and a test holds it to that.
     """
-    lines = ["| name | what it scores | typical scores | default lambda | runs in (CUDA) | licence |", "|---" * 6 + "|"]
+    lines = [
+        "| name | what it scores | typical scores | default lambda | runs in (CUDA) | billion weights | licence |",
+        "|---" * 7 + "|",
+    ]
     for name, entry_point in sorted(available_rewards().items()):
         if not entry_point.value.startswith("fk_steer."):
             continue
@@ -124,6 +130,7 @@ def markdown_table() -> str:
             [one.typical_range and "{:g} to {:g}".format(*one.typical_range) for one in cards],
             [one.default_lmbda and f"{one.default_lmbda:g}" for one in cards],
             [one.dtype for one in cards],
+            [one.weights and f"{one.weights:g}" for one in cards],
             [one.licence for one in cards],
         ]
         cells = ["; ".join(dict.fromkeys(value for value in column if value)) or "-" for column in columns]

@@ -64,23 +64,29 @@ class VQAScore(LocalReward):
         dtype="bfloat16",
         variants={
             "clip-flant5-xxl": RewardCard(
-                summary="The published model, 11B parameters.", hub_id="zhiqiulin/clip-flant5-xxl", files=T5_FILES
+                summary="The published model, 11B parameters.",
+                hub_id="zhiqiulin/clip-flant5-xxl",
+                weights=11.45,
+                files=T5_FILES,
             ),
             "clip-flant5-xl": RewardCard(
                 summary="Its smaller sibling, 3B parameters.",
                 hub_id="zhiqiulin/clip-flant5-xl",
+                weights=3.15,
                 files=T5_FILES,
                 revision="2cee5afb3386792d9b21066a89232687dfce2c62",
             ),
             "qwen2.5-vl-7b": RewardCard(
                 summary="Qwen2.5-VL, 7B parameters.",
                 hub_id="Qwen/Qwen2.5-VL-7B-Instruct",
+                weights=8.29,
                 files=QWEN_FILES,
                 revision="cc594898137f460bfe9f0759e9844b3ce807cfb5",
             ),
             "qwen2.5-vl-3b": RewardCard(
                 summary="Qwen2.5-VL, 3B parameters.",
                 hub_id="Qwen/Qwen2.5-VL-3B-Instruct",
+                weights=3.75,
                 files=QWEN_FILES,
                 revision="66285546d2b821cf421d4f5eb2576359d3770cd3",
                 licence="Qwen research licence, not for commercial use",
@@ -88,24 +94,25 @@ class VQAScore(LocalReward):
             "qwen3-vl-8b": RewardCard(
                 summary="Qwen3-VL, 8B parameters.",
                 hub_id="Qwen/Qwen3-VL-8B-Instruct",
+                weights=8.77,
                 files=QWEN_FILES,
                 revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
             ),
             "qwen3-vl-4b": RewardCard(
                 summary="Qwen3-VL, 4B parameters.",
                 hub_id="Qwen/Qwen3-VL-4B-Instruct",
+                weights=4.44,
                 files=QWEN_FILES,
                 revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
             ),
             "qwen3-vl-2b": RewardCard(
                 summary="Qwen3-VL, 2B parameters.",
                 hub_id="Qwen/Qwen3-VL-2B-Instruct",
+                weights=2.13,
                 files=QWEN_FILES,
                 revision="89644892e4d85e24eaac8bacfd4f463576704203",
             ),
-            "any": RewardCard(
-                summary="Any model of images and text, given by its path.", licence="of the model that is given"
-            ),
+            "any": RewardCard(summary="Any model of images and text, given by its path.", licence="the model's own"),
         },
     )
     model: ClipFlanT5 | QwenVQA | ImageTextVQA

@@ -131,6 +131,8 @@ class WordTokenizer:
         end: whether a text ends with a token of its own.
     """
 
+    unk_token_id = None
+
     def __init__(self, vocab_size: int, end: bool = True) -> None:
         self.vocab_size, self.end = vocab_size, end
 
@@ -142,6 +144,10 @@ class WordTokenizer:
         ids = [(row + [0] * length)[:length] for row in rows]
         mask = [([1] * len(row) + [0] * length)[:length] for row in rows]
         return BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
+
+    def convert_tokens_to_ids(self, name: str) -> int:
+        """The id of a word."""
+        return self._ids(name)[0]
 
     def _ids(self, text: str) -> list[int]:
         # The last one is end-of-text, the largest id, which is where CLIP looks.

@@ -196,6 +196,17 @@ def save_qwen3(folder: Path) -> dict[str, Any]:
     return _save_model(model, tokenizer, folder)
 
 
+def save_quality(folder: Path) -> dict[str, Any]:
+    """A Qwen3-VL whose tokenizer has a token for each level."""
+    from ..rewards.quality import LEVELS
+
+    tokenizer = byte_tokenizer("".join(LEVELS) * 5, size=400)
+    sizes = {**QWEN3_VL, "text_config": {**QWEN3_VL["text_config"], "vocab_size": len(tokenizer)}}
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**sizes, **qwen_ids(tokenizer)))
+    return _save_model(model, tokenizer, folder)
+
+
 def save_llava(folder: Path) -> dict[str, Any]:
     """A LLaVA with its processor."""
     tokenizer = character_tokenizer(["<pad>", "<unk>", "</s>"], ["<image>"], special_end="</s>")
@@ -242,6 +253,18 @@ def save_hpsv3(folder: Path) -> dict[str, Any]:
     # One more than there are, the token of the reward.
     sizes = {**QWEN2_VL, "text_config": {**QWEN2_VL["text_config"], "vocab_size": len(words) + 1}}
     save_file(published.random_weights(published.hpsv3(sizes)), folder / "HPSv3.safetensors")
+    words.save_pretrained(folder)
+    return {"path": str(folder)}
+
+
+def save_hpsv3_plus(folder: Path) -> dict[str, Any]:
+    """hpsv3++.pth with a configuration and a tokenizer."""
+    from ..rewards.hpsv3_plus import HPSv3Plus
+
+    words = byte_tokenizer(HPSv3Plus.rubric)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", **QWEN3_VL, **qwen_ids(words)}))
+    sizes = {**QWEN3_VL, "text_config": {**QWEN3_VL["text_config"], "vocab_size": len(words) + 1}}
+    torch.save(published.random_weights(published.hpsv3_plus(sizes)), folder / "hpsv3++.pth")
     words.save_pretrained(folder)
     return {"path": str(folder)}
 
@@ -384,9 +407,11 @@ TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
         "llava-reward": TinyReward(save_llava_reward),
         "hps:v2": TinyReward(save_hps),
         "hpsv3": TinyReward(save_hpsv3),
+        "hpsv3-plus": TinyReward(save_hpsv3_plus),
         "image-reward": TinyReward(save_image_reward),
         "mps": TinyReward(save_mps),
         "pickscore": TinyReward(_save_clip),
+        "quality": TinyReward(save_quality, uses_prompt=False),
         "shapes-oracle": TinyReward(
             lambda folder: {}, prompts=("a photo of a red star", "a photo of three hearts"), takes_any_prompt=False
         ),

@@ -105,7 +105,8 @@ def mps_folder(tmp_path_factory) -> Path:
 
 class TestMPS:
     def scores(self, folder: Path, **options: Any) -> torch.Tensor:
-        reward = load_reward("mps", path=str(folder), tokenizer=str(GOLDEN / "clip_bpe_subset"), device="cpu", **options)
+        options["tokenizer"] = str(GOLDEN / "clip_bpe_subset")
+        reward = load_reward("mps", path=str(folder), device="cpu", **options)
         return scores_of(reward, expected("mps")["scores"])
 
     def test_scores(self, mps_folder):

@@ -104,6 +104,8 @@ def test_is_a_reward(key, reward):
         assert not card.variants
         assert card.hub_id is None or (card.files and card.licence and card.typical_range)
         assert card.hub_id is None or card.hub_id in type(reward).__doc__
+        if key in LOCAL and card.hub_id:
+            assert card.memory == card.weights * {"float32": 4, "float16": 2, "bfloat16": 2}[card.dtype]
 
 
 def test_shape_dtype_and_device(reward, prompts):

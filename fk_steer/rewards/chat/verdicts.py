@@ -189,6 +189,20 @@ def grades(reply: str) -> dict[str, float] | None:
     return None
 
 
+def score_list(reply: str, highest: float) -> list[float] | None:
+    """EditScore's numbers: what the key 'score' has in the last JSON object with one, or what follows that word where
+    the JSON is broken. None unless all of them are numbers in [0, highest]."""
+    text = _without_drafts(reply)
+    found = [value["score"] for value in _json_values(text) if "score" in value]
+    broken = re.findall(r"[\"']score[\"']\s*:\s*\[([^\]\[]*)\]", text)
+    given: Any = found[-1] if found else broken[-1].split(",") if broken else None
+    try:
+        scores = [float(score) for score in (given if isinstance(given, list) else [given])]
+    except (TypeError, ValueError):
+        return None
+    return scores if scores and all(0.0 <= score <= highest for score in scores) else None
+
+
 def probability_of_yes(first_token: Mapping[str, float]) -> float | None:
     """P(the first token is 'Yes', in any case and with or without a space), in [0, 1].
 
