@@ -7,6 +7,7 @@ from .frames import FrameReward
 from .general_preference import GeneralPreferenceReward
 from .latent import LatentReward, Latents
 from .loading import RewardLoadError
+from .majority import Majority
 from .pairwise import PairwiseReward
 from .registry import available_rewards, load_reward, markdown_table
 
@@ -21,6 +22,7 @@ __all__ = [
     "GeneralPreferenceReward",
     "LatentReward",
     "Latents",
+    "Majority",
     "MissingScoreError",
     "PairwiseReward",
     "Reward",
