@@ -27,7 +27,7 @@ from fk_steer.evaluation.statistics import Estimate, clustered_mean, mean_of_mea
 from fk_steer.evaluation.world import Row, write_table
 from fk_steer.files import check_settings, record_settings, write_json
 from fk_steer.loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
-from fk_steer.rewards import Ensemble, Finalists, GeneralPreferenceReward, Reward
+from fk_steer.rewards import Ensemble, Finalists, GeneralPreferenceReward, Majority, Reward
 from fk_steer.rewards.base import RewardFunction
 from fk_steer.rewards.general_preference import preference_scores
 from fk_steer.rewards.images import to_uint8
@@ -177,6 +177,9 @@ def selectors(names: Sequence[str]) -> dict[str, Make]:
     def of(parts: Sequence[str], kappa: float) -> Make:
         return lambda stored: Ensemble([stored[part] for part in parts], kappa)
 
+    def majority(parts: Sequence[str]) -> Make:
+        return lambda stored: Majority([stored[part] for part in parts])
+
     def finalists(parts: Sequence[str], keep: int) -> Make:
         return lambda stored: Finalists(stored[GUIDE], Ensemble([stored[part] for part in parts]), keep)
 
@@ -187,6 +190,7 @@ def selectors(names: Sequence[str]) -> dict[str, Make]:
     for title, parts in SETS.items():
         for kappa in KAPPAS:
             found[f"mean of {title}" + (f" - {kappa:g} sd" if kappa else "")] = of(parts, kappa)
+        found[f"majority of {title}"] = majority(parts)
     for keep in (2, 3):
         found[f"best {keep} of clip by alignment"] = finalists(["llava-alignment"], keep)
         found[f"best {keep} of clip by mean of {BEST}"] = finalists(SETS[BEST], keep)

@@ -190,7 +190,7 @@ class Engine:
         judgement = None
         if index not in self.search.unscored:
             try:
-                judgement = self.judge.of_predictions(x0, index, self.num_steps)
+                judgement = self.judge.of_predictions(x0, sample, index, self.num_steps)
             except ValueError:
                 # Asked now and not before, as the device is waited for: was it the reward's fault?
                 self.watch.check_x0(x0, index)

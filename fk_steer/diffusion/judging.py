@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, blaming, check_combined, check_scores, names_of, placed
+from ..rewards.base import Reward, RewardError, blaming, check_combined, check_scores, names_of, placed
+from ..rewards.latent import LatentReward, Latents
 from .decode import Decoder
+from .readings import Readings
 from .rows import Rows
 from .scoring import Scorer
 from .watch import check_decoder
@@ -50,6 +53,7 @@ class Judge:
         rows: where the particles live.
         decoder: of x0 predictions.
         last: of the final latents.
+        readings: what latent rewards are given.
         preview: of x0 predictions up to the progress `until`; None for none.
     """
 
@@ -61,47 +65,70 @@ class Judge:
         rows: Rows,
         decoder: Decoder,
         last: Decoder,
+        readings: Readings,
         preview: Decoder | None = None,
         until: float = 0.0,
     ) -> None:
         self.reward, self.scorer, self.prompts, self.rows = reward, scorer, prompts, rows
         self.decoder, self.last, self.preview, self.until = decoder, last, preview, until
+        self.readings = readings
 
-    def of_predictions(self, x0: Tensor, index: int, num_steps: int) -> Judgement:
-        """Of the x0 predictions (L, ...) of the live rows at a step.
+    def of_predictions(self, x0: Tensor, noisy: Tensor, index: int, num_steps: int) -> Judgement:
+        """Of the x0 predictions (L, ...) of the live rows at a step, and the samples that they were made of.
 
         Raises:
             RewardError: for scores that are NaN or misshapen, naming reward, prompt and step.
         """
         progress = (index + 1) / num_steps
         preview = self.preview if self.preview is not None and progress < self.until else None
-        return self._of_latents(self.reward.at(progress), x0, preview or self.decoder, f"at step {index}")
+        states = partial(self.readings.noisy, noisy, x0, index)
+        return self._of_latents(self.reward.at(progress), x0, preview or self.decoder, f"at step {index}", states)
 
     def of_latents(self, latents: Tensor) -> Judgement:
         """Of the final latents (L, ...) of the live rows."""
-        return self._of_latents(self.reward.at(1.0), latents, self.last, _FINAL)
+        return self._of_latents(self.reward.at(1.0), latents, self.last, _FINAL, partial(self.readings.clean, latents))
 
-    def of_images(self, images: Tensor) -> Judgement:
-        """Of the final images (L, 3, H, W) of the live rows."""
+    def of_images(self, images: Tensor, latents: Tensor | None) -> Judgement:
+        """Of the final images (L, 3, H, W) of the live rows, and the latents (L, ...) that they were made of, None if
+        they are not known."""
         reward, particles = self.reward.at(1.0), self.rows.particles
 
         def score(leaves: Mapping[Reward, str], chosen: Tensor, first: bool) -> dict[Reward, Any]:
-            some = images if len(chosen) == len(images) else images[chosen.to(images.device)]
-            return self.scorer.of_images(leaves, some, self._prompts(chosen), _FINAL, first)
+            readers, others = _by_what_they_read(leaves)
+            prompts, found = self._prompts(chosen), {}
+            if readers:
+                if latents is None:
+                    raise RewardError(
+                        f"Reward '{next(iter(readers)).name}' reads latents, but the final ones of this pipeline are "
+                        "not known. Take it as the first reward of a `Cascade`, with one of images behind it."
+                    )
+                found = self.scorer.of_states(readers, self.readings.clean(latents, chosen), prompts, _FINAL)
+            if others or (first and self.scorer.keeps):
+                some = images if len(chosen) == len(images) else images[chosen.to(images.device)]
+                found |= self.scorer.of_images(others, some, prompts, _FINAL, first)
+            return found
 
         return self._judged(reward, score, particles, len(images), _FINAL, lambda: images.cpu()[particles])
 
-    def _of_latents(self, reward: Reward, latents: Tensor, decoder: Decoder, where: str) -> Judgement:
+    def _of_latents(
+        self, reward: Reward, latents: Tensor, decoder: Decoder, where: str, states: Callable[[Tensor], Latents]
+    ) -> Judgement:
         position, inverse = self.rows.distinct_live()
         particles = self.rows.particles
         rows = self.rows.live
 
         def score(leaves: Mapping[Reward, str], chosen: Tensor, first: bool) -> dict[Reward, Any]:
             own = position[chosen]
+            readers, others = _by_what_they_read(leaves)
+            found = self.scorer.of_states(readers, states(own), self._prompts(own), where) if readers else {}
+            if not others and not (first and self.scorer.keeps):
+                return found
             distinct = latents[own.to(latents.device)] if len(own) < len(latents) else latents
             theirs = rows[own]
             try:
-                return self.scorer.of_latents(leaves, distinct, theirs, decoder, self._prompts(own), where, first)
+                return found | self.scorer.of_latents(
+                    others, distinct, theirs, decoder, self._prompts(own), where, first
+                )
             except ValueError:
                 size = self.scorer.execution.decode_batch_size or len(distinct)
                 for some, of_some in zip(distinct.split(size), theirs.split(size)):
@@ -185,6 +212,12 @@ class Judge:
         found = self.scorer.ranks.map(of_prompts, len(self.prompts))
         details = {name.removeprefix(_DETAILS): found[name] for name in found if name.startswith(_DETAILS)}
         return {leaf: torch.cat(found[names[leaf]]) for leaf in scores}, details
+
+
+def _by_what_they_read(leaves: Mapping[Reward, str]) -> tuple[dict[LatentReward, str], dict[Reward, str]]:
+    """Leaves that read latents, and those that look at images."""
+    readers = {leaf: name for leaf, name in leaves.items() if isinstance(leaf, LatentReward)}
+    return readers, {leaf: name for leaf, name in leaves.items() if leaf not in readers}
 
 
 _DETAILS = "details: "

@@ -54,6 +54,7 @@ from .outputs import as_tensor, convert, run_pipeline, tensor_type, within
 from .particles import Followed, Particles
 from .previews import preview_decoder
 from .ranks import Ranks
+from .readings import Readings
 from .recorder import Recorder, thumbnails
 from .replay import Replay, outline
 from .schedulers import is_known, steps_from
@@ -128,7 +129,10 @@ class Run:
         self.replay = Replay(call, None if self.autoencoder is None else self.autoencoder[0], self._aside)
         decoder, preview, until = self._decoders()
         last = functools.partial(decoder, last=True) if decoder == self.replay.images else decoder
-        self.judge = Judge(reward, self.scorer, call.prompts, self.particles.rows, decoder, last, preview, until)
+        self.readings = Readings(self.solver, self.particles)
+        self.judge = Judge(
+            reward, self.scorer, call.prompts, self.particles.rows, decoder, last, self.readings, preview, until
+        )
         self.denoisers = denoisers_of(pipe)
         check_caches(self.denoisers)
         denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
@@ -374,6 +378,7 @@ class Run:
             return self.replay.encode_prompt(inner, *args, **kwargs)
         encoded = encoded_once(inner, list(inspect.signature(inner).parameters), args, kwargs)
         self.replay.remember_encoded(encoded)
+        self.readings.remember(encoded)
         return encoded
 
     def _finishes_in_chunks(self) -> bool:
@@ -504,7 +509,8 @@ class Run:
                 judgement = self.judge.of_latents(images if x0 is None else x0)
             else:
                 self.watch.check_images(images)
-                judgement = self.judge.of_images(within(self.shown(images) if self.shown else images))
+                shown = within(self.shown(images) if self.shown else images)
+                judgement = self.judge.of_images(shown, self.engine.last_sample)
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
         everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..report.trace import Stopwatch
 from ..rewards.base import Reward, check_scores, encode_images
+from ..rewards.latent import LatentReward, Latents, encode_latents
 from .decode import Decoder
 from .execution import Execution
 from .ranks import Ranks, join_entries
@@ -84,8 +85,26 @@ class Scorer:
             keep,
         )
 
+    def of_states(
+        self, leaves: Mapping[LatentReward, str], latents: Latents, prompts: Sequence[str], where: str
+    ) -> dict[Reward, Any]:
+        """Leaf -> rewards (D,), float64 on the CPU, of latents that it reads as they are."""
+
+        def score(share: slice) -> dict[str, Any]:
+            some, texts, found = latents[share], prompts[share], {}
+            size = self.execution.reward_batch_size or max(len(some), 1)
+            starts = range(0, len(some), size)
+            with self.clock("reward"):
+                for leaf, name in leaves.items():
+                    parts = [encode_latents(leaf, some[i : i + size], texts[i : i + size], where) for i in starts]
+                    found[name] = join_entries(parts)
+                found = _on_cpu(found)
+            return {name: check_scores(leaf, found[name], texts, where) for leaf, name in leaves.items()}
+
+        return self._shared(leaves, score, len(latents), keep=False)
+
     def _shared(
-        self, leaves: Mapping[Reward, str], score: Callable[[slice], dict[str, Any]], count: int, keep: bool
+        self, leaves: Mapping[Any, str], score: Callable[[slice], dict[str, Any]], count: int, keep: bool
     ) -> dict[Reward, Any]:
         if keep:
             self.kept = {}

@@ -269,18 +269,19 @@ class Solver:
                 for one in generators
             ]
         )
-        alpha, sigma = self._levels(index)
+        alpha, sigma = self.levels(index)
         return alpha * x0 + sigma * noise
 
     def leap(self, index: int, target: int, x0: Tensor, sample: Tensor) -> Tensor:
         """The samples (L, ...) of step `index` at the noise level of step `target`, in one step of first order without
         noise: the direction of the noise is kept (DDIM at eta 0, arXiv 2010.02502, equation 12; Euler)."""
-        alpha, sigma = self._levels(index)
+        alpha, sigma = self.levels(index)
         epsilon = (sample.float() - alpha * x0) / sigma
-        alpha, sigma = self._levels(target)
+        alpha, sigma = self.levels(target)
         return alpha * x0 + sigma * epsilon
 
-    def _levels(self, index: int) -> tuple[Tensor, Tensor]:
+    def levels(self, index: int) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of a step: its samples are alpha x0 + sigma epsilon."""
         return levels(self.scheduler, self.timesteps[index], self._offset + index)
 
 

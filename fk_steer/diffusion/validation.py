@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..rewards.base import Reward
+from ..rewards.latent import LatentReward
 from ..smc import brief, integer, real, suggestion, unknown
 from .components import call_names, denoisers_of, image_output, is_modular, makes_videos
 from .inputs import NUMBERS
@@ -96,12 +97,15 @@ def check_stages(pipe: Any) -> None:
 
 
 def check_form_of_images(pipe: Any, reward: Reward) -> None:
-    """
+    """Rewards of latents take those of either.
+
     Raises:
         ValueError: if the pipeline gives videos and the reward takes images, or the other way.
     """
     videos = makes_videos(pipe)
     for leaf in reward.leaves:
+        if isinstance(leaf, LatentReward):
+            continue
         if videos and not leaf.takes_videos:
             raise ValueError(
                 f"{type(pipe).__name__} gives videos, and '{leaf.name}' scores images. `FrameReward(reward)` scores "

@@ -5,7 +5,9 @@ from .card import RewardCard
 from .composite import Cascade, Clipped, Composite, Ensemble, Finalists, Standardized, WeightedSum, ZScoreSum
 from .frames import FrameReward
 from .general_preference import GeneralPreferenceReward
+from .latent import LatentReward, Latents
 from .loading import RewardLoadError
+from .majority import Majority
 from .pairwise import PairwiseReward
 from .registry import available_rewards, load_reward, markdown_table
 
@@ -18,6 +20,9 @@ __all__ = [
     "Ensemble",
     "Finalists",
     "GeneralPreferenceReward",
+    "LatentReward",
+    "Latents",
+    "Majority",
     "MissingScoreError",
     "PairwiseReward",
     "Reward",

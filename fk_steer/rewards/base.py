@@ -118,7 +118,7 @@ class Reward:
             raise TypeError(
                 f"Expected the class {type(self).__name__} to define `__call__`, or `encode` and `of_particles`."
             )
-        return _one_per_image(self, self(images, prompts), prompts)
+        return one_per_image(self, self(images, prompts), prompts)
 
     def of_particles(
         self, encodings: Tensor | Sequence[Any], members: Sequence[Tensor], prompts: Sequence[str]
@@ -235,7 +235,7 @@ class PILReward(Reward):
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         check_one_prompt_per_image(images, prompts)
-        values = _one_per_image(self, self._call(to_pil(images), list(prompts)), prompts)
+        values = one_per_image(self, self._call(to_pil(images), list(prompts)), prompts)
         return values.to(device_of(images, values.device), torch.float32)
 
 
@@ -415,13 +415,13 @@ def encode_images(reward: Reward, images: Images, prompts: Sequence[str], where:
     encodings: Tensor | Sequence[Any]
     with blaming(reward, prompts, where):
         if isinstance(reward, FunctionReward):
-            encodings = _one_per_image(reward, reward.raw(images, prompts), prompts, where)
+            encodings = one_per_image(reward, reward.raw(images, prompts), prompts, where)
         elif type(reward).encode is Reward.encode and type(reward).__call__ is not Reward.__call__:
-            encodings = _one_per_image(reward, reward(images, prompts), prompts, where)
+            encodings = one_per_image(reward, reward(images, prompts), prompts, where)
         else:
             encodings = reward.encode(images, prompts)
     if isinstance(encodings, Tensor):
-        return _one_per_image(reward, encodings, prompts, where)
+        return one_per_image(reward, encodings, prompts, where)
     entries = list(encodings)
     if len(entries) != len(prompts):
         raise RewardError(
@@ -442,7 +442,7 @@ def check_scores(reward: RewardFunction, values: Any, prompts: Sequence[str], wh
     Raises:
         RewardError: if there is NaN among them or they are anything but one number per image. +-inf is allowed.
     """
-    rewards = _one_per_image(reward, values, prompts, where).to("cpu", torch.float64)
+    rewards = one_per_image(reward, values, prompts, where).to("cpu", torch.float64)
     if rewards.isnan().any():
         prompt = prompts[int(rewards.isnan().nonzero()[0])]
         raise RewardError(f"Reward '{name_of(reward)}' returned NaN {where} for the prompt {prompt!r}.")
@@ -506,7 +506,7 @@ def _as_tensor(reward: RewardFunction, values: Any, prompts: Sequence[str] = (),
     return numbers.squeeze(1) if numbers.ndim == 2 and numbers.shape[1] == 1 else numbers
 
 
-def _one_per_image(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str = "") -> Tensor:
+def one_per_image(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str = "") -> Tensor:
     rewards = _as_tensor(reward, values, prompts, where)
     if rewards.shape != (len(prompts),):
         raise RewardError(

@@ -14,6 +14,7 @@ from fk_steer.rewards import (
     Clipped,
     Ensemble,
     Finalists,
+    Majority,
     PairwiseReward,
     Reward,
     WeightedSum,
@@ -50,6 +51,41 @@ A, B = [0.0, 1.0, 2.0, 5.0], [3.0, 1.0, 2.0, 0.0]
 def z(values: list[float]) -> Tensor:
     tensor = torch.tensor(values, dtype=torch.float64)
     return (tensor - tensor.mean()) / tensor.std(correction=0)
+
+
+class TestMajority:
+    def test_is_the_share_of_the_others_that_most_rewards_like_less(self):
+        # Of [0, 1, 2, 3]: two rewards agree on that order, one turns it round.
+        up, down = [0.0, 1.0, 2.0, 3.0], [300.0, 200.0, 100.0, 0.0]
+        found = Majority([Given(up), Given(up), Given(down)])(numbered(4), ["a"] * 4)
+        torch.testing.assert_close(found, torch.tensor([0.0, 1 / 3, 2 / 3, 1.0]))
+
+    def test_a_cycle_is_a_draw(self):
+        votes = [[2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 2.0]]
+        found = Majority([Given(one) for one in votes])(numbered(3), ["a"] * 3)
+        torch.testing.assert_close(found, torch.full((3,), 0.5))
+
+    def test_undecided_pairs_and_equal_scores_are_halves(self):
+        found = Majority([Given(A), Given(B)])(numbered(4), ["a"] * 4)
+        # A: 0 < 1 < 2 < 3 in place; B: 3 > 1, 2 > 1, and image 0 best.
+        torch.testing.assert_close(found, torch.tensor([0.5, 1 / 3, 2 / 3, 0.5]))
+        assert Majority([Given(A)])(numbered(1), ["a"]).tolist() == [0.5]
+
+    def test_infinities_vote_like_any_score(self):
+        found = Majority([Given([-math.inf, 0.0, math.inf])])(numbered(3), ["a"] * 3)
+        torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 1.0]))
+
+    def test_steers_and_says_that_it_compares(self):
+        both = Majority([redness, brightness])
+        assert both.relative and both.name == "majority(redness, brightness)"
+        output = steer(sd(), both, preset("adaptive"))(PROMPTS, num_inference_steps=8, **SIZE)
+        assert ((output.rewards >= 0) & (output.rewards <= 1)).all()
+        assert math.isnan(output.trace.log_normalizer[0])
+
+    @pytest.mark.parametrize("parts, error", [([], ValueError), ({redness: 1.0}, TypeError), ([3], TypeError)])
+    def test_errors(self, parts, error):
+        with pytest.raises(error):
+            Majority(parts)
 
 
 class TestEnsemble:
