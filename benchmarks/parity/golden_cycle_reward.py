@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from PIL import Image
+
 from benchmarks.parity.shared import CASES, IMAGES, REPOSITORY, checkpoints, stand_in, write
 
 

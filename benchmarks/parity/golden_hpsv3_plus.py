@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from benchmarks.parity.shared import CASES, QWEN_MARKS, checkpoints, image, save_tokenizer, stand_in, write
 
 

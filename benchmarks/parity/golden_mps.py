@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from benchmarks.parity.shared import CASES, checkpoints, image, stand_in, write
 
 
