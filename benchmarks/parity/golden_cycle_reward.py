@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 from PIL import Image
-from shared import CASES, IMAGES, REPOSITORY, checkpoints, stand_in, write
+
+from benchmarks.parity.shared import CASES, IMAGES, REPOSITORY, checkpoints, stand_in, write
 
 
 VIT = {"img_size": 224, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 4}

@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from shared import CASES, QWEN_MARKS, checkpoints, image, save_tokenizer, stand_in, write
+
+from benchmarks.parity.shared import CASES, QWEN_MARKS, checkpoints, image, save_tokenizer, stand_in, write
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "text_config": {
         "hidden_size": 32,
         "intermediate_size": 64,

@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from shared import CASES, QWEN_MARKS, checkpoints, image, save_tokenizer, stand_in, write
+
+from benchmarks.parity.shared import CASES, QWEN_MARKS, checkpoints, image, save_tokenizer, stand_in, write
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "text_config": {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -107,7 +109,7 @@ def main() -> None:
 class Processor:
     """What Qwen3-VL's processor makes of one image and one text per chat; its own class needs torchvision."""
 
-    def __init__(self, pixels: object, tokenizer: object, image_token: int) -> None:
+    def __init__(self, pixels: Any, tokenizer: Any, image_token: int) -> None:
         self.pixels, self.tokenizer, self.image_token = pixels, tokenizer, image_token
 
     def apply_chat_template(self, chats: list, tokenize: bool, add_generation_prompt: bool) -> list[str]:

@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from shared import CASES, checkpoints, image, stand_in, write
+
+from benchmarks.parity.shared import CASES, checkpoints, image, stand_in, write
 
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
     "text_cfg": {"context_length": 77, "width": 32, "heads": 4, "layers": 2},

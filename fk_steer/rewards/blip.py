@@ -101,7 +101,7 @@ class ImageRewardModel(nn.Module):
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        self.mlp = head or Score(text.hidden_size)
+        self.mlp: Any = head or Score(text.hidden_size)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, 3, H, W), (B, L), (B, L) -> (B,)."""

@@ -72,7 +72,7 @@ def head(width: int) -> nn.Sequential:
 def at_the_end(hidden: Tensor, mask: Tensor, head: nn.Sequential) -> Tensor:
     """The states (B, D) of the last tokens of rows padded on the right, in the precision of a head."""
     last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-    return last.to(head[0].weight.dtype)
+    return last.to(next(head.parameters()).dtype)
 
 
 def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -46,9 +46,9 @@ class Attention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, heads * size), (B, L, size), (B, L, size) -> (B, N, heads * size); `mask` (B, L) is what is seen."""
         heads = query.unflatten(2, (-1, HEAD_SIZE)).transpose(1, 2)
-        shared = [one[:, None].expand(-1, heads.shape[1], -1, -1) for one in (key, value)]
+        key, value = (one[:, None].expand(-1, heads.shape[1], -1, -1) for one in (key, value))
         seen = None if mask is None else mask[:, None, None]
-        return F.scaled_dot_product_attention(heads, *shared, attn_mask=seen).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(heads, key, value, attn_mask=seen).transpose(1, 2).flatten(2)
 
 
 class CrossAttention(Attention):
@@ -66,7 +66,8 @@ class CrossAttention(Attention):
     def forward(self, tokens: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         """(B, N, D), (B, L, D), (B, L) -> (B, N, D)."""
         normed = self.norm(tokens)
-        attended = self.attend(self.to_q(normed), *self.to_kv(words).chunk(2, -1), mask)
+        key, value = self.to_kv(words).chunk(2, -1)
+        attended = self.attend(self.to_q(normed), key, value, mask)
         return tokens + self.to_out(attended) + self.ff(normed)
 
 
@@ -84,8 +85,8 @@ class SelfAttention(Attention):
         """(B, N, D) -> (B, N, D)."""
         query, key, value, gated = self.fused_attn_ff_proj(self.norm(tokens)).split(self.sizes, -1)
         angles = _angles(tokens.shape[1], tokens.device)
-        attended = self.attend(_rotated(query.unflatten(2, (-1, HEAD_SIZE)), angles[:, None]).flatten(2),
-                               _rotated(key, angles), value, None)  # fmt: skip
+        query = _rotated(query.unflatten(2, (-1, HEAD_SIZE)), angles[:, None]).flatten(2)
+        attended = self.attend(query, _rotated(key, angles), value, None)
         return tokens + self.attn_out(attended) + self.ff_out(gated)
 
 
@@ -110,6 +111,22 @@ def _rotated(values: Tensor, angles: Tensor) -> Tensor:
     return values * angles.cos().to(values.dtype) + turned * angles.sin().to(values.dtype)
 
 
+class Layer(nn.ModuleList):
+    """From the image to words, and among its tokens.
+
+    Args:
+        width: of tokens.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__([CrossAttention(width, heads), SelfAttention(width, heads)])
+
+    def forward(self, tokens: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, D), (B, L, D), (B, L) -> (B, N, D)."""
+        cross, among = self
+        return among(cross(tokens, words, mask))
+
+
 class MPSModel(nn.Module):
     """A CLIP, and layers in which its image's tokens attend to words.
 
@@ -124,9 +141,7 @@ class MPSModel(nn.Module):
         super().__init__()
         self.model = CLIPModel(config)
         width = config.projection_dim
-        self.cross_model = nn.ModuleList(
-            nn.ModuleList([CrossAttention(width, heads), SelfAttention(width, heads)]) for _ in range(layers)
-        )
+        self.cross_model = nn.ModuleList(Layer(width, heads) for _ in range(layers))
 
     def words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, L, D) of all tokens of texts (B, L), and (B, D) of the texts."""
@@ -137,8 +152,8 @@ class MPSModel(nn.Module):
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         """Features (B, D) of images (B, 3, H, W) with regard to the words (B, L, D) that a mask (B, L) lets through."""
         tokens = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).last_hidden_state)
-        for cross, among in self.cross_model:
-            tokens = among(cross(tokens, words, mask))
+        for layer in self.cross_model:
+            tokens = layer(tokens, words, mask)
         return tokens[:, 0]
 
 
