@@ -51,7 +51,7 @@ def make(
     each: Annotated[int, typer.Option(min=2, help="Make this many images of each.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Take this many steps of DPM-Solver++.")] = 10,
     judge: Judge = "ensemble",
-    pairs: PairsEach = 2,
+    pairs: PairsEach = 1,
     margin: Margin = 0.0,
     seed: TrainingSeed = 0,
     settings: Annotated[Path, typer.Option(help="Train with the settings of this YAML file.")] = SETTINGS,

@@ -38,7 +38,8 @@ class Denoiser:
     @property
     def resolution(self) -> int:
         """The side in pixels of images that the model was made for."""
-        return int(self.module.config.sample_size * self.pipe.vae_scale_factor)
+        config: Any = self.module.config
+        return int(config.sample_size * self.pipe.vae_scale_factor)
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
