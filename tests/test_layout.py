@@ -30,6 +30,7 @@ FORBIDDEN = {
     "evaluation": {"cli", "testing", "generate"},
     "generate": {"cli", "testing"},
     "app": {"cli", "testing"},
+    "training": {"cli", "testing"},
     "cli": {"testing"},
 }
 """Part -> those that it may not."""
