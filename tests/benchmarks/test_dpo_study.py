@@ -68,7 +68,7 @@ def test_training_prompts_are_neither_held_out_nor_those_settings_are_chosen_on(
 
 
 def record(correct: bool, reward: float, seed: int = 0) -> Record:
-    numbers = {name: 0.0 for name in ("share_correct", "mean_reward", "nfe", "reward_calls", "seconds")}
+    numbers = dict.fromkeys(("share_correct", "mean_reward", "nfe", "reward_calls", "seconds"), 0.0)
     return Record(
         index=0, tag="colors", prompt="", seed=seed, correct=correct, reward=reward, held_out=reward, oracle=reward,
         **numbers,

@@ -89,7 +89,9 @@ class Asker:
         pending = list(range(len(prompts)))
         for attempt in range(self.attempts):
             ending = f"\n\n{task.reminder}" if attempt else ""
-            questions = [Question(images[i], task.text(prompts[i]) + ending, task.optional) for i in pending]
+            questions = [
+                Question(images[i], task.text(prompts[i]) + ending, task.optional) for i in pending
+            ]
             self.counts.asked_again += len(pending) if attempt else 0
             unparsed = []
             for i, answer in zip(pending, settled(self.chat.ask(questions, task.max_tokens)), strict=True):

@@ -193,10 +193,7 @@ class UnifiedReward(Reward):
         self.variant, self.source = variant, source
         self.frames: int = integer("frames", task.frames if frames is None else frames, 1)
         self.takes_videos, self.takes_edits = task.subject == VIDEO, task.subject == EDITED
-        self.takes_answers, self.of_videos = (
-            task.subject in (ANSWER, VIDEO_ANSWER),
-            task.subject in (VIDEO, VIDEO_ANSWER),
-        )
+        self.takes_answers, self.of_videos = task.subject in (ANSWER, VIDEO_ANSWER), task.subject in (VIDEO, VIDEO_ANSWER)
         if checkpoint is not None and checkpoint not in CHECKPOINTS and f"{OWNER}/{checkpoint}" not in CHECKPOINTS:
             raise unknown("checkpoint", checkpoint, CHECKPOINTS, of=f" of {self.name}")
         usual = str(self.card.variant(variant).hub_id)
@@ -282,9 +279,7 @@ class UnifiedReward(Reward):
             ValueError: if the variant judges no texts, or compares and there are not two.
         """
         if not self.takes_answers:
-            raise ValueError(
-                f"Expected a variant that judges texts, such as 'answer-pair', but it is {self.variant!r}."
-            )
+            raise ValueError(f"Expected a variant that judges texts, such as 'answer-pair', but it is {self.variant!r}.")
         if not self._task.compares:
             flat = [(i, {"question": questions[i], "answer": text}) for i, some in enumerate(answers) for text in some]
             scores = iter(self.ask(self._question, [shown[i] for i, _ in flat], [values for _, values in flat]))

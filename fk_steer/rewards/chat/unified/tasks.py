@@ -73,9 +73,7 @@ class UnifiedTask:
         """
         # The first models that score axes list the words of the prompt before.
         own = LONG if "Word-wise" in template else self.max_tokens
-        return Task(
-            template, parse_text(lambda reply: self.read(reply, axis)), self.reminder, max_tokens or own, optional or {}
-        )
+        return Task(template, parse_text(lambda reply: self.read(reply, axis)), self.reminder, max_tokens or own, optional or {})
 
 
 def _whole(read: Callable[[str], float | None]) -> Reading:
