@@ -102,6 +102,9 @@ def held_out(
     steered_seed: Annotated[
         list[int] | None, typer.Option(help="Steer the model with the LoRA of these seeds too.", show_default="0")
     ] = None,
+    steered_repeats: Annotated[
+        int, typer.Option(min=1, help="Steer the model with a LoRA on this many of the noises.")
+    ] = 1,
     per_task: PerTask = 40,
     seeds: Seeds = 3,
     batch_size: BatchSize = 24,
@@ -119,9 +122,10 @@ def held_out(
         tuned: list[Record] = []
         for seed in training_seed or [0, 1, 2]:
             lora = str(out / f"lora-{seed}" / "final")
-            wanted = runs if seed in (steered_seed or [0]) else [SINGLE]
             place = out / f"{split}-lora-{seed}"
-            found = measured(place, lora, wanted, split, per_task, seeds, batch_size, processes, half)
+            found = measured(place, lora, [SINGLE], split, per_task, seeds, batch_size, processes, half)
+            if seed in (steered_seed or [0]):
+                found |= measured(place, lora, runs[1:], split, per_task, steered_repeats, batch_size, processes, half)
             records |= {f"tuned {seed}, {run}": some for run, some in found.items()}
             judged[f"tuned {seed}"] = other_rewards(place, SINGLE, per_task, seeds)
             tuned += found[SINGLE]
