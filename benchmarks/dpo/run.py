@@ -100,7 +100,7 @@ def held_out(
         list[int] | None, typer.Option(help="Take the LoRA of these seeds.", show_default="0, 1 and 2")
     ] = None,
     steered_seed: Annotated[
-        list[int] | None, typer.Option(help="Steer the model with the LoRA of these seeds too.", show_default="0")
+        list[int] | None, typer.Option(help="Steer the model with the LoRA of these seeds too.", show_default="none")
     ] = None,
     steered_repeats: Annotated[
         int, typer.Option(min=1, help="Steer the model with a LoRA on this many of the noises.")
@@ -124,7 +124,7 @@ def held_out(
             lora = str(out / f"lora-{seed}" / "final")
             place = out / f"{split}-lora-{seed}"
             found = measured(place, lora, [SINGLE], split, per_task, seeds, batch_size, processes, half)
-            if seed in (steered_seed or [0]):
+            if seed in (steered_seed or []):
                 found |= measured(place, lora, runs[1:], split, per_task, steered_repeats, batch_size, processes, half)
             records |= {f"tuned {seed}, {run}": some for run, some in found.items()}
             judged[f"tuned {seed}"] = other_rewards(place, SINGLE, per_task, seeds)

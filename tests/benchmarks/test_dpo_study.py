@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.dpo.pairs import choose, judged, write_pairs
 from benchmarks.dpo.run import BEST_OF_4, SETTINGS, SINGLE, kept
+from fk_steer.evaluation import world
 from fk_steer.evaluation.world import Record
 from fk_steer.shapes.captions import TASKS, evaluation_prompts, is_held_out, training_prompts, tuning_prompts
 from fk_steer.shapes.preference_images import TASK_WEIGHTS
-from fk_steer.training import load_config
+from fk_steer.training import DPOConfig, load_config, train_dpo
+from fk_steer.training.data import Preferences
+from fk_steer.training.trained import WEIGHTS
 
 
 STORED = {
@@ -90,3 +95,20 @@ def test_kept_is_a_share_of_the_gain():
 
 def test_the_settings_can_be_read():
     assert load_config(Path(SETTINGS), {"data": "somewhere"}).cache_latents
+
+
+def test_a_model_with_lora_is_measured_with_it_fused(tmp_path):
+    image = Image.new("RGB", (64, 64), "white")
+    pairs = Preferences([{"caption": "a photo of a star", "jpg_0": image, "jpg_1": image, "label_0": 1}])
+    settings = DPOConfig(
+        output=str(tmp_path), steps=1, batch_size=1, micro_batch_size=1, warmup=0, learning_rate=0.1, anchor=1.0
+    )
+    folder = train_dpo(settings, pairs=pairs).weights
+    unet, plain = world._loaded("shapes", False, str(folder)).unet, world._loaded("shapes", False, None).unet
+    assert unet.state_dict().keys() == plain.state_dict().keys()
+    lora = load_file(folder / WEIGHTS)
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+    change = lora[f"unet.{name}.lora_B.weight"] @ lora[f"unet.{name}.lora_A.weight"]
+    assert change.abs().max() > 0.01
+    found = unet.get_submodule(name).weight - plain.get_submodule(name).weight
+    torch.testing.assert_close(found, change, rtol=1e-3, atol=1e-4)
