@@ -30,16 +30,14 @@ class Denoiser:
         self._texts: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     @property
-    def module(self) -> nn.Module:
-        """The denoiser."""
-        found: nn.Module = getattr(self.pipe, self.component)
-        return found
+    def module(self) -> Any:
+        """The denoiser, a module of Diffusers."""
+        return getattr(self.pipe, self.component)
 
     @property
     def resolution(self) -> int:
         """The side in pixels of images that the model was made for."""
-        config: Any = self.module.config
-        return int(config.sample_size * self.pipe.vae_scale_factor)
+        return int(self.module.config.sample_size * self.pipe.vae_scale_factor)
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
