@@ -33,6 +33,7 @@ FORBIDDEN = {
     "generate": {"cli", "testing"},
     "app": {"cli", "testing"},
     "server": {"diffusion", "pipelines", "evaluation", "app", "cli", "testing", "generate"},
+    "training": {"cli", "testing"},
     "cli": {"testing"},
 }  # fmt: skip
 """Part -> those that it may not."""

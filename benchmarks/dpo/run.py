@@ -51,7 +51,7 @@ def make(
     each: Annotated[int, typer.Option(min=2, help="Make this many images of each.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Take this many steps of DPM-Solver++.")] = 10,
     judge: Judge = "ensemble",
-    pairs: PairsEach = 2,
+    pairs: PairsEach = 1,
     margin: Margin = 0.0,
     seed: TrainingSeed = 0,
     settings: Annotated[Path, typer.Option(help="Train with the settings of this YAML file.")] = SETTINGS,
@@ -100,8 +100,11 @@ def held_out(
         list[int] | None, typer.Option(help="Take the LoRA of these seeds.", show_default="0, 1 and 2")
     ] = None,
     steered_seed: Annotated[
-        list[int] | None, typer.Option(help="Steer the model with the LoRA of these seeds too.", show_default="0")
+        list[int] | None, typer.Option(help="Steer the model with the LoRA of these seeds too.", show_default="none")
     ] = None,
+    steered_repeats: Annotated[
+        int, typer.Option(min=1, help="Steer the model with a LoRA on this many of the noises.")
+    ] = 1,
     per_task: PerTask = 40,
     seeds: Seeds = 3,
     batch_size: BatchSize = 24,
@@ -119,9 +122,10 @@ def held_out(
         tuned: list[Record] = []
         for seed in training_seed or [0, 1, 2]:
             lora = str(out / f"lora-{seed}" / "final")
-            wanted = runs if seed in (steered_seed or [0]) else [SINGLE]
             place = out / f"{split}-lora-{seed}"
-            found = measured(place, lora, wanted, split, per_task, seeds, batch_size, processes, half)
+            found = measured(place, lora, [SINGLE], split, per_task, seeds, batch_size, processes, half)
+            if seed in (steered_seed or []):
+                found |= measured(place, lora, runs[1:], split, per_task, steered_repeats, batch_size, processes, half)
             records |= {f"tuned {seed}, {run}": some for run, some in found.items()}
             judged[f"tuned {seed}"] = other_rewards(place, SINGLE, per_task, seeds)
             tuned += found[SINGLE]

@@ -59,7 +59,7 @@ class DPOConfig:
 
     full: bool = option(False, "Train all weights of the denoiser, with a frozen copy as the reference, without LoRA.")
     lora_rank: int = option(16, "Train low-rank adapters (LoRA) of this rank.")
-    lora_alpha: float | None = option(None, "Scale LoRA by this number over its rank.", "the rank")
+    lora_alpha: int | None = option(None, "Scale LoRA by this number over its rank.", "the rank")
     lora_dropout: float = option(0.0, "Drop this share of LoRA's input while training.")
     lora_layers: str = option(
         "attention",

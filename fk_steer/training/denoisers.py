@@ -30,10 +30,9 @@ class Denoiser:
         self._texts: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     @property
-    def module(self) -> nn.Module:
-        """The denoiser."""
-        found: nn.Module = getattr(self.pipe, self.component)
-        return found
+    def module(self) -> Any:
+        """The denoiser, a module of Diffusers."""
+        return getattr(self.pipe, self.component)
 
     @property
     def resolution(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class Trained(ABC):
         return [parameter for parameter in self.denoiser.module.parameters() if parameter.requires_grad]
 
     @abstractmethod
-    def reference(self) -> Iterator[nn.Module]:
+    def reference(self) -> AbstractContextManager[nn.Module]:
         """A context with the module that the trained one is compared with."""
 
     @abstractmethod

@@ -99,7 +99,7 @@ def test_learns_and_pipelines_load_it(family, tmp_path):
 
 def test_convolutions_are_loaded_too(tmp_path):
     pipe = sd()
-    result = train_dpo(config(tmp_path, lora_layers="all", lora_alpha=8.0, lora_rank=2), pipe, preferences())
+    result = train_dpo(config(tmp_path, lora_layers="all", lora_alpha=8, lora_rank=2), pipe, preferences())
     names = layers_of(sd().unet, "all")
     assert any(name.endswith("conv1") for name in names)
     fresh = sd()
