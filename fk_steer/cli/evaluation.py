@@ -165,7 +165,7 @@ JudgeOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-        help="Set an option of the judge, for example model=Qwen/Qwen3-VL-8B-Instruct.",
+        help="Set an option of the judge, for example model=NAME for the one that a server serves.",
         show_default="the reward's own",
     ),
 ]
