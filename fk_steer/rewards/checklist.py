@@ -201,7 +201,8 @@ class ChecklistReward(LocalReward):
         found = []
         for start in range(0, len(flat), self.batch_size):
             some = flat[start : start + self.batch_size]
-            own = self.model.of_images(inputs, [image for image, _ in some])
+            # Each kind of model reads what it has made of the images.
+            own: Any = self.model.of_images(inputs, [image for image, _ in some])
             logits, *_ = self.model.first_logits(own, [one.text for _, one in some])
             probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
             for row, (_, one) in zip(probabilities, some):

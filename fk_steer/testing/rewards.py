@@ -398,9 +398,8 @@ def save_llava_reward(folder: Path) -> dict[str, Any]:
 TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
     {
         "aesthetic": TinyReward(save_aesthetic, uses_prompt=False),
-        "checklist": TinyReward(save_qwen3),
+        "checklist": TinyReward(save_qwen),
         "checklist:any": TinyReward(save_llava, differentiable=False),
-        "checklist:qwen2.5-vl-7b": TinyReward(save_qwen),
         "clip-score": TinyReward(_save_clip),
         "clip-score:hessel": TinyReward(_save_clip),
         "cycle-reward": TinyReward(save_cycle_reward),

@@ -29,7 +29,7 @@ from fk_steer.rewards.checks import (
 )
 from fk_steer.rewards.judge import scores_or_none
 from fk_steer.shapes import load_pipeline
-from fk_steer.testing.rewards import save_qwen
+from fk_steer.testing.rewards import save_qwen, save_qwen3
 
 
 def asked(prompt: str) -> list[tuple[str, str, tuple[int, ...], str]]:
@@ -251,8 +251,13 @@ IMAGES = torch.rand(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
 class TestLocal:
-    def test_the_probability_of_the_first_token(self, reward):
+    @pytest.mark.parametrize(
+        ("save", "system"),
+        [(save_qwen, "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"), (save_qwen3, "")],
+    )
+    def test_the_probability_of_the_first_token(self, save, system, tmp_path):
         """By the model's own chat, one question after the other."""
+        reward = load_reward("checklist", **save(tmp_path))
         model, tokenizer = reward.model.qwen, reward.tokenizer
         checks = [Check("How many dogs are in the image?", "two"), Check("Is it red?")]
         (answers,) = reward.answers(IMAGES[:1], [checks])
@@ -260,7 +265,7 @@ class TestLocal:
         count = int(grids.prod() // 4)
         for check, answer in zip(checks, answers):
             text = (
-                "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+                f"{system}<|im_start|>user\n<|vision_start|>"
                 + "<|image_pad|>" * count
                 + f"<|vision_end|>{check.question} Answer in one word.<|im_end|>\n<|im_start|>assistant\n"
             )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.markup import escape
 from rich.table import Table
@@ -39,6 +39,7 @@ WRITE_EVERY = 10.0
 Ask = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Checklist | None]]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Who answers: `ChecklistReward`, `ChecklistChat`, or another reward with this method."""
 
@@ -102,6 +103,7 @@ def run(
 
     def load() -> Judge:
         made = load_guide(metric.reward, default_device(device), **metric.options)
+        assert isinstance(made, Judge)
         record_settings(out, settings)
         return made
 
