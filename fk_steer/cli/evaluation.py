@@ -165,11 +165,7 @@ JudgeOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-<<<<<<< HEAD
-        help="Set an option of the judge, for example variant=qwen3-vl-4b.",
-=======
         help="Set an option of the judge, for example model=NAME for the one that a server serves.",
->>>>>>> w-prompts
         show_default="the reward's own",
     ),
 ]
