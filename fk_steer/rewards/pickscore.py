@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from .base import Images
 from .card import RewardCard
 from .clip import CLIPReward
+from .images import clip_pixels
 from .loading import load_pretrained
 from .local import Source
 
@@ -63,6 +65,11 @@ class PickScore(CLIPReward):
         if source.given and not tokenizer:
             return model, load_tokenizer(source.path, self.name, source.revision)
         return model, load_tokenizer(tokenizer or TOKENIZER[0], self.name)
+
+    def preprocess(self, images: Images, exact: bool = True) -> Tensor:
+        """(B, 3, side, side), normalised; of an odd margin the crop begins where transformers' processor lets it."""
+        side = self.model.config.vision_config.image_size
+        return clip_pixels(images, side, self.device, self.dtype, exact, down=True)
 
     def rate(self, inputs: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores (B,)."""

@@ -99,6 +99,20 @@ def test_the_aesthetic_predictor_is_not_rounded(tmp_path):
     assert not any(parameter.requires_grad for parameter in half.model.parameters())
 
 
+@pytest.mark.parametrize("size", [(40, 40), (47, 40), (40, 53), (61, 90)])
+def test_pickscores_pixels_are_those_of_transformers(size, tmp_path):
+    """Of odd margins too, where torchvision's crop begins elsewhere."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    reward = tiny_reward("pickscore", tmp_path)
+    side = reward.model.config.vision_config.image_size
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    noise = torch.rand(size[1], size[0], 3, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray((noise * 255).byte().numpy())
+    wanted = processor(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(reward.preprocess([picture]), wanted, atol=2e-2, rtol=0)
+
+
 def test_pickscores_tokenizer_is_of_the_same_commit(monkeypatch):
     asked = []
 
