@@ -265,7 +265,7 @@ def told(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     by = settings["judge"] if settings["recorded"] is None else f"the recorded {settings['recorded']}"
     pairs = {outcome: count for outcome, count in summary["pairs"].items() if count}
     lines = [
-        f"{summary['rows']} pairs of {summary['prompts with pairs']} of {summary['prompts']} prompts, by {by} and the "
+        f"{summary['rows']} pairs from {summary['prompts with pairs']} of {summary['prompts']} prompts, by {by} and the "
         f"rule {settings['rule']}.",
         f"Looked at: {', '.join(f'{count} {outcome}' for outcome, count in pairs.items()) or 'nothing'}.",
     ]
