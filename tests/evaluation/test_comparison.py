@@ -444,7 +444,7 @@ def test_failures_do_not_spoil_the_rest(study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompts", "shapess", *"--model shapes --rewards none --out OUT".split()], "Did you mean 'shapes'?"),
+        (["--prompts", "shapess", "--model", "shapes", "--rewards", "none", "--out", "OUT"], "Did you mean 'shapes'?"),
         (["nowhere.yaml", "--out", "OUT"], "Expected a study at nowhere.yaml, a YAML file, but there is none."),
     ],
 )
