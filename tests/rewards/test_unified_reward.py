@@ -270,7 +270,7 @@ def test_our_words_where_the_published_cannot_be_had(published, monkeypatch, cap
     assert len(published) == 1, "it is not waited for again"
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no route to host" in line
-    assert "Asking in our own words" in line
+    assert "give its path by the option `template`. Asking in our own words" in line
     with pytest.raises(OSError, match=r"Could not fetch UnifiedReward's prompt of 'axes'"):
         template_of("axes", ["2.0"], ["prompt"], "published")
 
