@@ -20,6 +20,7 @@ OUT := out/demo$(subst $(SPACE),,$(addprefix -,$(subst /,-,$(OTHER))))
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fk-steer needs Python 3.11 or newer, but \
 	$(PYTHON) is ' + sys.version.split()[0] + '. Choose another: make ... PYTHON=python3.12')"
+	@echo "Installing into $(VENV): minutes, most of them PyTorch's."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@

@@ -84,6 +84,8 @@ def load_pipeline(
     from .pipelines import FKStableDiffusionPipeline, FKStableDiffusionXLPipeline
 
     name, model = model, find_model(model)
+    if lora is not None:
+        lora = locate(lora, "LoRA weights")
     stock = DiffusionPipeline.load_config(model).get("_class_name", "")
     found = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}.get(stock, "auto")
     if kind not in ("auto", found):

@@ -34,10 +34,13 @@ class Source:
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(), self.blob
 
 
-def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: Path | None = None) -> Path:
+def fetch(
+    source: Source, opener: Callable[[str], bytes] | None = None, cache: Path | None = None, by: str = ""
+) -> Path:
     """A published file, downloaded unless it is there already, and checked.
 
     Args:
+        by: the option that takes a path in its place, for messages.
         opener: URL -> content; None to download.
         cache: folder to keep it in; None for the assets in the cache of `huggingface_hub`.
 
@@ -51,7 +54,7 @@ def fetch(source: Source, opener: Callable[[str], bytes] | None = None, cache: P
         found, expected = source.digest(path.read_bytes())
         if found == expected:
             return path
-    advice = f"Download it from {source.url} elsewhere and give its path."
+    advice = f"Download it from {source.url} elsewhere and give its path{by and f' by {by}'}."
     try:
         content = (opener or download)(source.url)
     except OSError as error:

@@ -43,6 +43,9 @@ def errors_as_lines(prefix: str) -> Iterator[None]:
         if isinstance(error, ModuleNotFoundError) and (error.name or "") in PACKAGES:
             error = missing(str(error.name))
         text = _on_a_line(error)
+        if isinstance(error, OSError) and text.startswith("[Errno"):
+            # Numbers are for programs.
+            text = text.partition("] ")[2]
         if not isinstance(error, _OF_USERS):
             text = f"{type(error).__name__}: {text} (With {TRACEBACK}=1 it is shown where this comes from.)"
         typer.secho(prefix, err=True, fg=typer.colors.RED, nl=False)

@@ -333,3 +333,5 @@ def test_the_command_says_what_is_wrong():
         [sys.executable, "-m", "fk_steer", "app", "--model", "shapse"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1 and "shapes" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    # It takes a while until there is a page to open.
+    assert done.stdout.splitlines()[0] == "Loading PyTorch and Diffusers ..."

@@ -535,6 +535,12 @@ def test_errors_of_other_kinds_are_a_line_unless_asked_for_whole(monkeypatch, ca
         fail()
 
 
+def test_what_the_system_says_is_told_without_its_number(tmp_path, capsys):
+    with pytest.raises(typer.Exit), errors_as_lines("error:"):
+        (tmp_path / "nowhere.json").read_text()
+    assert capsys.readouterr().err == f"error: No such file or directory: '{tmp_path / 'nowhere.json'}'\n"
+
+
 def test_warnings_are_a_line(capsys):
     with errors_as_lines("error:"):
         assert warnings.formatwarning("first\nsecond", UserWarning, "file.py", 3) == "warning: first second\n"

@@ -54,7 +54,7 @@ def test_they_take_the_precision_of_the_pipeline(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_one_error(tmp_path):
-    with pytest.raises(ValueError, match=r"Expected `lora` to be weights .* but got '.*nowhere'"):
+    with pytest.raises(OSError, match=r"Found no LoRA weights '.*nowhere': there is no such folder or file"):
         load_pipeline("shapes", lora=str(tmp_path / "nowhere"))
     made(tmp_path, "shapes-xl")
     with pytest.raises(ValueError, match="Expected `lora` to be weights"):

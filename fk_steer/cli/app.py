@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..console import console
-from .options import Device, one_line_errors
+from .options import Device, one_line_errors, start
 
 
 def page(
@@ -38,6 +38,7 @@ def page(
     It starts with a model that comes along and needs no download.
     """
     with one_line_errors():
+        start()
         from ..app import Limits, launch
 
         launched = launch(

@@ -247,6 +247,8 @@ def compare(
 def _config(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected a study at {file}, a YAML file, but there is none.")
     from llava_reward_guide.texts import read_yaml
 
     config = read_yaml(file)

@@ -189,7 +189,9 @@ def _checkpoints(card: RewardCard) -> Table:
     alike: dict[tuple[str, ...], list[str]] = {}
     for checkpoint, variants in card.checkpoints.items():
         alike.setdefault(variants, []).append(checkpoint)
-    table = Table("checkpoints", "variants", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("checkpoints", no_wrap=True)
+    table.add_column("variants")
     for variants, checkpoints in alike.items():
         table.add_row("\n".join(checkpoints), ", ".join(variants))
     return table

@@ -164,6 +164,19 @@ def prompt_list(name: str, path: str | Path | None = None) -> list[dict[str, Any
     return entries
 
 
+def check_prompt_list(name: str) -> None:
+    """Make sure that a name or path is one that `prompt_list` takes, without reading or fetching anything.
+
+    Raises:
+        FileNotFoundError: if it is neither a known name nor a file, with a name that may have been meant.
+    """
+    known = (*PUBLISHED, "shapes")
+    if name not in known and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"Unknown list of prompts {name!r}. Expected a file or one of: {', '.join(known)}.{suggestion(name, known)}"
+        )
+
+
 def prompts_in_file(path: str | Path) -> list[str]:
     """The texts of a file of prompts, see `prompt_list`.
 
@@ -199,11 +212,7 @@ def evenly(entries: Sequence[Mapping[str, Any]], limit: int | None) -> list[int]
 
 
 def _own_prompts(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Unknown list of prompts {str(path)!r}. Expected a file or one of: {', '.join((*PUBLISHED, 'shapes'))}."
-            f"{suggestion(str(path), (*PUBLISHED, 'shapes'))}"
-        )
+    check_prompt_list(str(path))
     if path.suffix.lower() in TABLES:
         return _prompts_in_table(path)
     if path.suffix.lower() != ".jsonl":

@@ -265,8 +265,8 @@ def told(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     by = settings["judge"] if settings["recorded"] is None else f"the recorded {settings['recorded']}"
     pairs = {outcome: count for outcome, count in summary["pairs"].items() if count}
     lines = [
-        f"{summary['rows']} pairs of {summary['prompts with pairs']} of {summary['prompts']} prompts, by {by} and the "
-        f"rule {settings['rule']}.",
+        f"{summary['rows']} pairs from {summary['prompts with pairs']} of {summary['prompts']} prompts, by {by} and "
+        f"the rule {settings['rule']}.",
         f"Looked at: {', '.join(f'{count} {outcome}' for outcome, count in pairs.items()) or 'nothing'}.",
     ]
     left_out = {name: summary[name] for name in ("copies", "unreadable images", "failed requests") if summary[name]}

@@ -134,7 +134,10 @@ class StepSampler(Sampler[list[int]]):
         probabilities: Sequence[float] | None = None,
     ) -> None:
         if len(indices) < batch_size:
-            raise ValueError(f"Expected at least `batch_size` ({batch_size}) readable items, but got {len(indices)}.")
+            raise ValueError(
+                f"Expected at least `batch_size` ({batch_size}) readable items, but got {len(indices)}. Take a smaller "
+                "one, --batch-size, or more data."
+            )
         if batch_size % (micro_batch_size * num_processes):
             raise ValueError(
                 f"Expected `batch_size` to be a multiple of `micro_batch_size` times the number of processes, but got "

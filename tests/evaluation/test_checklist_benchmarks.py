@@ -408,3 +408,10 @@ class TestRuns:
 def test_who_judged(judge, options, expected, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert judge_id(parse_metrics([judge], options)[0]) == expected
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("fk_steer.published.download", lambda url: pytest.fail("It was fetched."))
+    result = CliRunner().invoke(app, ["eval", "dpg", str(tmp_path / "nowhere")])
+    assert result.exit_code == 1
+    assert "Expected a folder of images at" in result.stderr and "nowhere, but there is none." in result.stderr

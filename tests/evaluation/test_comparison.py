@@ -441,6 +441,31 @@ def test_failures_do_not_spoil_the_rest(study, tmp_path):
     assert "nowhere" in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "shapess", "--model", "shapes", "--rewards", "none", "--out", "OUT"], "Did you mean 'shapes'?"),
+        (["nowhere.yaml", "--out", "OUT"], "Expected a study at nowhere.yaml, a YAML file, but there is none."),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_made(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = compare(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.count("error: ") == 1 and message in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_where_nothing_could_be_made_there_is_nothing_to_open(tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    result = compare("--model", tmp_path / "empty", "--rewards", "none", "--prompts", "shapes", "--out", out)
+    assert result.exit_code == 1
+    assert "is no pipeline: it holds no model_index.json" in result.output
+    assert result.output.endswith("No images were made, so there is nothing to compare.\n")
+    assert not (out / "report.html").exists()
+
+
 def test_other_models_and_prompts(tmp_path):
     """A study of a file, on models that are not bundled, with prompts that are not GenEval's."""
     sd().save_pretrained(tmp_path / "tiny")

@@ -97,6 +97,8 @@ def test_fetching_fails(tmp_path):
 
     with pytest.raises(OSError, match="no network. Download it from https://example.org/list.jsonl elsewhere"):
         fetch(source, offline, tmp_path)
+    with pytest.raises(OSError, match="elsewhere and give its path by --questions"):
+        fetch(source, offline, tmp_path, by="--questions")
     with pytest.raises(OSError, match="the file has changed"):
         fetch(source, lambda url: b"other", tmp_path)
     assert not list(tmp_path.iterdir())

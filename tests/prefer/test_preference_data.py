@@ -732,7 +732,7 @@ def test_from_prompts_to_a_dataset_with_the_bundled_model(tmp_path):
     assert {row["caption"] for row in rows} == {"a photo of three hearts", "a photo of a red star"}
     assert {row["seed_0"] for row in rows} | {row["seed_1"] for row in rows} == {0, 1}
     assert all(row["score_0"] > row["score_1"] and row["judge"] == "clip-score" for row in rows)
-    assert f"{len(rows)} pairs of 2 of 2 prompts, by the recorded clip-score and the rule all-pairs." in result.output
+    assert f"{len(rows)} pairs from 2 of 2 prompts, by the recorded clip-score and the rule all-pairs." in result.output
     of_candidates = {path.name for path in (out / "candidates/seed-0").rglob("*") if path.is_file()} - {".lock"}
     assert of_candidates == {"settings.json", "trace.json", "00.png", "01.png", "02.png"}
     before = files(out)

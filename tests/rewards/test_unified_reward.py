@@ -270,7 +270,7 @@ def test_our_words_where_the_published_cannot_be_had(published, monkeypatch, cap
     assert len(published) == 1, "it is not waited for again"
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no route to host" in line
-    assert "Asking in our own words" in line
+    assert "give its path by the option `template`. Asking in our own words" in line
     with pytest.raises(OSError, match=r"Could not fetch UnifiedReward's prompt of 'axes'"):
         template_of("axes", ["2.0"], ["prompt"], "published")
 
@@ -367,12 +367,17 @@ def test_a_checkpoint_that_does_not_know_the_task():
         load_reward("unified-reward", checkpoint="UnifiedReward-qwen-8b")
 
 
-def test_the_table_of_checkpoints():
+def test_the_table_of_checkpoints(monkeypatch):
     output = CliRunner().invoke(app, ["rewards", "show", "unified-reward"]).output
     assert "which checkpoint knows which variant" in output
     assert all(checkpoint in output for checkpoint in CHECKPOINTS)
     (line,) = [line for line in output.splitlines() if "UnifiedReward-Flex-qwen3vl-8b" in line and "flex," in line]
     assert line.split() == ["CodeGoat24/UnifiedReward-Flex-qwen3vl-8b", "flex,", "video-flex"]
+    # However narrow the terminal is, their names are whole.
+    monkeypatch.setattr("fk_steer.console.console._width", 80)
+    narrow = CliRunner().invoke(app, ["rewards", "show", "unified-reward"]).output
+    assert max(map(len, narrow.split("which checkpoint")[1].split("options:")[0].splitlines())) <= 80
+    assert all(checkpoint in narrow for checkpoint in CHECKPOINTS)
 
 
 # Against a server

@@ -312,7 +312,9 @@ def test_mistakes_are_said_before_the_work_starts(tmp_path):
             config(tmp_path, **changes)
     with pytest.raises(ValueError, match="Expected `data`, preferences to train on"):
         train_dpo(config(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"at least `batch_size` \(4\) readable items, but got 2"):
+    with pytest.raises(
+        ValueError, match=r"at least `batch_size` \(4\) readable items, but got 2\. Take a smaller one, --batch-size"
+    ):
         train_dpo(config(tmp_path / "few"), sd(), preferences(2))
     with pytest.raises(ValueError, match="Expected `timesteps` among those of the model, 0 to 999, but got 1000"):
         train_dpo(config(tmp_path / "times", timesteps=[999, 1000]), sd(), preferences())

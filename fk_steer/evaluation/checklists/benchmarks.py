@@ -152,7 +152,7 @@ def dpg_checklists(path: Path | None) -> dict[str, Checklist]:
         OSError: if it cannot be had.
         ValueError: for another table.
     """
-    file = fetch(DPG_QUESTIONS) if path is None else path
+    file = fetch(DPG_QUESTIONS, by="--questions") if path is None else path
     rows = read_table(file)
     columns = {"item_id", "proposition_id", "dependency", "tuple", "question_natural_language"}
     if not rows or not columns <= rows[0].keys():

@@ -95,6 +95,9 @@ def run(
             given by another judge.
     """
     metric = _judge(judge, judge_options)
+    # Before anything is fetched for it.
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected a folder of images at {folder}, but there is none.")
     ask = _ask_of(name, prompts_file, questions)
     pictures, left_out = find(folder, ask)
     out = out or folder / name

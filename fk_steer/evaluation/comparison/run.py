@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ...console import console, show
+from ...console import console, say, show
 from ...files import alone, write_atomically, write_json
 from ..generation.run import is_first_process
+from ..prompts import check_prompt_list
 from .report import digest, digest_of, page
 from .results import CellResults, gather, to_dict
 from .study import Study, read_study, run_study
@@ -45,8 +46,14 @@ def run(
 
     Returns:
         What failed -> why.
+
+    Raises:
+        FileNotFoundError: for an unknown list of prompts, before anything is made.
+        ValueError: see `read_study`.
     """
     made = read_study(config)
+    for given in made.prompts.values():
+        check_prompt_list(str(given["prompts"]))
     with alone(out) if is_first_process() else nullcontext():
         failures = run_study(
             made, out, device=device, processes=processes, metric_batch_size=metric_batch_size, repair=repair
@@ -54,6 +61,9 @@ def run(
         if not is_first_process():
             return failures
         results = _write(made, out, failures, report_prompts)
+    if not results:
+        say("No images were made, so there is nothing to compare.")
+        return failures
     for table in tables(results, made.baseline):
         show(for_terminal(table), fixed=len(table.places) + 1)
         console.print()

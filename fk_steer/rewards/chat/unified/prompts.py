@@ -324,7 +324,8 @@ def _file(source: Source) -> Path:
         return contents[0]
 
     # Scripts of different folders share their names.
-    return fetch(source, quickly, cached_assets_path("fk_steer", "unified-reward", source.sha256[:12]))
+    cache = cached_assets_path("fk_steer", "unified-reward", source.sha256[:12])
+    return fetch(source, quickly, cache, by="the option `template`")
 
 
 def _ours(task: str, fields: Sequence[str]) -> Template:
