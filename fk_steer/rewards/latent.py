@@ -67,6 +67,13 @@ class LatentReward(Reward):
         """
         raise TypeError(f"Expected the class {type(self).__name__} to define `of_latents`.")
 
+    def check_pipeline(self, pipe: Any) -> None:
+        """Make sure before a run that it can read the latents of a pipeline. By default it can.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """Images cannot be read.
 

@@ -353,7 +353,7 @@ def hpsv3_plus(config: Mapping[str, Any], condition: int = 256) -> Shapes:
     return shapes | linear("cap_encoder.pool_attn", 1, condition) | linear("cap_encoder.out_proj", 1, condition)
 
 
-SD3_MEDIUM = {
+SD3_MEDIUM: dict[str, Any] = {
     "sample_size": 128,
     "patch_size": 2,
     "in_channels": 16,
@@ -370,7 +370,7 @@ SD3_MEDIUM = {
 }
 """The transformer of Stable Diffusion 3.5 medium."""
 
-DINA_LRM = {
+DINA_LRM: dict[str, Any] = {
     "model": {
         "backbone_model_id": "stabilityai/stable-diffusion-3.5-medium",
         "num_transformer_layers": 12,
@@ -394,6 +394,35 @@ DINA_LRM = {
     "training": {"add_noise": True},
 }
 """What the published config.json says, as far as it matters."""
+
+
+TINY_SD3: dict[str, Any] = {
+    "sample_size": 8,
+    "patch_size": 1,
+    "in_channels": 4,
+    "num_layers": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 64,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 64,
+    "out_channels": 4,
+    "pos_embed_max_size": 24,
+    "dual_attention_layers": [0, 1],
+    "qk_norm": "rms_norm",
+}
+"""Of the form of `SD3_MEDIUM`, and the widths of `fk_steer.testing.sd3`."""
+
+TINY_DINA_LRM: dict[str, Any] = {
+    **DINA_LRM,
+    "model": {
+        **DINA_LRM["model"],
+        "num_transformer_layers": 3,
+        "lora_config": {"r": 2, "lora_alpha": 4, "init_lora_weights": "gaussian"},
+        "visual_head_idx": [1, 2, 3],
+        "text_head_idx": [2, 3],
+    },
+}
 
 
 def sd3_transformer(config: Mapping[str, Any]) -> Shapes:
@@ -485,3 +514,12 @@ def adapter_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """adapter_config.json beside `dina_lora`, as far as it matters."""
     attention = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
     return {"peft_type": "LORA", "bias": "none", "target_modules": attention, **config["model"]["lora_config"]}
+
+
+def dina_inputs() -> dict[str, Tensor]:
+    """What golden rewards of a `TINY_DINA_LRM` are for: three latents, their texts, and noise (1, 4, 8, 8)."""
+    drawn = torch.Generator().manual_seed(1)
+    shapes = {"latents": (3, 4, 8, 8), "words": (3, 7, 64), "pooled": (3, 64)}
+    inputs = {name: torch.randn(shape, generator=drawn) for name, shape in shapes.items()}
+    # The first draw of the reward itself.
+    return {**inputs, "noise": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
