@@ -45,7 +45,9 @@ def main() -> None:
         save_file(published.random_weights(published.dina_lora(*sizes)), lora / "adapter_model.safetensors")
         torch.save(published.random_weights(published.dina_head(*sizes)), Path(folder) / "rm_head.pt")
         with patch.object(inference, "load_config", lambda path: attributes(published.TINY_DINA_LRM)):
-            original = inference.DRMInferencer(pipe, "", folder, load_from_disk=True, device="cpu", model_dtype=torch.float32)
+            original = inference.DRMInferencer(
+                pipe, "", folder, load_from_disk=True, device="cpu", model_dtype=torch.float32
+            )
     inputs = published.dina_inputs()
     texts = {"encoder_hidden_states": inputs["words"], "pooled_projections": inputs["pooled"]}
     noise, latents, found = inputs["noise"], inputs["latents"], {}

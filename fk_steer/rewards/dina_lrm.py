@@ -426,9 +426,7 @@ def nearest_level(level: float) -> float:
     return float(levels[(levels - level).abs().argmin()])
 
 
-def load_model(
-    path: str, backbone: str | None, revision: str | None, dtype: torch.dtype, reward: str
-) -> DiNaLRMModel:
+def load_model(path: str, backbone: str | None, revision: str | None, dtype: torch.dtype, reward: str) -> DiNaLRMModel:
     """The model in evaluation mode, without gradients.
 
     Raises:

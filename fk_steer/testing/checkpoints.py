@@ -3,7 +3,7 @@
 Sources: the code that wrote the files, THUDM/ImageReward c1392c6, tgxs002/HPSv2 866735e (open_clip),
 christophschuhmann/improved-aesthetic-predictor, linzhiqiu/t2v_metrics before 74c7208, the package hpsv3 1.0.0 with
 transformers 4.45.2, Kwai-Kolors/MPS be9027f as imscore 0.0.11 saves it, hjbahng/cyclereward 36e1077,
-PlantPotatoOnMoon/HPSv3-PlusPlus 7bdbebc with transformers 4.57.0, HKUST-C4G/diffusion-rm caf485b with diffusers 0.36.0
+PlantPotatoOnMoon/HPSv3-PlusPlus 7bdbebc with transformers 4.57.0, HKUST-C4G/diffusion-rm af485b4 with diffusers 0.36.0
 and peft 0.17.1.
 """
 
@@ -487,7 +487,9 @@ def dina_head(config: Mapping[str, Any], transformer: Mapping[str, Any]) -> Shap
         for place in range(len(places)):
             name = f"layer_adapters_{kind}.{place}"
             shapes[f"{name}.layer_embed"] = (1, 1, width)
-            shapes |= linear(f"{name}.cond_mlp.0", 2 * width, width) | linear(f"{name}.cond_mlp.2", 2 * width, 2 * width)
+            shapes |= linear(f"{name}.cond_mlp.0", 2 * width, width) | linear(
+                f"{name}.cond_mlp.2", 2 * width, 2 * width
+            )
             shapes |= linear(f"{name}.proj", width // 4, width)
         shapes |= linear(f"agg_{kind}", width, len(places) * (width // 4))
     for name in ("attn1", "attn2"):

@@ -31,6 +31,7 @@ CHATS = {label: TinyReward(chat_options(label), uses_prompt=False) for label in 
 REMOTE = {"remote": TinyReward(served_clip)}
 ALL = {**TINY_REWARDS, **CHATS, **REMOTE}
 
+
 def is_latent(factory) -> bool:
     return isinstance(factory, type) and issubclass(factory, LatentReward)
 

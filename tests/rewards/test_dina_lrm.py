@@ -8,8 +8,11 @@ import pytest
 import torch
 from conftest import shipped_golden
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fk_steer import FKSteering, load_reward, steer
+from fk_steer.cli import app
+from fk_steer.evaluation.panel.metrics import Metric, check_metrics, parse_metrics
 from fk_steer.loading import load_guide
 from fk_steer.rewards import Latents, RewardError, RewardLoadError, dina_lrm
 from fk_steer.rewards.loading import assign_weights, empty
@@ -85,7 +88,9 @@ def test_names_and_shapes_at_full_size():
     assign_weights(model.backbone, dina_lrm.first_layers(whole, 12), "", "dina-lrm")
     assign_weights(model.reward_head, meta(checkpoints.dina_head(config, sizes)), "", "dina-lrm")
     assert dina_lrm.DiNaLRM.card.weights == round(sum(one.numel() for one in model.parameters()) / 1e9, 2)
-    modules = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in checkpoints.dina_lora(config, sizes)}
+    modules = {
+        name.split(".lora_")[0].removeprefix("base_model.model.") for name in checkpoints.dina_lora(config, sizes)
+    }
     # Eight layers of attention in each block, and four of the second one.
     assert len(modules) == 12 * (8 + 4)
     assert all(isinstance(model.backbone.get_submodule(name), torch.nn.Linear) for name in modules)
@@ -117,7 +122,10 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("change", "message"),
-        [({"use_logistic": True}, "cannot be, by its use_logistic"), ({"reward_head": None}, "is not. .AttributeError")],
+        [
+            ({"use_logistic": True}, "cannot be, by its use_logistic"),
+            ({"reward_head": None}, "is not. .AttributeError"),
+        ],
     )
     def test_another_model(self, folder, change, message):
         config = {**checkpoints.TINY_DINA_LRM, "model": {**checkpoints.TINY_DINA_LRM["model"], **change}}
@@ -126,7 +134,10 @@ class TestFiles:
             load(folder)
 
     def test_too_few_layers(self, folder):
-        config = {**checkpoints.TINY_DINA_LRM, "model": {**checkpoints.TINY_DINA_LRM["model"], "num_transformer_layers": 4}}
+        config = {
+            **checkpoints.TINY_DINA_LRM,
+            "model": {**checkpoints.TINY_DINA_LRM["model"], "num_transformer_layers": 4},
+        }
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(RewardLoadError, match="more than 4 layers, but there are 4"):
             load(folder)
@@ -169,7 +180,10 @@ class TestLevels:
     [
         ({"latents": torch.zeros(3, 16, 8, 8)}, r"\(4, H, W\) each, but got \(16, 8, 8\)"),
         ({"latents": torch.zeros(3, 64, 16)}, r"but got \(64, 16\)"),
-        ({"words": torch.zeros(3, 7, 32)}, r"\(T, 64\) and, pooled, \(64,\) .* but got \[\(7, 32\), None, \(64,\), None\]"),
+        (
+            {"words": torch.zeros(3, 7, 32)},
+            r"\(T, 64\) and, pooled, \(64,\) .* but got \[\(7, 32\), None, \(64,\), None\]",
+        ),
         ({"pooled": None}, "at places 0 and 2 of four"),
     ],
 )
@@ -223,3 +237,17 @@ def test_finished_images(folder):
     expected = reward.of_latents(Latents(clean, clean, 1.0, 0.0, None, texts), PROMPTS)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (found[0] - found[1]).abs() > 1e-4
+
+
+def test_scoring_files_is_refused_before_weights_are_loaded(tmp_path):
+    result = CliRunner().invoke(
+        app, ["score", str(tmp_path / "a.png"), "--prompt", "a", "--reward", "clip-score,dina-lrm"]
+    )
+    assert result.exit_code == 1
+    assert "Reward 'dina-lrm' reads the latents of a denoising loop, so it cannot score images" in result.stderr
+
+
+def test_it_is_no_metric_but_may_have_guided():
+    with pytest.raises(ValueError, match="'dina-lrm' reads the latents of a denoising loop"):
+        parse_metrics(["dina-lrm"])
+    assert check_metrics([Metric("dina-lrm", "dina-lrm", of_guide=True)])
