@@ -183,7 +183,7 @@ class Head(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def tokens(self, image: Sequence[Tensor], text: Sequence[Tensor], time: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the states (B, N, hidden) and (B, T, hidden) of each layer at one level, (B, N, width) and (B, T, width)."""
+        """Of the states (B, N, hidden), (B, T, hidden) of each layer at one level, (B, N, width), (B, T, width)."""
         seen = [reading(states, time) for reading, states in zip(self.layer_adapters_visual, image, strict=True)]
         said = [reading(states, time) for reading, states in zip(self.layer_adapters_text, text, strict=True)]
         return self.agg_visual(torch.cat(seen, -1)), self.agg_text(torch.cat(said, -1))

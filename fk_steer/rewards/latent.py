@@ -86,8 +86,8 @@ class LatentReward(Reward):
 def refusal(name: str) -> str:
     """What is said where a `LatentReward` is to score images."""
     return (
-        f"Reward '{name}' reads the latents of a denoising loop, so it cannot score images. Steer by it, or take another "
-        "reward for images."
+        f"Reward '{name}' reads the latents of a denoising loop, so it cannot score images. Steer by it, or take "
+        "another reward for images."
     )
 
 
