@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch._dynamo  # which asks whether there is scikit-learn, and must not meet the stand-in
 from safetensors.torch import save_file
 from shared import checkpoints, stand_in, write
 
