@@ -223,6 +223,19 @@ def check_names(reward: str) -> None:
         reward_factory(name)
 
 
+def check_images(reward: str) -> None:
+    """Make sure that the rewards in a name score images, before any weights are loaded.
+
+    Raises:
+        ValueError: for one that reads latents, an unknown one or a name of another form.
+    """
+    from .rewards.latent import check_scores_images
+    from .rewards.registry import reward_factory
+
+    for name in combination(reward).names:
+        check_scores_images(name, reward_factory(name))
+
+
 def _load_single(name: str, device: torch.device | str, options: Mapping[str, Any]) -> RewardFunction:
     from .rewards import load_reward
     from .rewards.registry import available_rewards

@@ -125,8 +125,12 @@ def score(
     with one_line_errors():
         if len(prompt) not in (1, len(images)):
             raise ValueError(f"Expected --prompt once or {len(images)} times, but got it {len(prompt)} times.")
+        from ..loading import check_images
+
         names = list(dict.fromkeys(name.strip() for name in reward.split(",")))
         options = {name: options_of(reward_option or [], name, names) for name in names}
+        for name in names:
+            check_images(name)
         prompts = prompt * len(images) if len(prompt) == 1 else prompt
         opened, errors = _open_all(images)
         scores: dict[int, dict[str, float | None]] = {index: {} for index in opened}

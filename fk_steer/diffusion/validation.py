@@ -100,11 +100,13 @@ def check_form_of_images(pipe: Any, reward: Reward) -> None:
     """Rewards of latents take those of either.
 
     Raises:
-        ValueError: if the pipeline gives videos and the reward takes images, or the other way.
+        ValueError: if the pipeline gives videos and the reward takes images, or the other way, or latents that a reward
+            cannot read.
     """
     videos = makes_videos(pipe)
     for leaf in reward.leaves:
         if isinstance(leaf, LatentReward):
+            leaf.check_pipeline(pipe)
             continue
         if videos and not leaf.takes_videos:
             raise ValueError(

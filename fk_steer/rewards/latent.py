@@ -67,16 +67,41 @@ class LatentReward(Reward):
         """
         raise TypeError(f"Expected the class {type(self).__name__} to define `of_latents`.")
 
+    def check_pipeline(self, pipe: Any) -> None:
+        """Make sure before a run that it can read the latents of a pipeline. By default it can.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """Images cannot be read.
 
         Raises:
             RewardError: always.
         """
-        raise RewardError(
-            f"Reward '{self.name}' reads the latents of a denoising loop, so it cannot score images. Steer by it, or "
-            "take another reward for images."
-        )
+        raise RewardError(refusal(self.name))
+
+
+def refusal(name: str) -> str:
+    """What is said where a `LatentReward` is to score images."""
+    return (
+        f"Reward '{name}' reads the latents of a denoising loop, so it cannot score images. Steer by it, or take "
+        "another reward for images."
+    )
+
+
+def check_scores_images(name: str, factory: Any) -> None:
+    """Make sure before its weights are loaded that a reward scores images.
+
+    Args:
+        factory: what makes it, see `reward_factory`.
+
+    Raises:
+        ValueError: for a `LatentReward`.
+    """
+    if isinstance(factory, type) and issubclass(factory, LatentReward):
+        raise ValueError(refusal(name))
 
 
 def encode_latents(reward: LatentReward, latents: Latents, prompts: Sequence[str], where: str) -> Tensor:

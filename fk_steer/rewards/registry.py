@@ -21,6 +21,7 @@ _BUILT_IN = {
     "checklist-chat": "fk_steer.rewards.chat.checklist_chat:ChecklistChat",
     "clip-score": "fk_steer.rewards.clip_score:CLIPScore",
     "cycle-reward": "fk_steer.rewards.cycle_reward:CycleReward",
+    "dina-lrm": "fk_steer.rewards.dina_lrm:DiNaLRM",
     "edit-score": "fk_steer.rewards.chat.edit_score:EditScore",
     "hps": "fk_steer.rewards.hps:HPS",
     "hpsv3": "fk_steer.rewards.hpsv3:HPSv3",

@@ -269,6 +269,22 @@ def save_hpsv3_plus(folder: Path) -> dict[str, Any]:
     return {"path": str(folder)}
 
 
+def save_dina_lrm(folder: Path) -> dict[str, Any]:
+    """config.json and the folder checkpoint, and beside them the transformer of a pipeline as small as `sd3()`."""
+    lora, transformer = folder / "checkpoint" / "backbone_lora", folder / "sd3" / "transformer"
+    for place in (lora, transformer):
+        place.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(published.TINY_DINA_LRM))
+    (lora / "adapter_config.json").write_text(json.dumps(published.adapter_config(published.TINY_DINA_LRM)))
+    config = {"_class_name": "SD3Transformer2DModel", **published.TINY_SD3}
+    (transformer / "config.json").write_text(json.dumps(config))
+    sizes = (published.TINY_DINA_LRM, published.TINY_SD3)
+    save_file(published.random_weights(published.dina_lora(*sizes)), lora / "adapter_model.safetensors")
+    torch.save(published.random_weights(published.dina_head(*sizes)), folder / "checkpoint" / "rm_head.pt")
+    save_file(published.sd3_weights(published.TINY_SD3), transformer / "diffusion_pytorch_model.safetensors")
+    return {"path": str(folder), "backbone": str(folder / "sd3")}
+
+
 QWEN_MARKS = {
     "image": "<|image_pad|>",
     "video": "<|video_pad|>",
@@ -403,6 +419,7 @@ TINY_REWARDS: Mapping[str, TinyReward] = MappingProxyType(
         "clip-score": TinyReward(_save_clip),
         "clip-score:hessel": TinyReward(_save_clip),
         "cycle-reward": TinyReward(save_cycle_reward),
+        "dina-lrm": TinyReward(save_dina_lrm),
         "hps": TinyReward(save_hps),
         "llava-reward": TinyReward(save_llava_reward),
         "hps:v2": TinyReward(save_hps),

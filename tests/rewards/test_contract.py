@@ -12,7 +12,7 @@ from PIL import Image
 from reward_server import RewardServer
 
 from fk_steer import FKSteering, load_reward, steer
-from fk_steer.rewards import Reward, RewardCard, available_rewards
+from fk_steer.rewards import LatentReward, Reward, RewardCard, RewardError, available_rewards
 from fk_steer.rewards.local import LocalReward
 from fk_steer.rewards.registry import reward_factory
 from fk_steer.shapes import load_pipeline
@@ -31,6 +31,11 @@ CHATS = {label: TinyReward(chat_options(label), uses_prompt=False) for label in 
 REMOTE = {"remote": TinyReward(served_clip)}
 ALL = {**TINY_REWARDS, **CHATS, **REMOTE}
 
+
+def is_latent(factory) -> bool:
+    return isinstance(factory, type) and issubclass(factory, LatentReward)
+
+
 FACTORIES = {key: reward_factory(key.split(":")[0]) for key in ALL}
 LOCAL = [key for key, factory in FACTORIES.items() if isinstance(factory, type) and issubclass(factory, LocalReward)]
 
@@ -47,7 +52,11 @@ def pil(batch: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in batch]
 
 
-@pytest.fixture(params=ALL)
+# Others read latents; tests/rewards/test_dina_lrm.py has theirs.
+IMAGES = [key for key, factory in FACTORIES.items() if not is_latent(factory)]
+
+
+@pytest.fixture(params=IMAGES)
 def key(request) -> str:
     return request.param
 
@@ -192,6 +201,16 @@ def test_unknown_variant(key, reward, tmp_path):
     known = ", ".join(reward.card.variants)
     with pytest.raises(ValueError, match=f"Unknown variant 'v0' of {reward.name}. Known: {known}"):
         load_reward(reward.name, **options)
+
+
+@pytest.mark.parametrize("key", sorted(ALL.keys() - set(IMAGES)))
+def test_rewards_of_latents_refuse_images(key, tmp_path):
+    reward = tiny_reward(key, tmp_path, device="cpu")
+    assert isinstance(reward, Reward) and reward.name == key
+    assert reward.default_lmbda == reward.card.default_lmbda > 0
+    assert reward.card.hub_id in type(reward).__doc__
+    with pytest.raises(RewardError, match=f"'{key}' reads the latents of a denoising loop, so it cannot score images"):
+        reward(pictures(), ["a"] * 4)
 
 
 @pytest.mark.parametrize("key", LOCAL)

@@ -19,6 +19,7 @@ from ...options import reward_options
 from ...rewards.chat import check_recordable
 from ...rewards.clip import CLIPReward
 from ...rewards.judge import scores_or_none
+from ...rewards.latent import LatentReward, check_scores_images
 from ...rewards.local import unit
 from ...rewards.registry import reward_factory
 from ...smc import brief
@@ -41,8 +42,8 @@ class Metric:
         label: its name, also that of its file.
         reward: the reward's name, or 'diversity'.
         options: of the reward; of diversity those of the `CLIPScore` whose image embeddings are compared.
-        of_guide: whether it is here only because it guides: it then has no scores if it only compares, where a metric
-            that was asked for is an error.
+        of_guide: whether it is here only because it guides: it then has no scores if it only compares or reads
+            latents, where a metric that was asked for is an error.
     """
 
     label: str
@@ -133,6 +134,8 @@ def check_metrics(metrics: Sequence[Metric]) -> list[Metric]:
                 f"Metric '{metric.label}' has no option {unknown[0]!r}. It takes: {', '.join(parameters)}."
             )
         check_recordable(metric.options)
+        if not metric.of_guide:
+            check_scores_images(metric.reward, _factory(metric.reward))
         if not is_file_name(metric.label):
             raise ValueError(f"Expected a metric's label to be usable as the name of a file, but got {metric.label!r}.")
         if metric.label in seen:
@@ -165,9 +168,9 @@ def load_metric(metric: Metric, device: torch.device | str) -> Scorer:
     if metric.reward == DIVERSITY:
         return _diversity(load_guide("clip-score", device, **metric.options))
     reward = load_guide(metric.reward, device, **metric.options)
+    if metric.of_guide and (getattr(reward, "relative", False) or isinstance(reward, LatentReward)):
+        return lambda images, prompts: [None] * len(images)
     if getattr(reward, "relative", False):
-        if metric.of_guide:
-            return lambda images, prompts: [None] * len(images)
         raise ValueError(
             f"'{metric.label}' says only how the images of a prompt compare with one another, so it is no metric; "
             "choose a task, variant or checkpoint that scores single images."
