@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from .packages import require
 from .texts import read_yaml
 
 
@@ -79,6 +80,7 @@ def take_settings(command: Callable[..., None], kind: type[Any], config_help: st
         kind: dataclass of the settings.
         config_help: what `--config` reads, a sentence without its end.
     """
+    require("typer")
     import typer
 
     only = inspect.Parameter.KEYWORD_ONLY
@@ -90,7 +92,11 @@ def take_settings(command: Callable[..., None], kind: type[Any], config_help: st
         # A flag that may be repeated stands for a list.
         several = next((one for one in get_args(types[item.name]) if get_origin(one) is list), None)
         # The default itself is None: only what is given goes before a file.
-        flag = typer.Option(help=item.metadata["help"], show_default=item.metadata["without"] or _shown(item.default))
+        # One that is off can only be turned on, which leaves the help text its room.
+        names = [f"--{item.name.replace('_', '-')}"] if item.default is False else []
+        flag = typer.Option(
+            *names, help=item.metadata["help"], show_default=item.metadata["without"] or _shown(item.default)
+        )
         annotation = Annotated[(several or types[item.name]) | None, flag]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(item.name, only, default=None, annotation=annotation))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -280,7 +280,7 @@ def test_batch_size_is_no_setting_of_a_run(models, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--preset", "nope"], "Unknown preset 'nope'. Known: adaptive, "),
-        (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, clip-score"),
+        (["--reward", "nope"], "Unknown reward 'nope'. Known: aesthetic, checklist"),
         (["--particles", 0], "`num_particles` to be an integer of at least 1"),
         (["--reward-option", "base_url=http://user:secret@127.0.0.1/v1"], "`base_url` without a user and password"),
         (["--lmbda", "nan"], "`lmbda` to be None or finite"),

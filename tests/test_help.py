@@ -28,12 +28,13 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = {"fk-steer": app, "llava-reward": llava_reward, "train": train, "data": data}
 
 VERBS = {
-    "Add", "Agree", "Average", "Build", "Call", "Change", "Check", "Choose", "Clip", "Compare", "Compute",
-    "Copy", "Count", "Cut", "Decode", "Denoise", "Divide", "Draw", "Drop", "Expect", "Favour", "Find",
-    "Generate", "Give", "Go", "Hold", "Insist", "Judge", "Keep", "Let", "List", "Listen", "Load", "Log", "Look", "Make",
-    "Measure", "Move", "Normalise", "Offer", "Open", "Pass", "Prepare", "Print", "Put", "Rank", "Read", "Repeat", "Run",
-    "Sample", "Save", "Say", "Scale", "Score", "Serve", "Set", "Share", "Show", "Solve", "Spend", "Start", "Steer",
-    "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try", "Tune", "Use", "Validate", "Write",
+    "Add", "Agree", "Average", "Build", "Call", "Change", "Check", "Choose", "Clip", "Compare", "Compile", "Compute",
+    "Copy", "Count", "Cut", "Decode", "Denoise", "Divide", "Draw", "Drop", "Expect", "Favour", "Find", "Generate",
+    "Give", "Go", "Hold", "Insist", "Judge", "Keep", "Leave", "Let", "List", "Listen", "Load", "Log", "Look", "Make",
+    "Measure", "Mirror", "Move", "Normalise", "Offer", "Open", "Pass", "Prepare", "Print", "Put", "Rank", "Read",
+    "Repeat", "Run", "Sample", "Save", "Say", "Scale", "Score", "Serve", "Set", "Share", "Show", "Solve", "Spend",
+    "Start", "Stay", "Steer", "Stop", "Take", "Tell", "Test", "Time", "Train", "Treat", "Try", "Tune", "Use",
+    "Validate", "Write",
 }  # fmt: skip
 """What a text of help may begin with: it says what the option does."""
 

@@ -110,6 +110,7 @@ OF_TERMINALS = (
     "fk_steer.evaluation",
     "fk_steer.generate",
     "fk_steer.prefer",
+    "fk_steer.training",
     "fk_steer.console",
     "fk_steer.running",
     "llava_reward_guide.terminal",

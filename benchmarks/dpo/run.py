@@ -56,7 +56,7 @@ def make(
     seed: TrainingSeed = 0,
     settings: Annotated[Path, typer.Option(help="Train with the settings of this YAML file.")] = SETTINGS,
 ) -> None:
-    """Candidates, preferences and a LoRA in OUT/lora-SEED/final; what is there is not made again."""
+    """Make candidates, preferences and a LoRA, OUT/lora-SEED/final; what is there is not made again."""
     quiet_libraries()
     with one_line_errors():
         make_candidates(out / "candidates", prompts, each, steps)
@@ -80,7 +80,7 @@ def tune(
     processes: Processes = 1,
     half: Half = False,
 ) -> None:
-    """Single images of tuning prompts, with each LoRA and without."""
+    """Draw single images of tuning prompts, with each LoRA and without."""
     quiet_libraries()
     with one_line_errors():
         found = {
@@ -111,7 +111,7 @@ def held_out(
     processes: Processes = 1,
     half: Half = False,
 ) -> None:
-    """The base model and the tuned ones on held-out prompts, from the same noise: one image, best of 4, the default."""
+    """Measure base model and tuned ones on held-out prompts, from the same noise: one image, best of 4, the default."""
     quiet_libraries()
     with one_line_errors():
         split = "held-out"
