@@ -25,7 +25,7 @@ from fk_steer.evaluation.world import SPLITS, Row, write_table
 from fk_steer.files import check_settings, record_settings, write_json
 from fk_steer.loading import load_guide, load_pipeline, quiet_libraries, set_scheduler
 from fk_steer.rewards import Reward, WeightedSum
-from fk_steer.search import FKSteering
+from fk_steer.search import preset
 from fk_steer.shapes import GUIDANCE_SCALE
 
 
@@ -33,7 +33,12 @@ MODEL, GUIDE, LATENT = "shapes", "clip-score", "distilled"
 MOMENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 PARTICLES, STEPS, BATCH = 8, 25, 8
 
-Split = Enum("Split", {name: name for name in SPLITS}, type=str)  # type: ignore[misc]
+
+class Split(str, Enum):
+    tuning = "tuning"
+    held_out = "held-out"
+
+
 Out = Annotated[Path, typer.Option(help="Keep the run in this folder.")]
 Encoder = Annotated[Path, typer.Option(help="Read the weights from this file.")]
 
@@ -49,7 +54,7 @@ def trajectories(lines: list[dict[str, Any]], seed: int, reward: Reward) -> list
     """Of each prompt by the name of a moment or 'final' the scores of each particle by both."""
     pipe = load_pipeline(MODEL)
     pipe.set_progress_bar_config(disable=True)
-    strategy = FKSteering(PARTICLES, lmbda=0.0, tempering="constant", schedule=MOMENTS)
+    strategy = preset("adaptive", num_particles=PARTICLES, lmbda=0.0, tempering="constant", schedule=MOMENTS)
     set_scheduler(pipe, None, strategy, STEPS)
     output = steer(pipe, reward, strategy)(
         [line["prompt"] for line in lines],
@@ -77,7 +82,7 @@ def spearman(one: list[float], other: list[float]) -> float:
 
 def main(
     out: Out = Path("out/latent/correlations"),
-    split: Split = Split["held-out"],
+    split: Annotated[Split, typer.Option(help="Take tuning or held-out prompts.")] = Split.held_out,
     per_task: PerTask = 40,
     encoder: Encoder = Path("out/latent/encoder.safetensors"),
 ) -> None:

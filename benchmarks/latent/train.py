@@ -18,12 +18,12 @@ from torch import Tensor
 
 from benchmarks.dpo.candidates import read_candidates
 from benchmarks.latent.encoder import LatentEncoder
-from fk_steer.bundled import bundled_options
+from fk_steer.bundled import resolve_reward
 from fk_steer.cli.options import one_line_errors
 from fk_steer.console import progress_bar
 from fk_steer.files import check_settings, record_settings, write_atomically
 from fk_steer.loading import load_pipeline, quiet_libraries
-from fk_steer.rewards import load_reward
+from fk_steer.rewards.clip_score import CLIPScore
 from fk_steer.rewards.local import unit
 from fk_steer.shapes.captions import sample_pair
 from fk_steer.shapes.training import train
@@ -46,7 +46,7 @@ VALIDATION = 1000
 def stored(images: list[Tensor], out: Path, name: str) -> tuple[Tensor, Tensor]:
     """(N, 4, 8, 8) latents and (N, 128) embeddings of length one of images (3, 64, 64) uint8; what is there is read."""
     pipe = load_pipeline("shapes")
-    clip = load_reward("clip-score", device="cpu", **bundled_options("shapes", "clip-score"))
+    clip = CLIPScore(path=resolve_reward("clip-score", "shapes"), device="cpu")
     parts = []
     with progress_bar() as bar:
         task = bar.add_task(name, total=len(images))
@@ -63,8 +63,7 @@ def stored(images: list[Tensor], out: Path, name: str) -> tuple[Tensor, Tensor]:
                 write_atomically(path, save(found))
             parts.append(load_file(path))
             bar.advance(task, CHUNK)
-    latents, embeddings = (torch.cat([part[key] for part in parts]) for key in ("latents", "embeddings"))
-    return latents, embeddings
+    return torch.cat([part["latents"] for part in parts]), torch.cat([part["embeddings"] for part in parts])
 
 
 def drawn(count: int) -> tuple[list[Tensor], list[str]]:
@@ -78,7 +77,7 @@ def drawn(count: int) -> tuple[list[Tensor], list[str]]:
 @torch.no_grad()
 def read(texts: list[str]) -> Tensor:
     """(N, 128) embeddings of length one of texts."""
-    clip = load_reward("clip-score", device="cpu", **bundled_options("shapes", "clip-score"))
+    clip = CLIPScore(path=resolve_reward("clip-score", "shapes"), device="cpu")
     distinct = list(dict.fromkeys(texts))
     known = dict(zip(distinct, clip.prompts(distinct)))
     return torch.stack([known[text] for text in texts])

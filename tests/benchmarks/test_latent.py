@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from benchmarks.latent.encoder import DistilledReward, LatentEncoder
 from benchmarks.latent.run import spearman
 from benchmarks.latent.train import errors, noised, read
-from safetensors.torch import save_file
-
 from fk_steer import FKSteering, steer
 from fk_steer.bundled import bundled_options
 from fk_steer.loading import load_pipeline
