@@ -47,9 +47,12 @@ def shared(page, tmp_path_factory):
 def browser(shared, page):
     """The page as new, in which nothing may go wrong and which may ask nobody else."""
     shared.look(1280)
+    # What the page before has under way is given up with it, and is none of the new one's problems.
+    shared.call("Page.navigate", url="about:blank")
+    time.sleep(0.3)
     shared.problems.clear()
     shared.requests.clear()
-    shared.call("Page.reload")
+    shared.call("Page.navigate", url=page.local_url)
     time.sleep(0.3)
     shared.wait(READY)
     yield shared
