@@ -507,6 +507,14 @@ def _as_tensor(reward: RewardFunction, values: Any, prompts: Sequence[str] = (),
 
 
 def one_per_image(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str = "") -> Tensor:
+    """What a reward returned for B prompts as a tensor (B,), on its device; (B, 1) is taken for that.
+
+    Args:
+        where: completes "... returned shape (2, 1) ..." in messages, for example 'at step 20'.
+
+    Raises:
+        RewardError: if it is anything but one real number per image.
+    """
     rewards = _as_tensor(reward, values, prompts, where)
     if rewards.shape != (len(prompts),):
         raise RewardError(

@@ -14,7 +14,7 @@ from fk_steer import FKSteering, load_reward, steer
 from fk_steer.cli import app
 from fk_steer.evaluation.panel.metrics import Metric, check_metrics, parse_metrics
 from fk_steer.loading import load_guide
-from fk_steer.rewards import Latents, RewardError, RewardLoadError, dina_lrm
+from fk_steer.rewards import Latents, RewardError, RewardLoadError, dina_lrm, dina_lrm_model
 from fk_steer.rewards.loading import assign_weights, empty
 from fk_steer.testing import PROMPTS, checkpoints, redness, row_generators, sd, sd3
 from fk_steer.testing.rewards import save_dina_lrm
@@ -76,8 +76,8 @@ class TestOriginal:
 def test_names_and_shapes_at_full_size():
     """`assign_weights` raises unless every tensor finds its place, in the right shape, and no place stays empty."""
     config, sizes = checkpoints.DINA_LRM, checkpoints.SD3_MEDIUM
-    design = dina_lrm.Design("", 12, (4, 8, 12), (4, 8, 12), -1, 4, 8, False, True, True)
-    model = empty(lambda: dina_lrm.DiNaLRMModel(sizes, design))
+    design = dina_lrm_model.Design("", 12, (4, 8, 12), (4, 8, 12), -1, 4, 8, False, True, True)
+    model = empty(lambda: dina_lrm_model.DiNaLRMModel(sizes, design))
 
     def meta(shapes):
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -85,7 +85,7 @@ def test_names_and_shapes_at_full_size():
     whole = meta(checkpoints.sd3_transformer(sizes))
     # Stable Diffusion 3.5 medium's file on the hub has 4.94 GB, of 2 bytes a number.
     assert sum(one.numel() for one in whole.values()) * 2 == pytest.approx(4.94e9, rel=1e-3)
-    assign_weights(model.backbone, dina_lrm.first_layers(whole, 12), "", "dina-lrm")
+    assign_weights(model.backbone, dina_lrm_model.first_layers(whole, 12), "", "dina-lrm")
     assign_weights(model.reward_head, meta(checkpoints.dina_head(config, sizes)), "", "dina-lrm")
     assert dina_lrm.DiNaLRM.card.weights == round(sum(one.numel() for one in model.parameters()) / 1e9, 2)
     modules = {
