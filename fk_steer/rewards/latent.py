@@ -23,8 +23,8 @@ class Latents:
         noise: the standard deviation of the noise at this step, sigma; 0 for final images.
         timestep: of the scheduler; None for final images.
         embeddings: what the pipeline's last `encode_prompt` returned, tensor by tensor, each (B, ...) for the texts of
-            these rows: for SD v2.1 the prompt's and the negative prompt's, for SDXL and SD3 also both pooled ones. None for
-            what is not a tensor of a row per particle; empty for a pipeline without `encode_prompt`.
+            these rows: for SD v2.1 the prompt's and the negative prompt's, for SDXL and SD3 also both pooled ones. None
+            for what is not a tensor of a row per particle; empty for a pipeline without `encode_prompt`.
     """
 
     noisy: Tensor

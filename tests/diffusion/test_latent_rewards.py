@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
@@ -9,6 +11,8 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from fk_steer import FKSteering, steer
 from fk_steer.diffusion import Execution
 from fk_steer.diffusion.decode import LatentDecoder
+from fk_steer.diffusion.particles import Particles
+from fk_steer.diffusion.readings import Readings
 from fk_steer.rewards import Cascade, LatentReward, RewardError, WeightedSum, load_reward
 from fk_steer.search import Noise, preset
 from fk_steer.testing import PROMPTS, redness, row_generators, sd, sd3, sdxl
@@ -125,6 +129,23 @@ def test_what_is_noisy_and_what_was_predicted_belong_together():
     torch.testing.assert_close(after.noisy, after.signal * before.x0 + after.noise * epsilon, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_that_are_asked_for_come_with_all_that_is_theirs():
+    """Of three live rows the third and the first, where the batch has five."""
+    solver = SimpleNamespace(levels=lambda index: (torch.tensor(0.8), torch.tensor(0.6)), timesteps=[900.0, 500.0])
+    particles = Particles(1, 5)
+    particles.rows.live = torch.tensor([0, 2, 4])
+    readings = Readings(solver, particles)
+    texts = torch.arange(5.0)[:, None]
+    readings.remember((texts, None, "no tensor", torch.zeros(3, 2)))
+    samples, x0 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[10.0], [11.0], [12.0]])
+    found = readings.noisy(samples, x0, 1, torch.tensor([2, 0]))
+    assert (found.noisy.flatten().tolist(), found.x0.flatten().tolist()) == ([2.0, 0.0], [12.0, 10.0])
+    assert (found.signal, found.noise, found.timestep) == pytest.approx((0.8, 0.6, 500.0))
+    assert found.embeddings[0].flatten().tolist() == [4.0, 0.0]
+    assert found.embeddings[1:] == (None, None, None)
+    assert readings.clean(samples, torch.tensor([1])).noisy.tolist() == [[1.0]]
+
+
 def test_no_image_is_decoded_for_events():
     pipe = sd()
     rows = counted(pipe)
@@ -175,16 +196,22 @@ def test_texts_come_as_the_pipeline_has_encoded_them(make, number):
 
 
 def test_texts_follow_the_particles_of_a_pool():
-    pipe, reward = sd(), Mean()
-    pool = [["a red circle", "circle, red"], ["two blue squares", "squares"]]
-    run(pipe, reward, prompt_pool=pool)
+    """A copy has the wording of the particle that it continues, whichever slot it lives in."""
+    pipe, pool = sd(), [["a red circle", "circle, red"], ["two blue squares", "squares"]]
     with torch.no_grad():
         of = {text: pipe.encode_prompt(text, torch.device("cpu"), 1, False)[0][0] for texts in pool for text in texts}
-    for latents in reward.seen:
-        for row in latents.embeddings[0]:
-            assert any(torch.allclose(row, one, atol=1e-5) for one in of.values())
+
+    def worded(latents, text):
+        return (latents.embeddings[0] - of[text]).abs().flatten(1).amax(1) < 1e-4
+
+    # Slots 1 and 3 of each prompt begin with the second wording, which alone is liked.
+    reward = Mean(lambda latents: (worded(latents, "circle, red") | worded(latents, "squares")).float())
+    run(pipe, reward, prompt_pool=pool)
+    first, *later = reward.seen
     wordings = [pool[prompt][slot % 2] for prompt in range(2) for slot in range(4)]
-    torch.testing.assert_close(reward.seen[0].embeddings[0], torch.stack([of[text] for text in wordings]))
+    torch.testing.assert_close(first.embeddings[0], torch.stack([of[text] for text in wordings]))
+    for latents in later:
+        assert (worded(latents, "circle, red") | worded(latents, "squares")).all()
 
 
 @pytest.mark.parametrize("size", [1, 3, None])
