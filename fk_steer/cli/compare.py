@@ -12,14 +12,14 @@ from ..console import console, stoppable
 from ..options import options_of, read_assignments, reward_options
 from .options import (
     DEFAULT_PRESET,
-    GUIDANCE_DEFAULT,
     MAKE,
     REWARD_FORMS,
     RUN,
-    SAMPLE,
     STEER,
-    STEPS_DEFAULT,
     Device,
+    GuidanceScale,
+    MaxRows,
+    NumSteps,
     Repair,
     Set,
     one_line_errors,
@@ -132,16 +132,8 @@ def compare(
         ),
     ] = None,
     changes: Set = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
-        ),
-    ] = None,
+    steps: NumSteps = None,
+    guidance: GuidanceScale = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -151,16 +143,7 @@ def compare(
             rich_help_panel=RUN,
         ),
     ] = None,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
-            "image.",
-            show_default="all",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    max_rows: MaxRows = None,
     metric_batch_size: Annotated[
         int, typer.Option(min=1, help="Let a metric score this many images at a time.", rich_help_panel=RUN)
     ] = 8,

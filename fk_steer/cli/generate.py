@@ -21,22 +21,25 @@ from .options import (
     DEFAULT_MODEL,
     DEFAULT_PRESET,
     DEFAULT_REWARD,
-    GUIDANCE_DEFAULT,
     MAKE,
     REWARD_FORMS,
     RUN,
     SAMPLE,
     STEER,
-    STEPS_DEFAULT,
     Budget,
     Device,
+    Frames,
+    GuidanceScale,
     Height,
     Lmbda,
     Lora,
+    MaxRows,
+    NumSteps,
     Particles,
     Preset,
     Repair,
     RewardOption,
+    Scheduler,
     Set,
     Width,
     one_line_errors,
@@ -97,15 +100,7 @@ def generate(
     ] = None,
     height: Height = None,
     width: Width = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Make videos of this many frames, with a pipeline of videos.",
-            show_default="the model's",
-            rich_help_panel=MAKE,
-        ),
-    ] = None,
+    frames: Frames = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -134,26 +129,9 @@ def generate(
     budget: Budget = None,
     lmbda: Lmbda = None,
     changes: Set = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Sample with this scheduler: ddim, dpmsolver++, euler, or a class of Diffusers such as "
-            "EulerAncestralDiscreteScheduler.",
-            show_default="the model's, or DDIM where copies of particles need noise and it adds none; with --budget "
-            "DPM-Solver++",
-            rich_help_panel=SAMPLE,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
-        ),
-    ] = None,
+    scheduler: Scheduler = None,
+    steps: NumSteps = None,
+    guidance: GuidanceScale = None,
     seed: Annotated[
         int, typer.Option(help="Draw all noise and all resampling from this seed.", rich_help_panel=SAMPLE)
     ] = 0,
@@ -164,16 +142,7 @@ def generate(
             rich_help_panel=RUN,
         ),
     ] = DType.auto,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
-            "image.",
-            show_default="all",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    batch_size: MaxRows = None,
     device: Device = None,
     particle_parallel: Annotated[
         bool,

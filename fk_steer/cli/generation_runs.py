@@ -17,22 +17,25 @@ from ..options import options_of, read_assignments
 from .options import (
     DEFAULT_PRESET,
     DEFAULT_REWARD,
-    GUIDANCE_DEFAULT,
     MAKE,
     REWARD_FORMS,
     RUN,
-    SAMPLE,
     STEER,
-    STEPS_DEFAULT,
     Budget,
     Device,
+    GuidanceScale,
     Height,
     Lmbda,
     Lora,
+    MaxRows,
+    NumSteps,
     Particles,
+    Pipeline,
+    Precision,
     Preset,
     Repair,
     RewardOption,
+    Scheduler,
     Set,
     Width,
     one_line_errors,
@@ -51,13 +54,7 @@ class Engine(str, Enum):
 
 def run(
     out: Annotated[Path, typer.Option(help="Write images and records to this folder.", rich_help_panel=MAKE)],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Draw with this pipeline: a hub id, a folder, or a bundled one, shapes or shapes-xl.",
-            rich_help_panel=MAKE,
-        ),
-    ],
+    model: Pipeline,
     lora: Lora = None,
     prompts: Annotated[
         str | None,
@@ -113,24 +110,9 @@ def run(
     budget: Budget = None,
     lmbda: Lmbda = None,
     changes: Set = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Sample with this scheduler: ddim, dpmsolver++, euler, or a class of Diffusers.",
-            show_default="the model's, or DDIM where noise is needed and it adds none; with --budget DPM-Solver++",
-            rich_help_panel=SAMPLE,
-        ),
-    ] = None,
+    steps: NumSteps = None,
+    guidance: GuidanceScale = None,
+    scheduler: Scheduler = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -139,23 +121,8 @@ def run(
             rich_help_panel=RUN,
         ),
     ] = 4,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
-            "image.",
-            show_default="all",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Compute the pipeline in float32, float16 or bfloat16; auto is float16 on CUDA devices.",
-            rich_help_panel=RUN,
-        ),
-    ] = "auto",
+    max_rows: MaxRows = None,
+    dtype: Precision = "auto",
     device: Device = None,
     processes: Annotated[
         int,

@@ -27,9 +27,6 @@ SAMPLE = "Sampling"
 RUN = "Running"
 """Groups of options in `--help`."""
 
-STEPS_DEFAULT = "50, bundled models 25, or what the preset or budget chooses"
-GUIDANCE_DEFAULT = "7.5, bundled models 3"
-
 Device = Annotated[
     str | None,
     typer.Option(
@@ -48,6 +45,13 @@ Repair = Annotated[
     ),
 ]
 
+Pipeline = Annotated[
+    str,
+    typer.Option(
+        help="Draw with this pipeline: a hub id, a folder, or a bundled one, shapes or shapes-xl.",
+        rich_help_panel=MAKE,
+    ),
+]
 Height = Annotated[
     int | None,
     typer.Option(help="Make images of this height in pixels.", show_default="the model's", rich_help_panel=MAKE),
@@ -63,6 +67,62 @@ Lora = Annotated[
         " id.",
         show_default="none",
         rich_help_panel=MAKE,
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Make videos of this many frames, with a pipeline of videos.",
+        show_default="the model's",
+        rich_help_panel=MAKE,
+    ),
+]
+
+# Sampling.
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Sample with this scheduler: ddim, dpmsolver++, euler, or a class of Diffusers such as "
+        "EulerAncestralDiscreteScheduler.",
+        show_default="the model's, or DDIM where copies of particles need noise and it adds none; with --budget "
+        "DPM-Solver++",
+        rich_help_panel=SAMPLE,
+    ),
+]
+NumSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Take this many denoising steps.",
+        show_default="50, bundled models 25, or what the preset or budget chooses",
+        rich_help_panel=SAMPLE,
+    ),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        help="Use this scale of classifier-free guidance.",
+        show_default="7.5, bundled models 3",
+        rich_help_panel=SAMPLE,
+    ),
+]
+
+# Running.
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Compute the pipeline in float32, float16 or bfloat16; auto is float16 on CUDA devices.",
+        rich_help_panel=RUN,
+    ),
+]
+MaxRows = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no image.",
+        show_default="all",
+        rich_help_panel=RUN,
     ),
 ]
 

@@ -15,22 +15,27 @@ from .options import (
     DEFAULT_MODEL,
     DEFAULT_PRESET,
     DEFAULT_REWARD,
-    GUIDANCE_DEFAULT,
     MAKE,
     REWARD_FORMS,
     RUN,
     SAMPLE,
     STEER,
-    STEPS_DEFAULT,
     Budget,
     Device,
+    Frames,
+    GuidanceScale,
     Height,
     Lmbda,
     Lora,
+    MaxRows,
+    NumSteps,
     Particles,
+    Pipeline,
+    Precision,
     Preset,
     Repair,
     RewardOption,
+    Scheduler,
     Set,
     Width,
     one_line_errors,
@@ -140,13 +145,7 @@ def prefer(
             rich_help_panel=MAKE,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Draw with this pipeline: a hub id, a folder, or a bundled one, shapes or shapes-xl.",
-            rich_help_panel=MAKE,
-        ),
-    ] = DEFAULT_MODEL,
+    model: Pipeline = DEFAULT_MODEL,
     lora: Lora = None,
     seeds: Annotated[
         int,
@@ -157,15 +156,7 @@ def prefer(
     ] = 0,
     height: Height = None,
     width: Width = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Make videos of this many frames, with a pipeline of videos.",
-            show_default="the model's",
-            rich_help_panel=MAKE,
-        ),
-    ] = None,
+    frames: Frames = None,
     reward: Annotated[
         str,
         typer.Option(help=f"Steer candidates by this reward. {REWARD_FORMS}", rich_help_panel=STEER),
@@ -176,41 +167,11 @@ def prefer(
     budget: Budget = None,
     lmbda: Lmbda = None,
     changes: Set = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Sample with this scheduler: ddim, dpmsolver++, euler, or a class of Diffusers.",
-            show_default="the model's, or DDIM where noise is needed and it adds none; with --budget DPM-Solver++",
-            rich_help_panel=SAMPLE,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Take this many denoising steps.", show_default=STEPS_DEFAULT, rich_help_panel=SAMPLE),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Use this scale of classifier-free guidance.", show_default=GUIDANCE_DEFAULT, rich_help_panel=SAMPLE
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Compute the pipeline in float32, float16 or bfloat16; auto is float16 on CUDA devices.",
-            rich_help_panel=RUN,
-        ),
-    ] = "auto",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Denoise, decode and score at most this many rows at a time, where memory is short. It changes no "
-            "image.",
-            show_default="all",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    scheduler: Scheduler = None,
+    steps: NumSteps = None,
+    guidance: GuidanceScale = None,
+    dtype: Precision = "auto",
+    batch_size: MaxRows = None,
     device: Device = None,
     repair: Repair = False,
 ) -> None:
