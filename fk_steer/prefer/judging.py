@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from llava_reward_guide.images import ImageError, load_image, to_pil
+from llava_reward_guide.images import to_pil
 
-from ..evaluation.judge.media import FILMS, load_frames
 from ..rewards import FrameReward
-from ..rewards.base import MissingScoreError, Reward, RewardError, RewardFunction, as_reward, check_scores
+from ..rewards.base import MissingScoreError, Reward, RewardError, check_scores
 from ..rewards.chat.frames import frames_of
 from ..rewards.chat.judge import Asker, ChatJudge
-from ..rewards.general_preference import GeneralPreferenceReward, preference_scores
 from ..rewards.judge import JudgeCounts
-from ..rewards.pairwise import PairwiseReward
 from ..rewards.waiting import settled
-from .candidates import ANIMATIONS, Candidate
+from .candidates import Candidate
+from .panel import Panel, takes_answers
 from .rules import Comparison
-
-
-MOST_FRAMES = 64
-"""Of a video that are looked at, evenly spaced; of a shorter one all."""
-
-KINDS = ("image", "video", "text", "video-text")
-"""Of candidates; the last two are texts about an image and about a video."""
 
 
 Said = tuple[list[float | None], list[str | None]]
@@ -87,38 +76,15 @@ class Recorded:
         return by_scores(pairs, self.scores(sorted({one for pair in pairs for one in pair})))
 
 
-class Panel:
-    """A reward for scores, one for comparisons, or both.
+class OfPrompt:
+    """A panel as what decides about the candidates of one prompt. What was said is kept in `verdicts`, and asked for
+    once.
 
     Args:
-        point: gives scores; None if only comparisons are needed.
-        pair: compares two candidates; None to compare their scores.
-        kind: of the candidates, one of `KINDS`.
-        batch_size: candidates or pairs per call; a reward that only compares gets all of a prompt.
-
-    Raises:
-        ValueError: for rewards of another kind, or one that should score and only compares two.
+        panel: gives scores, comparisons or both.
+        candidates: of the prompt.
+        items: what is seen of each, see `opened`.
     """
-
-    def __init__(
-        self, point: RewardFunction | None, pair: RewardFunction | None, kind: str, batch_size: int = 16
-    ) -> None:
-        self.point = None if point is None else _of_kind(as_reward(point), kind, comparing=False)
-        self.pair = None if pair is None else _of_kind(as_reward(pair), kind, comparing=True)
-        self.comparing = None if self.pair is None else pairwise_of(self.pair)
-        self.kind, self.batch_size = kind, batch_size
-
-    def of(self, candidates: Sequence[Candidate], items: Sequence[Any]) -> OfPrompt:
-        """What decides about the candidates of one prompt.
-
-        Args:
-            items: what is seen of each, see `opened`.
-        """
-        return OfPrompt(self, candidates, items)
-
-
-class OfPrompt:
-    """See `Panel.of`. What was said is kept in `verdicts`, and asked for once."""
 
     def __init__(self, panel: Panel, candidates: Sequence[Candidate], items: Sequence[Any]) -> None:
         self.panel, self.candidates, self.items = panel, candidates, items
@@ -300,58 +266,9 @@ def by_scores(
     return verdicts
 
 
-def pairwise_of(reward: Reward) -> PairwiseReward | None:
-    """What compares two images of a reward that does nothing else; None for rewards that score."""
-    if isinstance(reward, GeneralPreferenceReward):
-        return PairwiseReward(partial(_preferred, reward.temperature), name=reward.name)
-    found = reward if isinstance(reward, PairwiseReward) else getattr(reward, "pairwise", None)
-    return found if isinstance(found, PairwiseReward) else None
-
-
-def _preferred(
-    temperature: float, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], prompts: Sequence[str]
-) -> list[float]:
-    """How probable it is that the first of each pair of embeddings is preferred."""
-    return [
-        float((preference_scores(one[None], other[None]) / temperature).sigmoid()) for one, other in zip(first, second)
-    ]
-
-
-def takes_answers(reward: Reward) -> bool:
-    """Whether it judges texts about images."""
-    return bool(getattr(reward, "takes_answers", False))
-
-
 def shown_of(items: Sequence[Sequence[Image.Image]], reward: Any) -> list[tuple[Image.Image, ...]]:
     """What a judge of texts is shown: the image, or of a video as many frames as it takes."""
     return list(frames_of(items, reward.frames)) if reward.of_videos else [(frames[0],) for frames in items]
-
-
-def _of_kind(reward: Reward, kind: str, comparing: bool) -> Reward:
-    name = f"'{reward.name}'"
-    if comparing != (pairwise_of(reward) is not None):
-        what = "compares two" if comparing else "scores each"
-        raise ValueError(f"Expected a judge that {what} of the candidates, which {name} does not.")
-    if getattr(reward, "takes_edits", False):
-        raise ValueError(f"{name} judges edited images beside those before, which candidates do not have.")
-    videos = kind in ("video", "video-text")
-    if kind in ("text", "video-text"):
-        if takes_answers(reward):
-            if videos != bool(getattr(reward, "of_videos", False)):
-                raise ValueError(f"{name} judges texts about {'images' if videos else 'videos'}, which these are not.")
-            return reward
-        if comparing or reward.takes_videos or videos:
-            raise ValueError(f"{name} does not judge texts, which the candidates are.")
-        return reward
-    if takes_answers(reward):
-        raise ValueError(f"{name} judges texts about {kind}s, and the candidates are {kind}s.")
-    if videos and not reward.takes_videos:
-        if comparing:
-            raise ValueError(f"{name} compares images, and the candidates are videos.")
-        return FrameReward(reward)
-    if not videos and reward.takes_videos:
-        raise ValueError(f"{name} judges videos, and the candidates are images.")
-    return reward
 
 
 def _counts(reward: Reward) -> Iterator[JudgeCounts]:
@@ -373,53 +290,3 @@ def _missing(reward: Reward) -> int:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def kind_of(candidates: Sequence[Candidate]) -> str:
-    """What candidates are, one of `KINDS`, by the first of them that can be read."""
-    video = False
-    for one in candidates:
-        try:
-            video = _frames(one) > 1
-        except ImageError:
-            continue
-        break
-    if candidates[0].answer is not None:
-        return "video-text" if video else "text"
-    return "video" if video else "image"
-
-
-def _frames(one: Candidate) -> int:
-    if one.path.suffix.lower() in FILMS:
-        return MOST_FRAMES
-    if one.path.suffix.lower() not in ANIMATIONS:
-        return 1
-    try:
-        with Image.open(one.path) as image:
-            return int(getattr(image, "n_frames", 1))
-    except OSError as error:
-        raise ImageError(f"Expected an image or video at '{one.path}', but it cannot be read: {error}.") from None
-
-
-def opened(kind: str) -> Callable[[Candidate], Any]:
-    """What opens a candidate for a judge: its image, its video (1, F, 3, H, W) in [0, 1], or of what a text is about
-    all frames; `ImageError` if it cannot be read."""
-    if kind == "video":
-        return _video
-    if kind == "video-text":
-        return _all_frames
-    if kind == "text":
-        return lambda one: [load_image(one.path)]
-    return lambda one: load_image(one.path, keep_mode=True)
-
-
-def _all_frames(one: Candidate) -> list[Image.Image]:
-    frames = load_frames(one.path, MOST_FRAMES)
-    if len(frames) < 2:
-        raise ImageError(f"Expected a video of several frames at '{one.path}', but it is an image.")
-    return list(frames)
-
-
-def _video(one: Candidate) -> torch.Tensor:
-    frames = [np.asarray(frame) for frame in _all_frames(one)]
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)[None].float() / 255

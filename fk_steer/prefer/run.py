@@ -13,46 +13,35 @@ A folder is the record of a run:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_reward_guide.images import ImageError
 from llava_reward_guide.packages import require
 
 from ..combinations import by_reward
 from ..console import console, progress_bar
 from ..files import alone, check_settings, record_settings, write_json
 from ..generate import Generation, generate_into
-from ..loading import check_names, load_guide
+from ..loading import check_names
 from ..records import UnreadableFile, read_record, say_set_aside, set_aside
-from ..rewards.base import as_reward
 from ..rewards.chat import check_recordable
-from ..rewards.chat.unified import TASKS
-from ..rewards.chat.unified_reward import UnifiedReward
-from ..rewards.loading import default_device
 from ..smc import integer, is_named, real, unknown
 from .candidates import Candidate, Source, digest, grouped, read_source
-from .dataset import Row, Side, write, write_card
-from .judging import OfPrompt, Panel, Recorded, kind_of, opened, pairwise_of
-from .rules import OUTCOMES, RULES, Sifted, sift
+from .dataset import Row, write, write_card
+from .judging import OfPrompt, Recorded
+from .media import kind_of, opened
+from .panel import load_panel
+from .record import checked, decided, rows_of
+from .rules import OUTCOMES, RULES, Judge, Sifted, sift
 
 
 RECORDED = "recorded"
 """Judge: the rewards that candidates got when they were made."""
-
-PAIRING = {
-    "image": ("pair", "point"),
-    "video": ("video-pair", "video"),
-    "text": ("answer-pair", "answer"),
-    "video-text": ("video-answer-pair", "video-answer"),
-}
-"""Kind of candidates -> the variants of UnifiedReward that compare two of them and score each."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +77,10 @@ class Preference:
             check_names(self.judge)
             for options in by_reward(self.judge, self.judge_options).values():
                 check_recordable(options)
+
+    def sifted(self, number: int, judge: Judge) -> Sifted:
+        """The pairs of so many candidates that are kept, by what a judge says of them."""
+        return sift(self.rule, number, judge, self.margin, self.most)
 
 
 @dataclass(frozen=True)
@@ -207,7 +200,7 @@ class _Run:
     def record(self, number: int) -> dict[str, Any] | None:
         """What is known of a group; None for nothing yet."""
         try:
-            return read_record(self.place(number), lambda values: _checked(values, self.groups[number]))
+            return read_record(self.place(number), lambda values: checked(values, self.groups[number]))
         except FileNotFoundError:
             return None
 
@@ -237,7 +230,7 @@ class _Run:
         for number, group in enumerate(self.groups):
             record = self.record(number)
             assert record is not None
-            own = _rows(number, group, record, self)
+            own = rows_of(number, group, record, self.settings)
             rows += own
             outcomes.update(record["outcomes"])
             for name in ("copies", "unreadable images", "failed requests"):
@@ -294,157 +287,16 @@ def _lonely(sources: Sequence[Source], candidates: int, by_call: bool) -> str:
     return f"There are no two candidates of any prompt, of {candidates} in all. {hints}"
 
 
-def _checked(values: dict[str, Any], group: Sequence[Candidate]) -> dict[str, Any]:
-    names = [one["name"] for one in values["candidates"]]
-    if values["prompt"] != group[0].prompt or names != [one.name for one in group]:
-        raise ValueError("of another prompt")
-    for name in ("pairs", "outcomes", "copies", "unreadable images", "failed requests", "comparisons"):
-        values[name]
-    return values
-
-
-def _panel(run: _Run, batch_size: int, device: str | None) -> Callable[[Sequence[Candidate], Sequence[Any]], Any]:
-    preference = run.preference
-    if preference.judge is None:
-        return lambda candidates, items: Recorded(candidates)
-    target = default_device(device)
-    options = dict(preference.judge_options)
-    if preference.judge == UnifiedReward.name:
-        pair, point = PAIRING[run.kind]
-        given = options.pop("variant", None)
-        compares = given in TASKS and TASKS[given].compares
-        if preference.rule == "unified-reward":
-            pair, point = (given if compares else pair), (point if compares or given is None else given)
-            judges = [load_guide(UnifiedReward.name, target, **options, variant=one) for one in (point, pair)]
-            return Panel(judges[0], judges[1], run.kind, batch_size).of
-        options["variant"] = given or point
-    judge = as_reward(load_guide(preference.judge, target, **options))
-    compares = pairwise_of(judge) is not None
-    if compares and preference.rule == "unified-reward":
-        raise ValueError(
-            f"The rule 'unified-reward' also scores winners and losers, and '{preference.judge}' with these options "
-            "only compares two. Choose the judge unified-reward, which does both, a judge that scores, or another "
-            "--rule."
-        )
-    return Panel(None if compares else judge, judge if compares else None, run.kind, batch_size).of
-
-
 def _decide(run: _Run, missing: Sequence[int], batch_size: int, device: str | None) -> None:
-    of_prompt = _panel(run, batch_size, device)
-    see = opened(run.kind)
+    preference, see = run.preference, opened(run.kind)
+    name, options, rule = preference.judge, preference.judge_options, preference.rule
+    panel = None if name is None else load_panel(name, options, rule, run.kind, batch_size, device)
+
+    def judge_of(candidates: Sequence[Candidate], items: Sequence[Any]) -> OfPrompt | Recorded:
+        return Recorded(candidates) if panel is None else OfPrompt(panel, candidates, items)
+
     with progress_bar() as bar:
         task = bar.add_task("prompts", total=len(run.groups), completed=len(run.groups) - len(missing))
         for number in missing:
-            write_json(run.place(number), _decided(run, run.groups[number], of_prompt, see))
+            write_json(run.place(number), decided(run.groups[number], see, judge_of, preference.sifted))
             bar.advance(task)
-
-
-def _decided(
-    run: _Run,
-    group: Sequence[Candidate],
-    of_prompt: Callable[[Sequence[Candidate], Sequence[Any]], Any],
-    see: Callable[[Candidate], Any],
-) -> dict[str, Any]:
-    """The record of a prompt."""
-    preference = run.preference
-    hashes = [hashlib.sha256(one.path.read_bytes()).hexdigest() for one in group]
-    known: set[tuple[str, str | None]] = set()
-    places: list[int] = []
-    items: list[Any] = []
-    copies = unreadable = 0
-    for place, (one, sha256) in enumerate(zip(group, hashes)):
-        if (sha256, one.answer) in known:
-            # Of resampled particles some are the same image to the last bit.
-            copies += 1
-            continue
-        known.add((sha256, one.answer))
-        try:
-            items.append(see(one))
-        except ImageError:
-            unreadable += 1
-            continue
-        places.append(place)
-    judge: OfPrompt | Recorded = of_prompt([group[place] for place in places], items)
-    sifted = Sifted((), {})
-    if len(places) > 1:
-        sifted = sift(preference.rule, len(places), judge, preference.margin, preference.most)
-    said = judge.verdicts
-    numbers = {place: number for number, place in enumerate(places)}
-    return {
-        "prompt": group[0].prompt,
-        "candidates": [
-            {
-                "name": one.name,
-                "sha256": sha256,
-                "seed": one.seed,
-                "model": one.model,
-                "score": said.scores.get(numbers.get(place, -1)),
-                "reply": said.replies.get(numbers.get(place, -1)),
-            }
-            for place, (one, sha256) in enumerate(zip(group, hashes))
-        ],
-        "comparisons": [
-            {
-                "first": places[first],
-                "second": places[second],
-                "forward": verdict.forward,
-                "backward": verdict.backward,
-                "replies": list(said.spoken.get((first, second), (None, None))),
-            }
-            for (first, second), verdict in said.comparisons.items()
-        ],
-        "pairs": [
-            {**asdict(pair), "chosen": places[pair.chosen], "rejected": places[pair.rejected]} for pair in sifted.pairs
-        ],
-        "outcomes": {outcome: sifted.outcomes.get(outcome, 0) for outcome in OUTCOMES},
-        "copies": copies,
-        "unreadable images": unreadable,
-        "failed requests": said.failed,
-        "template": said.template,
-    }
-
-
-def _rows(number: int, group: Sequence[Candidate], record: Mapping[str, Any], run: _Run) -> list[Row]:
-    settings = run.settings
-    rows = []
-    for rank, pair in enumerate(record["pairs"]):
-        sides = [
-            Side(
-                group[place].path,
-                record["candidates"][place]["sha256"],
-                group[place].name,
-                group[place].seed,
-                group[place].model,
-                score,
-                record["candidates"][place]["reply"],
-                group[place].answer,
-            )
-            for place, score in (
-                (pair["chosen"], pair["chosen_score"]),
-                (pair["rejected"], pair["rejected_score"]),
-            )
-        ]
-        rows.append(
-            Row(
-                f"{number:05d}-{rank:03d}",
-                record["prompt"],
-                sides[0],
-                sides[1],
-                pair["margin"],
-                pair["probability"],
-                settings["rule"],
-                settings["recorded"] or settings["judge"],
-                json.dumps(settings["judge_options"], sort_keys=True),
-                record["template"],
-                tuple(_replies(record["comparisons"], pair["chosen"], pair["rejected"])),
-            )
-        )
-    return rows
-
-
-def _replies(comparisons: Sequence[Mapping[str, Any]], chosen: int, rejected: int) -> list[str]:
-    """What was said of the two; where they were not compared, of either and its own opponent."""
-    sides = [{one["first"], one["second"]} for one in comparisons]
-    both = [one for one, players in zip(comparisons, sides) if players == {chosen, rejected}]
-    either = [one for one, players in zip(comparisons, sides) if players & {chosen, rejected}]
-    return [reply for one in both or either for reply in one["replies"] if reply is not None]

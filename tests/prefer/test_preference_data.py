@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from fk_steer.cli import app
 from fk_steer.evaluation.generation import SampleRecord
 from fk_steer.files import webp
-from fk_steer.prefer import run
+from fk_steer.prefer import panel, run
 from fk_steer.prefer.dataset import content_of
 from fk_steer.prefer.run import Preference, prefer
 from fk_steer.report.trace import Trace, TraceEvent
@@ -73,7 +73,7 @@ def judges(monkeypatch):
     """Rewards by name, in place of the registry's."""
     known = {"reddest": reddest}
     monkeypatch.setattr(run, "check_names", lambda name: None)
-    monkeypatch.setattr(run, "load_guide", lambda name, device, **options: known[name])
+    monkeypatch.setattr(panel, "load_guide", lambda name, device, **options: known[name])
     return known
 
 
@@ -337,7 +337,7 @@ def slow(images, prompts):
 def _killed(folder, out, begun):
     torch.set_num_threads(1)
     run.check_names = lambda name: None
-    run.load_guide = lambda name, device, **options: slow
+    panel.load_guide = lambda name, device, **options: slow
     begun.set()
     prefer([folder], out, Preference("slow"))
 
@@ -365,7 +365,7 @@ def test_a_kill_in_the_middle_and_another_run_give_the_same_bytes(tmp_path, monk
         assert process.exitcode == -signal.SIGKILL
     assert 6 <= len(list((out / "prompts").glob("*.json"))) < 24
     monkeypatch.setattr(run, "check_names", lambda name: None)
-    monkeypatch.setattr(run, "load_guide", lambda name, device, **options: reddest)
+    monkeypatch.setattr(panel, "load_guide", lambda name, device, **options: reddest)
     for place in (out, tmp_path / "whole"):
         prefer([folder], place, Preference("slow"))
     assert files(out) == files(tmp_path / "whole") and len(rows_of(out)) == 24
