@@ -15,7 +15,7 @@ from .loading import set_scheduler
 from .report.results import UNSTEERED, VIDEO
 from .report.trace import told
 from .rewards import FrameReward
-from .rewards.base import as_reward
+from .rewards.functions import as_reward
 from .search import Strategy, preset
 
 

@@ -13,7 +13,7 @@ from fk_steer.bundled import BUNDLED_REWARDS, fitted_options
 from fk_steer.combinations import by_reward, joined
 from fk_steer.loading import check_names, find_model, load_guide, quiet_libraries
 from fk_steer.loading import load_pipeline as load
-from fk_steer.rewards.base import Reward, as_reward
+from fk_steer.rewards import Reward, as_reward
 from fk_steer.rewards.registry import check_options
 
 from . import host

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward, RewardError, blaming, check_combined, check_scores, names_of, placed
+from ..rewards.asking import blaming, check_combined, check_scores
+from ..rewards.base import Reward, RewardError, names_of, placed
 from ..rewards.latent import LatentReward, Latents
 from .decode import Decoder
 from .readings import Readings

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..report.trace import Stopwatch
-from ..rewards.base import Reward, check_scores, encode_images
+from ..rewards.asking import check_scores, encode_images
+from ..rewards.base import Reward
 from ..rewards.latent import LatentReward, Latents, encode_latents
 from .decode import Decoder
 from .execution import Execution

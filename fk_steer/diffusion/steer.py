@@ -18,7 +18,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..report.trace import Trace
-from ..rewards.base import as_reward
+from ..rewards.functions import as_reward
 from ..search import DEFAULT_PRESET, Strategy, preset
 from ..smc import brief, flag
 from .budgets import Choice, choose

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..files import differences, write_json
 from ..records import read_record
-from ..rewards.base import RewardFunction, as_reward
+from ..rewards.base import RewardFunction
+from ..rewards.functions import as_reward
 
 
 def asked_by(reward: RewardFunction | None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..rewards.base import Images, Reward, RewardFunction, as_reward
+from ..rewards.base import Images, Reward, RewardFunction
+from ..rewards.functions import as_reward
 from ..rewards.local import LocalReward, PromptCache
 from ..rewards.registry import load_reward, reward_factory
 

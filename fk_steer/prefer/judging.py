@@ -14,7 +14,8 @@ from PIL import Image
 from llava_reward_guide.images import to_pil
 
 from ..rewards import FrameReward
-from ..rewards.base import MissingScoreError, Reward, RewardError, check_scores
+from ..rewards.asking import check_scores
+from ..rewards.base import MissingScoreError, Reward, RewardError
 from ..rewards.chat.frames import frames_of
 from ..rewards.chat.judge import Asker, ChatJudge
 from ..rewards.judge import JudgeCounts

@@ -10,9 +10,10 @@ import torch
 
 from ..loading import load_guide
 from ..rewards import FrameReward
-from ..rewards.base import Reward, RewardFunction, as_reward
+from ..rewards.base import Reward, RewardFunction
 from ..rewards.chat.unified import TASKS
 from ..rewards.chat.unified_reward import UnifiedReward
+from ..rewards.functions import as_reward
 from ..rewards.general_preference import GeneralPreferenceReward, preference_scores
 from ..rewards.loading import default_device
 from ..rewards.pairwise import PairwiseReward

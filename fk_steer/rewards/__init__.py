@@ -1,9 +1,10 @@
 """Rewards: how good an image is for a prompt."""
 
-from .base import MissingScoreError, Reward, RewardError, as_pil, as_reward
+from .base import MissingScoreError, Reward, RewardError
 from .card import RewardCard
 from .composite import Cascade, Clipped, Composite, Ensemble, Finalists, Standardized, WeightedSum, ZScoreSum
 from .frames import FrameReward
+from .functions import as_pil, as_reward
 from .general_preference import GeneralPreferenceReward
 from .latent import LatentReward, Latents
 from .loading import RewardLoadError

@@ -1,4 +1,4 @@
-"""What a reward is, what makes one of a function, and the checks of what rewards return.
+"""What a reward is, and the checks of what it is given and what it returns.
 
 Rewards are a closed algebra: a reward that is scored on its own is a *leaf*, and whatever is made of rewards
 (`fk_steer.rewards.composite`) is a reward again, a tensor function of the scores of its leaves. Steering scores each
@@ -8,18 +8,16 @@ leaf once per distinct image, shows it all particles of a prompt, and combines.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from llava_reward_guide.images import check_form, to_pil
+from llava_reward_guide.images import check_form
 
 from ..smc import brief
-from .signatures import caller
 from .waiting import waiting
 
 
@@ -183,83 +181,6 @@ RewardFunction = Reward | Callable[..., Any]
 """What scores images: a reward, or a function of images and prompts or of images alone."""
 
 
-class FunctionReward(Reward):
-    """A function of images and prompts, or of images alone, as a reward. Two of one function are equal.
-
-    Args:
-        function: (images, prompts) -> B numbers, or (images) -> B numbers; its `name`, `default_lmbda`, `relative`,
-            `standardize` and `takes_videos` are the reward's, where it has them.
-    """
-
-    def __init__(self, function: Callable[[Any, Sequence[str]], Any]) -> None:
-        self.function, self._call = function, caller(function)
-        self.name = name_of(function)
-        self.default_lmbda = getattr(function, "default_lmbda", None)
-        self.relative = bool(getattr(function, "relative", False))
-        self.standardize = bool(getattr(function, "standardize", False))
-        self.takes_videos = bool(getattr(function, "takes_videos", False))
-
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """What the function returns, as a tensor."""
-        return _as_tensor(self, self.raw(images, prompts))
-
-    def raw(self, images: Images, prompts: Sequence[str]) -> Any:
-        """What the function returns."""
-        return self._call(images, prompts)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FunctionReward) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __repr__(self) -> str:
-        return f"FunctionReward({self.name})"
-
-    @property
-    def _identity(self) -> tuple[int, ...]:
-        """A method is another object each time it is looked up."""
-        if inspect.ismethod(self.function):
-            return id(self.function.__self__), id(self.function.__func__)
-        return (id(self.function),)
-
-
-class PILReward(Reward):
-    """See `as_pil`."""
-
-    def __init__(
-        self, function: Callable[[list[Image], list[str]], Any], name: str | None, default_lmbda: float | None
-    ) -> None:
-        self.function, self._call, self.name = function, caller(function), name or name_of(function)
-        self.default_lmbda = default_lmbda
-
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        check_one_prompt_per_image(images, prompts)
-        values = one_per_image(self, self._call(to_pil(images), list(prompts)), prompts)
-        return values.to(device_of(images, values.device), torch.float32)
-
-
-def as_pil(
-    function: Callable[[list[Image], list[str]], Any], name: str | None = None, default_lmbda: float | None = None
-) -> Reward:
-    """A reward of a function that looks at PIL images, the form most scorers have. Usable as a decorator.
-
-    ```py
-    reward = as_pil(lambda pictures, prompts: [scorer.score(p, text) for p, text in zip(pictures, prompts)])
-    ```
-
-    Args:
-        function: (B RGB images, B prompts) -> B numbers, or of the images alone; it may be async. Tensors become the
-            images that would be saved, 8 bits a channel.
-        name: None for the function's.
-        default_lmbda: a lambda that suits its scale; None for none, and then steering has to be given one.
-
-    Raises:
-        TypeError: unless it can be called with images and prompts, or with images.
-    """
-    return PILReward(function, name, default_lmbda)
-
-
 def rewards_of_particles(
     reward: Reward, images: Images, members: Sequence[Tensor], prompts: Sequence[str]
 ) -> list[Tensor]:
@@ -302,50 +223,6 @@ def rewards_of_particles(
                 scores[p][leaf] = placed(values, mask, scores[p].get(leaf))
                 asked[p][leaf] = mask | asked[p].get(leaf, mask)
     return [reward.combine(of_prompt) for of_prompt in scores]
-
-
-def as_reward(value: RewardFunction | str | Mapping[Any, float]) -> Reward:
-    """A reward of what stands for one.
-
-    Args:
-        value: a reward, which is returned as it is; a function (images, prompts) -> B numbers or (images) -> B numbers,
-            or an object with such a call; a name, of which `load_reward` makes a reward, anew each time; or a mapping
-            of any of these to weights, which is their `WeightedSum`.
-
-    Raises:
-        ValueError: for a name that is not known or a weight that is not finite.
-        RewardLoadError: if the weights of a named reward cannot be loaded.
-        TypeError: for anything else.
-    """
-    if isinstance(value, str):
-        from .registry import load_reward
-
-        return as_reward(load_reward(value))
-    if isinstance(value, Mapping):
-        from .composite import WeightedSum
-
-        return WeightedSum(value)
-    if not isinstance(value, Reward):
-        return FunctionReward(value)
-    if not _is_called_with_both(value):
-        return FunctionReward(value)
-    if type(value).__hash__ is None:
-        raise TypeError(
-            f"Expected the reward '{value.name}' to be hashable, as scores are kept by reward, but "
-            f"{type(value).__name__} defines `__eq__` alone. A dataclass needs `eq=False`."
-        )
-    return value
-
-
-def _is_called_with_both(reward: Reward) -> bool:
-    """Whether a reward's own call, if it is what counts, takes images and prompts as `Reward`'s does."""
-    if type(reward).__call__ is Reward.__call__ or type(reward).encode is not Reward.encode:
-        return True
-    try:
-        inspect.signature(reward).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def name_of(reward: RewardFunction | Callable[..., Any]) -> str:
@@ -403,92 +280,7 @@ def lmbda_for(reward: RewardFunction, lmbda: float | None) -> float | None:
     return getattr(reward, "default_lmbda", None) if lmbda is None else lmbda
 
 
-def encode_images(reward: Reward, images: Images, prompts: Sequence[str], where: str) -> Tensor | list[Any]:
-    """What `reward.encode` makes of images: rewards (B,) where they are, or a list of B encodings.
-
-    Args:
-        where: completes "... returned shape (2, 1) ..." in messages, for example 'at step 20'.
-
-    Raises:
-        RewardError: unless there is one entry per image, or from what the reward raised.
-    """
-    encodings: Tensor | Sequence[Any]
-    with blaming(reward, prompts, where):
-        if isinstance(reward, FunctionReward):
-            encodings = one_per_image(reward, reward.raw(images, prompts), prompts, where)
-        elif type(reward).encode is Reward.encode and type(reward).__call__ is not Reward.__call__:
-            encodings = one_per_image(reward, reward(images, prompts), prompts, where)
-        else:
-            encodings = reward.encode(images, prompts)
-    if isinstance(encodings, Tensor):
-        return one_per_image(reward, encodings, prompts, where)
-    entries = list(encodings)
-    if len(entries) != len(prompts):
-        raise RewardError(
-            f"Reward '{reward.name}' returned {len(entries)} encodings {where}, but one per image was expected, "
-            f"{len(prompts)}."
-        )
-    return entries
-
-
-def check_scores(reward: RewardFunction, values: Any, prompts: Sequence[str], where: str) -> Tensor:
-    """The rewards (B,) of a batch, float64 on the CPU.
-
-    Args:
-        values: what the reward returned.
-        prompts: B texts, for messages.
-        where: completes "... returned NaN ..." in messages, for example 'at step 20'.
-
-    Raises:
-        RewardError: if there is NaN among them or they are anything but one number per image. +-inf is allowed.
-    """
-    rewards = one_per_image(reward, values, prompts, where).to("cpu", torch.float64)
-    if rewards.isnan().any():
-        prompt = prompts[int(rewards.isnan().nonzero()[0])]
-        raise RewardError(f"Reward '{name_of(reward)}' returned NaN {where} for the prompt {prompt!r}.")
-    return rewards
-
-
-def check_combined(reward: Reward, rewards: Tensor, prompts: Sequence[str], where: str) -> Tensor:
-    """The rewards (P, K) that `combine` made of checked scores.
-
-    Raises:
-        RewardError: if there is NaN among them, which comes of infinities of both signs, or of one weighed by 0.
-    """
-    if rewards.isnan().any():
-        prompt = prompts[int(rewards.isnan().any(-1).nonzero()[0])]
-        raise RewardError(
-            f"Reward '{reward.name}' made NaN of infinite scores of its parts {where} for the prompt {prompt!r}."
-        )
-    return rewards
-
-
-@contextmanager
-def blaming(reward: RewardFunction, prompts: Sequence[str], where: str) -> Iterator[None]:
-    """What a reward raises, as an error that names the reward, the prompts and where it happened.
-
-    Raises:
-        RewardError: from the reward's own error. One that is a `RewardError` already, or says that a device has no more
-            memory, goes through as it is.
-    """
-    try:
-        yield
-    except (RewardError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        texts = list(dict.fromkeys(prompts))
-        shown = ", ".join(map(repr, texts[:_SHOWN])) + (", ..." if len(texts) > _SHOWN else "")
-        raise RewardError(
-            f"Reward '{name_of(reward)}' raised {type(error).__name__} {where} for the prompt{'s'[: len(texts) > 1]} "
-            f"{shown}: {error}"
-        ) from error
-
-
-_SHOWN = 3
-"""Prompts in a message."""
-
-
-def _as_tensor(reward: RewardFunction, values: Any, prompts: Sequence[str] = (), where: str = "") -> Tensor:
+def as_numbers(reward: RewardFunction, values: Any, prompts: Sequence[str] = (), where: str = "") -> Tensor:
     """What a reward returned for B images as a tensor, (B, 1) as (B,).
 
     Raises:
@@ -515,7 +307,7 @@ def one_per_image(reward: RewardFunction, values: Any, prompts: Sequence[str], w
     Raises:
         RewardError: if it is anything but one real number per image.
     """
-    rewards = _as_tensor(reward, values, prompts, where)
+    rewards = as_numbers(reward, values, prompts, where)
     if rewards.shape != (len(prompts),):
         raise RewardError(
             f"Reward '{name_of(reward)}' returned shape {tuple(rewards.shape)}{where and f' {where}'}, but one number "

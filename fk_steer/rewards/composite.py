@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..smc import brief, integer, real, scalar, standardize
-from .base import Reward, RewardFunction, as_reward
+from .base import Reward, RewardFunction
+from .functions import as_reward
 
 
 Z_LMBDA = 2.0

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, Reward, RewardFunction, as_reward, encode_images
+from .asking import encode_images
+from .base import Images, Reward, RewardFunction
+from .functions import as_reward
 
 
 REDUCTIONS = {"mean": lambda scores: scores.mean(0), "min": lambda scores: scores.amin(0)}

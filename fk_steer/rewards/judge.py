@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Images, RewardError, RewardFunction, as_reward, check_scores
+from .asking import check_scores
+from .base import Images, RewardError, RewardFunction
+from .functions import as_reward
 
 
 @dataclass

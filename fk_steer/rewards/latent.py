@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Images, Reward, RewardError, blaming, one_per_image
+from .asking import blaming
+from .base import Images, Reward, RewardError, one_per_image
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from ..rewards.base import Reward, RewardError, RewardFunction, as_reward, check_scores, rewards_of_particles
+from ..rewards.asking import check_scores
+from ..rewards.base import Reward, RewardError, RewardFunction, rewards_of_particles
 from ..rewards.card import RewardCard
+from ..rewards.functions import as_reward
 from ..rewards.judge import scores_or_none
 from .batching import Score
 from .errors import RequestError, busy

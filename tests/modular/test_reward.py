@@ -10,7 +10,7 @@ import torch
 from fk_steer import FKSteering, Reward, load_reward, steer
 from fk_steer.modular import RewardModel
 from fk_steer.rewards import Finalists, WeightedSum
-from fk_steer.rewards.base import as_pil
+from fk_steer.rewards.functions import as_pil
 from fk_steer.testing import CALLS, PROMPTS, redness, save_clip
 
 

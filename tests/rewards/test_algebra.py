@@ -29,7 +29,8 @@ from fk_steer.rewards import (
     as_pil,
     as_reward,
 )
-from fk_steer.rewards.base import check_combined, check_scores, encode_images, names_of
+from fk_steer.rewards.asking import check_combined, check_scores, encode_images
+from fk_steer.rewards.base import names_of
 
 
 SHADES = [10, 240, 90, 200, 30, 130, 60]

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from fk_steer import load_reward
 from fk_steer.cli import app
-from fk_steer.rewards.base import as_pil, check_one_prompt_per_image
+from fk_steer.rewards.base import check_one_prompt_per_image
+from fk_steer.rewards.functions import as_pil
 from fk_steer.rewards.images import clip_pixels, to_pixels, to_uint8
 from fk_steer.testing.rewards import TINY_REWARDS
 from llava_reward_guide.images import ImageError, as_rgb, decode_image, load_image, to_pil
