@@ -1,5 +1,5 @@
 """What the scripts of golden outputs share. They run in environments of the originals, so nothing of this package is
-imported but `fk_steer/testing/checkpoints.py`, by its path."""
+imported but `fk_steer/testing/checkpoints`, by its path."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ QWEN_MARKS = [
 
 
 def checkpoints() -> Any:
-    """The module with the layouts of published checkpoints and random weights."""
-    path = REPOSITORY / "fk_steer" / "testing" / "checkpoints.py"
+    """The package with the layouts of published checkpoints and random weights."""
+    path = REPOSITORY / "fk_steer" / "testing" / "checkpoints" / "__init__.py"
     spec = importlib.util.spec_from_file_location("checkpoints", path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["checkpoints"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

@@ -4,6 +4,7 @@ and need no download.
 - `pipelines`: Stable Diffusion, SDXL, SD3 and Flux, whose names are here too
 - `tiny`: pipelines of twenty more families, of images and videos, plain and modular
 - `rewards`: every registered reward
+- `tokenizers`: of a few hundred tokens
 - `checkpoints`: the names and shapes in published files
 - `full_size`: architectures of published size
 """

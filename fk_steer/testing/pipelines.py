@@ -38,6 +38,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from .tokenizers import CHARACTERS
+
 
 PROMPTS = ["a red circle", "two blue squares"]
 DIM = 32
@@ -46,8 +48,7 @@ DIM = 32
 @cache
 def clip_tokenizer() -> CLIPTokenizer:
     """Byte-level: every character is a token, no merges."""
-    characters = [chr(code) for code in range(33, 127)]
-    words = characters + [f"{character}</w>" for character in characters] + ["<|startoftext|>", "<|endoftext|>"]
+    words = [*CHARACTERS, *(f"{character}</w>" for character in CHARACTERS), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
