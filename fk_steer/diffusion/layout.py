@@ -145,6 +145,21 @@ def rebuilt(value: Any, members: Mapping[str, Any]) -> Any:
     return made
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same with `function` of each tensor in containers and objects."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        made = {key: map_tensors(function, item) for key, item in value.items()}
+        return made if type(value) is dict else type(value)(**made)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(function, item) for item in value)
+    members = members_of(value)
+    if members is None:
+        return value
+    return rebuilt(value, {key: map_tensors(function, item) for key, item in members.items()})
+
+
 def learned_layout(one: Any, many: Any, num_rows: int, copies: int = 1, name: str = "") -> Layout:
     """The layout of a call, by comparison with the same call of one row.
 

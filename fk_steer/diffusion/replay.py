@@ -7,36 +7,32 @@ that a user would get; run for one row, it shows which arguments of the denoiser
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import FrozenDict
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from .blocks import quietly
 from .call import Call
-from .components import is_modular
 from .conditions import Conditions
+from .encodings import EncodedPrompts
 from .inputs import Way, entries_of, number_name, ways_of
-from .interception import Replacement
 from .layout import (
     Layout,
     UnknownLayoutError,
     learned_layout,
-    members_of,
-    num_units,
+    map_tensors,
     output_layout,
-    rebuilt,
     take_units,
 )
 from .outputs import as_tensor, run_pipeline, tensor_type, within
+from .restoring import as_before, guiders_of
 
 
 @dataclass
@@ -87,14 +83,9 @@ class Replay:
         self._generators: list[torch.Generator] = []
         self._templates: dict[str, tuple[int, bool, Any]] = {}
         """Of each denoiser: rows, whether they came as a list, and the output, without its data."""
-        self._encoded: list[Any] = []
-        """What `encode_prompt` returned in the main run, call by call."""
-        self._encoded_layouts: list[Layout] | None = None
-        self._seen: list[Any] = []
-        """What it returned for one row."""
+        self.encoded = EncodedPrompts(call.num_rows, call.rows_per_prompt)
         self._guiders: list[tuple[BaseGuidance, dict[str, Any]]] = []
         """What the guiders were like when the main run began: blocks ask them how many conditions there are."""
-        self._count = 0
         self._calls: defaultdict[str, list[Any]] = defaultdict(list)
         """Of each denoiser: its arguments for one row, without their data, call by call. Texts of a batch are as
         long as the longest, so that row is one that has it."""
@@ -104,12 +95,9 @@ class Replay:
 
     def begin(self, way: Way) -> None:
         """The main run begins, asked for its rows in this way."""
-        self.way, self._encoded, self._seen = way, [], []
-        self._guiders = [
-            (part, {name: _copied(part, value) for name, value in vars(part).items()})
-            for part in self.call.pipe.components.values()
-            if isinstance(part, BaseGuidance)
-        ]
+        self.way = way
+        self.encoded.forget()
+        self._guiders = guiders_of(self.call.pipe)
         self.conditions.forget()
         self.conditions.begin(self.call.generators, self._populations)
 
@@ -117,10 +105,6 @@ class Replay:
         """An output of a denoiser."""
         if name not in self._templates:
             self._templates[name] = len(sample), isinstance(sample, list), outline(output)
-
-    def remember_encoded(self, encoded: Any) -> None:
-        """What `encode_prompt` returned."""
-        self._encoded.append(encoded)
 
     # What is asked.
 
@@ -240,23 +224,8 @@ class Replay:
 
     def encode_prompt(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the pipeline's own: what it returned in the main run, for these rows."""
-        number, self._count = self._count, self._count + 1
-        if self.call.num_rows > 1 and self._probing:
-            if number == len(self._seen):
-                self._seen.append(inner(*args, **kwargs))
-            return self._seen[number]
-        if self.call.num_rows > 1 and self._encoded_layouts is None:
-            return inner(*args, **kwargs)
-        if number >= len(self._encoded):
-            return inner(*args, **kwargs)
-        if self.call.num_rows == 1:
-            return self._encoded[number]
-        assert self._encoded_layouts is not None
-        encoded, layout = self._encoded[number], self._encoded_layouts[number]
-        rows = torch.tensor(self._rows)
-        units = next((n for n in _numbers(encoded, layout) if n is not None), self.call.num_rows)
-        index = rows if units == self.call.num_rows else rows // self.call.rows_per_prompt
-        return take_units(encoded, layout, index)
+        encode = functools.partial(inner, *args, **kwargs)
+        return self.encoded.of_one_row(encode) if self._probing else self.encoded.of_rows(self._rows, encode)
 
     # How.
 
@@ -286,7 +255,7 @@ class Replay:
         if not self._probed:
             self._probed = True
             self._look(self.num_steps)
-            self._encoded_layouts = self._layouts_of_encoded()
+            self.encoded.learn()
 
     def _look(self, num_steps: int) -> None:
         """Note the calls of the denoisers, for one row alone, up to some step."""
@@ -306,21 +275,6 @@ class Replay:
             pass
         finally:
             self._probing = False
-
-    def _layouts_of_encoded(self) -> list[Layout] | None:
-        if len(self._seen) != len(self._encoded):
-            return None
-        layouts = []
-        for one, many in zip(self._seen, self._encoded):
-            for number in (self.call.num_rows, self.call.num_rows // self.call.rows_per_prompt):
-                try:
-                    layouts.append(learned_layout(one, many, number))
-                    break
-                except UnknownLayoutError:
-                    continue
-            else:
-                return None
-        return layouts
 
     def _again(
         self, rows: list[int], step: Callable[[Tensor, Mapping[str, Any]], Any], output_type: str | None = None
@@ -342,8 +296,9 @@ class Replay:
             generators.append(generator)
         self._generators = generators
         self.conditions.begin(generators, [self._populations[row] for row in rows], again=True)
-        self._rows, self._count, self._step = rows, 0, step
-        with _as_before(pipe, self._guiders), self.aside(), torch.no_grad():
+        self._rows, self._step = rows, step
+        self.encoded.begin()
+        with as_before(pipe, self._guiders), self.aside(), torch.no_grad():
             self.active = True
             try:
                 kind = output_type or tensor_type(pipe, arguments)
@@ -379,75 +334,13 @@ _LEFT_OUT = frozenset(
 )
 
 
-@contextmanager
-def _as_before(pipe: Any, guiders: Sequence[tuple[BaseGuidance, Mapping[str, Any]]]) -> Iterator[None]:
-    """Put back, at the end, what a call changes in a pipeline and its components that are not modules.
-
-    Args:
-        guiders: and what they are like when the call begins.
-    """
-    owners = [pipe, *(part for part in pipe.components.values() if _has_state(part))]
-    saved = [{name: _copied(owner, value) for name, value in vars(owner).items()} for owner in owners]
-    for guider, state in guiders:
-        vars(guider).update({name: _copied(guider, value) for name, value in state.items()})
-    pipe._progress_bar_config = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
-    try:
-        with quietly(pipe) if is_modular(pipe) else nullcontext():
-            yield
-    finally:
-        for owner, state in zip(owners, saved):
-            vars(owner).clear()
-            vars(owner).update(state)
-
-
-def _has_state(component: Any) -> bool:
-    return hasattr(component, "__dict__") and not isinstance(component, (torch.nn.Module, type))
-
-
-def _copied(owner: Any, value: Any) -> Any:
-    """Lists as they are now, and all that a guider keeps: what has rows may be changed in place."""
-    if isinstance(owner, BaseGuidance) and not isinstance(value, (FrozenDict, Replacement)):
-        return copy.deepcopy(value)
-    return list(value) if isinstance(value, list) else value
-
-
 def outline(value: Any) -> Any:
     """A structure of tensors without their data."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta")
-    if isinstance(value, Mapping):
-        outlined = {key: outline(item) for key, item in value.items()}
-        return outlined if type(value) is dict else type(value)(**outlined)
-    if isinstance(value, (list, tuple)):
-        return type(value)(outline(item) for item in value)
-    members = members_of(value)
-    return value if members is None else rebuilt(value, {key: outline(item) for key, item in members.items()})
+    return map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), value)
 
 
 def _zeros(template: Any, layout: Layout, num_rows: int, sample: Any) -> Any:
     """Zeros for `num_rows` rows, in the form of a template, on the device of `sample`."""
     device = (sample[0] if isinstance(sample, list) else sample).device
-    index = torch.zeros(num_rows, dtype=torch.long)
-
-    def of(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.zeros(value.shape, dtype=value.dtype, device=device)
-        if isinstance(value, Mapping):
-            made = {key: of(item) for key, item in value.items()}
-            return made if type(value) is dict else type(value)(**made)
-        if isinstance(value, (list, tuple)):
-            return type(value)(of(item) for item in value)
-        members = members_of(value)
-        return value if members is None else rebuilt(value, {key: of(item) for key, item in members.items()})
-
-    return of(take_units(template, layout, index.to("cpu")))
-
-
-def _numbers(value: Any, layout: Layout) -> Iterator[int | None]:
-    """How many rows each part of `value` holds."""
-    if isinstance(layout, dict):
-        members = value if isinstance(value, Mapping) else members_of(value)
-        for key, item in enumerate(value) if members is None else members.items():
-            yield from _numbers(item, layout.get(key))
-    else:
-        yield num_units(value, layout)
+    shaped = take_units(template, layout, torch.zeros(num_rows, dtype=torch.long))
+    return map_tensors(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device), shaped)

@@ -1,4 +1,4 @@
-"""One pass of a stock pipeline over all particles of a call: what is wrapped, what is reported, what comes out."""
+"""One pass of a stock pipeline over all particles of a call: what is wrapped, and what comes out."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..report.trace import Stopwatch, Trace
 from ..rewards.base import Reward
-from ..search import Outcome, Plan, RewardFacts, Search, Start, Strategy
+from ..search import RewardFacts, Search, Start, Strategy
 from ..smc import real
 from .arguments import image_size
-from .attention import stores_attention, with_attention
-from .batches import run_on_live_rows
 from .blocks import encoding_by
 from .call import Call
 from .callbacks import check_callback, with_callback
@@ -30,50 +27,37 @@ from .companions import Companion
 from .components import (
     asks_for_x0,
     autoencoder_of,
-    conditions_of_all,
     denoisers_of,
     is_control,
     is_modular,
-    mixes_rows,
-    parameters_of,
     schedulers_of,
     several_autoencoders,
 )
 from .conditions import InitialNoise, begins_with_image
 from .decode import Decoder, LatentDecoder, decodes_plainly
+from .denoising import Denoiser
 from .engine import Engine
-from .events import Observer, ScoringEvent
+from .events import Observer
 from .execution import Execution
 from .finals import FinalVideos, LeftBeforeDecoding
 from .guiders import Guiders
 from .inputs import Way, encoded_once, ways_of
 from .interception import Replace, intercept, intercept_step
 from .judging import Judge, Judgement
-from .layout import Layout, UnknownLayoutError, as_containers, combine, known_layout, output_layout
+from .layout import combine, output_layout
 from .outputs import as_tensor, convert, run_pipeline, tensor_type, within
-from .particles import Followed, Particles
+from .particles import Particles
 from .previews import preview_decoder
 from .ranks import Ranks
 from .readings import Readings
 from .recorder import Recorder, thumbnails
-from .replay import Replay, outline
+from .replay import Replay
+from .reporting import Reporter
+from .results import Result, of_particles
 from .schedulers import is_known, steps_from
 from .scoring import Scorer
 from .solver import Solver
 from .watch import Watch
-from .wordings import check_conditions, following
-
-
-class Result(NamedTuple):
-    """What a run gives: images, the pipeline's other outputs, rewards (P, k) and normalised log-weights (P, k); best
-    first in each population, by reward unless the search ranks them otherwise. `origins` (P, k, 2) are the pass over
-    the population, counted from zero, and the slot in which each was made."""
-
-    images: Any
-    others: list[Any]
-    rewards: Tensor
-    log_weights: Tensor
-    origins: Tensor
 
 
 class Run:
@@ -114,9 +98,6 @@ class Run:
             scheduler=type(pipe.scheduler).__name__,
             chosen=dict(chosen),
         )
-        self.so_far: Callable[[Trace], Trace] = lambda trace: trace
-        """What is known of the whole call, passes before this one included, given the trace of this one."""
-        self.observers: list[Observer] = [Recorder(self.trace), *observers]
         self.particles = Particles(call.num_populations, call.num_slots)
         guiders = Guiders(pipe, call.num_rows, strategy.looks, strategy.goes_back)
         self.solver = Solver(pipe.scheduler, self.eta_at, strategy.goes_back, guiders)
@@ -133,23 +114,28 @@ class Run:
         self.judge = Judge(
             reward, self.scorer, call.prompts, self.particles.rows, decoder, last, self.readings, preview, until
         )
-        self.denoisers = denoisers_of(pipe)
-        check_caches(self.denoisers)
-        denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
+        denoisers = denoisers_of(pipe)
+        check_caches(denoisers)
+        denoiser = next((one for one in denoisers.values() if not is_control(one)), None)
         vae = None if self.autoencoder is None else self.autoencoder[1]
         self.watch = Watch(denoiser, pipe.scheduler, vae, call.arguments.get("callback_on_step_end") is not None)
-        self.engine = Engine(
-            call, strategy, self.solver, self.particles, self.judge, self.begin, self.report_predictions, self.watch
+        observers = [Recorder(self.trace), *observers]
+        self.reporter = Reporter(
+            call.prompts, self.trace, self.solver, self.particles, self.scorer, observers, self.halt
         )
+        announce = self.reporter.of_predictions
+        self.engine = Engine(call, strategy, self.solver, self.particles, self.judge, self.begin, announce, self.watch)
+        size = execution.denoise_batch_size
+        self.denoisers = [
+            Denoiser(name, module, self.engine, self.replay, ranks, size, self.clock, self.trace)
+            for name, module in denoisers.items()
+        ]
         self.initial_noise = InitialNoise()
         self.asks_for_x0 = asks_for_x0(pipe)
         self.shown: Callable[[Tensor], Tensor] | None = None
         """What makes images in [0, 1] of what the pipeline returns, where that is not in [0, 1]."""
         self._as_stock = False
         """Whether the pipeline gives tensors of another range than images have, which are given back as they are."""
-        self._last: dict[str, Any] = {}
-        """The last output of each denoiser."""
-        self._layouts: dict[tuple[str, int, str], Layout] = {}
 
     def __call__(self) -> Result:
         """Run the pipeline."""
@@ -194,10 +180,10 @@ class Run:
             if other is not pipe.scheduler:
                 companion = Companion(other, self.engine, early=True)
                 wrap(other, "step", functools.partial(self.step_beside, companion))
-        for name, module in self.denoisers.items():
+        for denoiser in self.denoisers:
             # A module compiled in place bypasses `forward`; wrapping what it calls instead keeps its graph as it is.
-            entry = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
-            wrap(module, entry, functools.partial(self.forward, name, is_control(module), parameters_of(module)))
+            entry = "forward" if denoiser.module._compiled_call_impl is None else "_compiled_call_impl"
+            wrap(denoiser.module, entry, denoiser.forward)
         if self.autoencoder is not None:
             wrap(self.autoencoder[1], "decode", self.decode)
             if hasattr(self.autoencoder[1], "encode") and not begins_with_image(pipe, self.call.arguments):
@@ -269,78 +255,6 @@ class Run:
         """In place of a second scheduler's."""
         return (inner if self.replay.active else functools.partial(companion.step, inner))(*args, **kwargs)
 
-    def forward(
-        self, name: str, control: bool, parameters: list[str], inner: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """In place of a denoiser's."""
-        if self.replay.active:
-            return self.replay.forward(name, inner, parameters, args, kwargs)
-        if self.engine.halted is not None and name in self._last:
-            return self._last[name]  # what is made of it is not used
-        sample = args[0] if args else kwargs[parameters[0]]
-        if self._images_may_be_of_all and not self.trace.denoiser_calls:
-            self.replay.check_images(name, parameters[0], sample)
-        if control and "controlnet_cond" in kwargs:
-            conditions = conditions_of_all(kwargs["controlnet_cond"], self.particles.rows.total, len(sample))
-            kwargs = {**kwargs, "controlnet_cond": conditions}
-        # Its attention compares what the batch holds of a row.
-        together = getattr(self.pipe, "do_perturbed_attention_guidance", False) or mixes_rows(self.denoisers[name])
-        size = self.execution.denoise_batch_size
-        layout_of = functools.partial(self.layout, name)
-
-        def on_rows(denoiser: Callable[..., Any]) -> tuple[Any, int, int]:
-            return run_on_live_rows(
-                denoiser,
-                self.particles.rows,
-                self.ranks,
-                parameters,
-                size,
-                args,
-                kwargs,
-                layout_of,
-                together,
-                self.engine.size_of_row(sample),
-            )
-
-        args, kwargs = self.with_own_wordings(name, parameters, sample, args, kwargs)
-        with self.clock("denoiser"):
-            stores = stores_attention(self.pipe)
-            output, num_rows, copies = with_attention(self.pipe, inner, on_rows) if stores else on_rows(inner)
-        self.replay.remember_output(name, sample, output)
-        self._last[name] = output
-        if not control and copies:
-            self.trace.nfe += num_rows
-            self.trace.nfe_saved += copies * int(self.particles.stopped.sum()) * (self.particles.number - 1)
-            self.trace.denoiser_calls += 1
-        return output
-
-    def with_own_wordings(
-        self, name: str, parameters: list[str], sample: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a denoiser in which every particle has the wording that it began with."""
-        origins, wordings = self.particles.origins, self.call.wordings
-        if origins is None or wordings is None:
-            return args, kwargs
-        if all(wordings[origin] == wordings[row] for row, origin in enumerate(origins.tolist())):
-            return args, kwargs
-        copies, rest = divmod(len(sample), len(origins) * self.engine.size_of_row(sample))
-        if rest or not copies:
-            return args, kwargs
-        arguments = {**dict(zip(parameters, args)), **kwargs}
-        check_conditions(arguments)
-        followed = following(arguments, self.layout(name, arguments, copies), origins, copies, parameters[:1])
-        return tuple(followed[name] for name in parameters[: len(args)]), {name: followed[name] for name in kwargs}
-
-    def layout(self, name: str, arguments: Mapping[str, Any], copies: int) -> Layout:
-        """Where the rows are in a denoiser's arguments."""
-        sizes = name, copies, repr(outline(as_containers(arguments)))
-        if sizes not in self._layouts:
-            try:
-                self._layouts[sizes] = known_layout(arguments, copies * self.particles.rows.total)
-            except UnknownLayoutError:
-                self._layouts[sizes] = self.replay.layout(name, arguments, copies)
-        return self._layouts[sizes]
-
     def decode(self, inner: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any:
         """In place of the autoencoder's: of the final latents, in chunks.
 
@@ -377,7 +291,7 @@ class Run:
         if self.replay.active:
             return self.replay.encode_prompt(inner, *args, **kwargs)
         encoded = encoded_once(inner, list(inspect.signature(inner).parameters), args, kwargs)
-        self.replay.remember_encoded(encoded)
+        self.replay.encoded.remember(encoded)
         self.readings.remember(encoded)
         return encoded
 
@@ -391,12 +305,6 @@ class Run:
         return bool(
             whole and many and asked and not callback and not self._as_stock and not several_autoencoders(self.pipe)
         )
-
-    @property
-    def _images_may_be_of_all(self) -> bool:
-        """Whether the pipeline was given an image for each row, and may take them for images of every row."""
-        plain = isinstance(self.judge.decoder, LatentDecoder)
-        return self.replay.way.repeats == "everything" and self.call.num_rows > 1 and not plain
 
     # What the engine asks and says.
 
@@ -436,118 +344,71 @@ class Run:
             return search, num_steps, [True] * num_steps
         return search, num_steps, check_noise(pipe.scheduler, self.solver.timesteps, copying, elite, self.eta_at)
 
-    def report_predictions(
-        self, index: int, judgement: Judgement, plan: Plan, followed: Followed, slots: Tensor
-    ) -> None:
-        """An event of the loop."""
-        self.report(index, self.solver.timesteps[index], judgement, plan, slots, followed.ancestors, followed.lineage)
-
-    def report(
-        self,
-        step: int,
-        timestep: float | None,
-        judgement: Judgement,
-        decision: Plan | Outcome,
-        slots: Tensor,
-        ancestors: Tensor,
-        lineage: Tensor,
-    ) -> None:
-        """Tell the observers."""
-        self.trace.reward_calls = sum(self.scorer.calls.values())
-        self.trace.reward_calls_by_part = dict(self.scorer.calls)
-        event = ScoringEvent(
-            step=step,
-            num_steps=self.trace.num_steps,
-            timestep=timestep,
-            prompts=self.call.prompts,
-            slots=slots,
-            rewards=judgement.rewards,
-            scores=judgement.scores,
-            details=judgement.details,
-            ancestors=ancestors,
-            slots_after=self.particles.rows.slots,
-            parents=lineage[:, :, 1],
-            parent_events=lineage[:, :, 2],
-            roots=lineage[:, :, 0],
-            decision=decision,
-            nfe=self.trace.nfe,
-            reward_calls=self.trace.reward_calls,
-            thumbnails=judgement.kept.get("thumbnails", []),
-            _decode=judgement.images,
-            _trace=lambda: self.so_far(self.trace),
-            _stop=self.halt,
-        )
-        for observer in self.observers:
-            observer(event)
-
     def halt(self) -> None:
         """End the run with the x0 predictions of the event at hand."""
         self.engine.halting = True
 
     def finish(self, images: Any, *others: Any) -> Result:
         """Weigh and sort the final images."""
-        call, rows, x0 = self.call, self.particles.rows, self.engine.last_x0
+        call, rows = self.call, self.particles.rows
         self.engine.check_finished()
         finals = None
         if images is None:
             finals = FinalVideos(len(rows.distinct_live()[0]), call.output_type, self.ranks.size > 1)
             judgement = self._in_chunks(finals)
         else:
-            if call.output_type != "latent":
-                images = as_tensor(images, call.videos)
-            if len(images) not in (rows.total, len(rows.live)):
-                raise ValueError(
-                    f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so "
-                    "they cannot be told apart."
-                )
-            if len(images) == rows.total and not rows.all_live:
-                images = images[rows.live.to(images.device)]
-            if call.output_type == "latent" or x0 is not None:
-                if x0 is None:
-                    self.watch.sample(images)
-                self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
-                judgement = self.judge.of_latents(images if x0 is None else x0)
-            else:
-                self.watch.check_images(images)
-                shown = within(self.shown(images) if self.shown else images)
-                judgement = self.judge.of_images(shown, self.engine.last_sample)
+            images = self._live_of(images)
+            judgement = self._judged(images)
         rewards = judgement.rewards
         outcome = self.engine.search.finish(rewards)
-        everyone = torch.arange(rewards.shape[1]).expand(rewards.shape)
-        lineage = self.particles.lineage(self.engine.events)
-        self.report(self.trace.num_steps, None, judgement, outcome, rows.slots, everyone, lineage)
+        self.reporter.of_finals(judgement, outcome, self.engine.events)
+        estimates = self.engine.search.log_normalizer
+        unknown = torch.full((call.num_populations,), torch.nan)
+        self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()
 
         ranking = rewards if outcome.ranking is None else outcome.ranking
         order = ranking.argsort(dim=1, descending=True, stable=True)
-        flat = rows.particles.gather(1, order).flatten()
         if finals is not None:
             frames = judgement.kept["frames"]
             images = finals.taken([row[i] for row, places in zip(frames, order.tolist()) for i in places])
         else:
-            images = images[flat.to(images.device)]
+            images = of_particles(images, rows, order)
             if call.output_type != "latent":
                 images = convert(images, call.output_type)
-        whole = rows.live[flat].tolist()
-
-        def sort(other: Any) -> Any:
-            if not isinstance(other, (list, np.ndarray, Tensor)) or len(other) not in (rows.total, len(rows.live)):
-                return other
-            index = whole if len(other) == rows.total else flat.tolist()
-            return [other[i] for i in index] if isinstance(other, list) else other[index]
-
-        sorted_others = [sort(other) for other in others]
-        estimates = self.engine.search.log_normalizer
-        unknown = torch.full((call.num_populations,), torch.nan)
-        self.trace.log_normalizer = (unknown if estimates is None else estimates).tolist()
-        log_weights = outcome.weights.log_normalized
         slots = rows.slots.gather(1, order)
         return Result(
             images,
-            sorted_others,
+            [of_particles(other, rows, order) for other in others],
             rewards.gather(1, order).float(),
-            log_weights.gather(1, order).float(),
+            outcome.weights.log_normalized.gather(1, order).float(),
             torch.stack([torch.zeros_like(slots), slots], 2),
         )
+
+    def _live_of(self, images: Any) -> Any:
+        """What the pipeline returned, of the rows that are alive: latents, or images as a tensor."""
+        call, rows = self.call, self.particles.rows
+        if call.output_type != "latent":
+            images = as_tensor(images, call.videos)
+        if len(images) not in (rows.total, len(rows.live)):
+            raise ValueError(
+                f"{type(self.pipe).__name__} gives {len(images)} results where {rows.total} rows were denoised, so "
+                "they cannot be told apart."
+            )
+        if len(images) == rows.total and not rows.all_live:
+            images = images[rows.live.to(images.device)]
+        return images
+
+    def _judged(self, images: Tensor) -> Judgement:
+        """Score final images, or where the loop stops before its end its last x0 predictions."""
+        x0 = self.engine.last_x0
+        if self.call.output_type == "latent" or x0 is not None:
+            if x0 is None:
+                self.watch.sample(images)
+            self.watch.check_x0(images if x0 is None else x0, self.trace.num_steps - 1)
+            return self.judge.of_latents(images if x0 is None else x0)
+        self.watch.check_images(images)
+        shown = within(self.shown(images) if self.shown else images)
+        return self.judge.of_images(shown, self.engine.last_sample)
 
     def _in_chunks(self, finals: FinalVideos) -> Judgement:
         """Decode, score and collect the final videos."""

@@ -25,9 +25,10 @@ from .budgets import Choice, choose
 from .call import Call
 from .events import ScoringEvent
 from .execution import Execution
-from .passes import Passes, best_of_each, by_population
+from .passes import Passes
 from .ranks import Ranks
-from .run import Result, Run, facts
+from .results import Result, best_of_each, by_population
+from .run import Run, facts
 from .samplers import sampled_by, sampler_at_call
 from .schedulers import check_scheduler
 from .validation import (

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fk_steer import FKSteering, Resampling, steer
+from fk_steer.diffusion.denoising import Denoiser
 from fk_steer.diffusion.engine import Engine
-from fk_steer.diffusion.run import Run
 from fk_steer.search import DepthFirst, Evolution, Lookahead, Metropolis
 from fk_steer.testing import CALLS, PROMPTS, redness, sd_scheduler
 
@@ -101,7 +101,7 @@ class Waits(TorchDispatchMode):
 def waits(pipe, steering, **call):
     """What our own code waited for in each step, and the trace."""
     mode = Waits()
-    own_step, own_denoise = Engine.step, Run.forward
+    own_step, own_denoise = Engine.step, Denoiser.forward
 
     def step(engine, inner, model_output, timestep, sample, *args, **kwargs):
         mode.mark((model_output, timestep, sample, pipe.scheduler.timesteps))
@@ -110,14 +110,14 @@ def waits(pipe, steering, **call):
         mode.of_step.append(Counter())
         return output
 
-    def denoise(run, name, control, parameters, inner, *args, **kwargs):
+    def denoise(denoiser, inner, *args, **kwargs):
         mode.mark((args, kwargs))
         with mode.within(True):
-            return own_denoise(run, name, control, parameters, mode.theirs(inner), *args, **kwargs)
+            return own_denoise(denoiser, mode.theirs(inner), *args, **kwargs)
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(Engine, "step", step))
-        stack.enter_context(patch.object(Run, "forward", denoise))
+        stack.enter_context(patch.object(Denoiser, "forward", denoise))
         # What the models, the scheduler and the reward do is theirs.
         kind = type(pipe.scheduler)
         stack.enter_context(patch.object(kind, "step", mode.theirs(kind.step)))
