@@ -11,9 +11,10 @@ from ...console import console, say, show
 from ...files import alone, write_atomically, write_json
 from ..generation.run import is_first_process
 from ..prompts import check_prompt_list
+from .cells import run_study
 from .report import digest, digest_of, page
 from .results import CellResults, gather, to_dict
-from .study import Study, read_study, run_study
+from .study import Study, read_study
 from .tables import for_terminal, latex, long_csv, tables
 
 
