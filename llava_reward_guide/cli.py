@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .attention import ATTENTION
-from .terminal import errors_as_lines, flowing, print_version, usable_device
+from .terminal import errors_as_lines, flowing, print_version, taking, usable_device
 
 
 if TYPE_CHECKING:
@@ -102,6 +102,22 @@ FullFinetune = Annotated[
 ]
 
 
+@dataclass
+class Loading:
+    """How a checkpoint is loaded."""
+
+    checkpoint: Checkpoint
+    backbone: BackboneOption = None
+    objective: ObjectiveOption = None
+    num_crops: NumCrops = None
+    device: DeviceOption = None
+    dtype: DTypeOption = None
+    attn_implementation: Attention = "sdpa"
+    quantize: Quantize = None
+    as_coded: AsCoded = None
+    full_finetune: FullFinetune = False
+
+
 def one_line_errors() -> AbstractContextManager[None]:
     """Turn errors into one line and exit status 1."""
     return errors_as_lines("Error:")
@@ -124,9 +140,10 @@ def _load(checkpoint: str, objective: Objective | None, dtype: DType | None, **o
 
 
 @app.command()
+@taking(Loading)
 def score(
+    loading: Loading,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Score these image files.")],
-    checkpoint: Checkpoint,
     prompt: Annotated[
         list[str],
         typer.Option("--prompt", "-p", help="Say what the images are of: once for all of them, or once for each."),
@@ -134,26 +151,14 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="Write JSON to this file.", show_default="a table on the terminal")
     ] = None,
-    backbone: BackboneOption = None,
-    objective: ObjectiveOption = None,
-    num_crops: NumCrops = None,
     batch_size: BatchSize = 4,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: Attention = "sdpa",
-    quantize: Quantize = None,
-    as_coded: AsCoded = None,
-    full_finetune: FullFinetune = False,
 ) -> None:
     """Score images for a prompt. Those that cannot be read are reported, and the others scored."""
     from .scoring import failed, pair_files, score_files
 
     with one_line_errors():
         files = pair_files(images, prompt)
-        reward = _load(
-            checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
-            attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
-        )  # fmt: skip
+        reward = _load(**vars(loading), batch_size=batch_size)
         results = score_files(reward, files)
     if out is not None:
         _write(out, [asdict(result) for result in results])
@@ -165,23 +170,15 @@ def score(
 
 
 @app.command()
+@taking(Loading)
 def compare(
+    loading: Loading,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Compare this image file with the other.")],
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="Compare the first image file with this one.")],
-    checkpoint: Checkpoint,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Say what the images are of.")],
     other_prompt: Annotated[
         str | None, typer.Option(help="Say what the other image is of.", show_default="the same")
     ] = None,
-    backbone: BackboneOption = None,
-    objective: ObjectiveOption = None,
-    num_crops: NumCrops = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: Attention = "sdpa",
-    quantize: Quantize = None,
-    as_coded: AsCoded = None,
-    full_finetune: FullFinetune = False,
 ) -> None:
     """Print the probability that an image is preferred to another, as JSON."""
     from .images import load_image
@@ -189,10 +186,7 @@ def compare(
 
     with one_line_errors():
         pictures = [load_image(path) for path in (image, other)]
-        reward = _load(
-            checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, device=device,
-            attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
-        )  # fmt: skip
+        reward = _load(**vars(loading))
         rewards = reward.embed(pictures, [prompt, prompt if other_prompt is None else other_prompt]).cpu()
         probability = preference_probability(rewards[0], rewards[1], reward.config.tau)
     result = {"probability": probability.item(), "reward": rewards[0].tolist(), "other_reward": rewards[1].tolist()}
@@ -200,11 +194,12 @@ def compare(
 
 
 @app.command()
+@taking(Loading)
 def evaluate_json(
+    loading: Loading,
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="Read pairs or labelled images from this JSON file, as published.")
     ],
-    checkpoint: Checkpoint,
     out: Annotated[
         Path | None,
         typer.Option(help="Write items with their scores, and the summary, to this file.", show_default="none"),
@@ -223,16 +218,7 @@ def evaluate_json(
             show_default="the folder of the file, which paths are relative to",
         ),
     ] = None,
-    backbone: BackboneOption = None,
-    objective: ObjectiveOption = None,
-    num_crops: NumCrops = None,
     batch_size: BatchSize = 4,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: Attention = "sdpa",
-    quantize: Quantize = None,
-    as_coded: AsCoded = None,
-    full_finetune: FullFinetune = False,
 ) -> None:
     """Measure accuracy on pairs ({prompt, chosen_path, reject_path}) or labelled images ({prompt, path, label})."""
     from rich.console import Console
@@ -245,15 +231,12 @@ def evaluate_json(
     from .scoring import evaluate, report_evaluation
 
     with one_line_errors():
-        check_attention_name(attn_implementation)
+        check_attention_name(loading.attn_implementation)
         items = read_items(data, image_folder)
         if paths := items.paths():
             # Before the model is loaded.
             typer.echo(items.places or find_images(paths, items.folder, by_end=False), err=True)
-        reward = _load(
-            checkpoint, objective, dtype, backbone=backbone, num_crops=num_crops, batch_size=batch_size, device=device,
-            attn_implementation=attn_implementation, quantize=quantize, as_coded=as_coded, full_finetune=full_finetune,
-        )  # fmt: skip
+        reward = _load(**vars(loading), batch_size=batch_size)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("images", total=None)
             result = evaluate(reward, items, progress=lambda count: bar.advance(task, count))

@@ -1,12 +1,16 @@
-"""What the command lines share: errors and warnings as one line, and devices that can be used."""
+"""What the command lines share: errors and warnings as one line, texts that flow, devices, and options of several
+commands."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from .packages import PACKAGES, missing
 
@@ -83,6 +87,31 @@ def _paragraphs(text: object) -> str | None:
     if not isinstance(text, str):
         return None
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def taking(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a dataclass as options, in the place of its first parameter, which gets an instance.
+    Commands that share options so declare them once.
+
+    Args:
+        kind: a dataclass whose annotations are those of options.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        first, *own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = inspect.signature(kind, eval_str=True).parameters
+
+        @functools.wraps(function)
+        def command(**options: Any) -> None:
+            given = kind(**{name: options.pop(name) for name in shared})
+            function(given, **options)
+
+        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shared.values(), *own)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorate
 
 
 def usable_device(device: str | None) -> str | None:

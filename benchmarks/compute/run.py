@@ -25,13 +25,13 @@ from fk_steer.cli.options import (
     ResultsFolder,
     Seeds,
     one_line_errors,
-    taking,
 )
 from fk_steer.evaluation.world import Record, Row, differences, measure_all, setup_of, summarize, write_table
 from fk_steer.files import write_atomically, write_json
 from fk_steer.loading import quiet_libraries
 from fk_steer.report.figures import figure_png
 from fk_steer.search import Strategy, preset
+from llava_reward_guide.terminal import taking
 
 
 GUIDED_ROWS = 2

@@ -5,12 +5,9 @@ Each says in a full sentence what it does; what happens without it is its defaul
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -139,6 +136,14 @@ RewardOption = Annotated[
         "meant.",
         show_default="the reward's own",
         rich_help_panel=STEER,
+    ),
+]
+RewardsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME:]KEY=VALUE",
+        help="Set an option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
+        show_default="the rewards' own",
     ),
 ]
 Preset = Annotated[
@@ -277,28 +282,3 @@ def warn_of_lmbda(preset: str, lmbda: float | None) -> None:
             "be found it steers less. Leave it out, or choose a preset that keeps to a given lambda, --preset fk.",
             stacklevel=2,
         )
-
-
-def taking(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as options, in the place of its first parameter, which gets an instance.
-    Commands that share options so declare them once.
-
-    Args:
-        kind: a dataclass whose annotations are those of options.
-    """
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        first, *own = inspect.signature(function, eval_str=True).parameters.values()
-        shared = inspect.signature(kind, eval_str=True).parameters
-
-        @functools.wraps(function)
-        def command(**options: Any) -> None:
-            given = kind(**{name: options.pop(name) for name in shared})
-            function(given, **options)
-
-        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shared.values(), *own)]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
-        return command
-
-    return decorate

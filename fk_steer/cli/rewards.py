@@ -13,7 +13,7 @@ from rich.table import Table
 from ..console import console
 from ..console import show as show_table
 from ..options import options_of
-from .options import Device, one_line_errors, start
+from .options import Device, RewardsOption, one_line_errors, start
 
 
 if TYPE_CHECKING:
@@ -101,14 +101,7 @@ def score(
             "of two, each brought to mean 0 and spread 1 over a prompt's images.",
         ),
     ],
-    reward_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME:]KEY=VALUE",
-            help="Set an option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
-            show_default="the rewards' own",
-        ),
-    ] = None,
+    reward_option: RewardsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     batch_size: Annotated[
         int,

@@ -9,7 +9,7 @@ import typer
 
 from ..console import console
 from ..options import options_of
-from .options import Device, one_line_errors, start
+from .options import Device, RewardsOption, one_line_errors, start
 
 
 LISTEN = "Listening"
@@ -25,14 +25,7 @@ def serve(
             metavar="NAME,...", help="Serve these rewards, divided by commas; `fk-steer rewards` lists those there are."
         ),
     ],
-    reward_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME:]KEY=VALUE",
-            help="Set an option of a reward, for example clip-score:path=FOLDER; without NAME of all of them.",
-            show_default="the rewards' own",
-        ),
-    ] = None,
+    reward_option: RewardsOption = None,
     host: Annotated[
         str,
         typer.Option(help="Listen at this address; 0.0.0.0 lets other machines in.", rich_help_panel=LISTEN),
