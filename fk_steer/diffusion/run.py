@@ -40,6 +40,7 @@ from .components import (
     several_autoencoders,
 )
 from .conditions import InitialNoise, begins_with_image
+from .cutoff import GuidanceCutoff
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .engine import Engine
 from .events import Observer, ScoringEvent
@@ -135,6 +136,7 @@ class Run:
         )
         self.denoisers = denoisers_of(pipe)
         check_caches(self.denoisers)
+        self.cutoff = GuidanceCutoff(pipe, self.denoisers, strategy.guidance_stop)
         denoiser = next((one for one in self.denoisers.values() if not is_control(one)), None)
         vae = None if self.autoencoder is None else self.autoencoder[1]
         self.watch = Watch(denoiser, pipe.scheduler, vae, call.arguments.get("callback_on_step_end") is not None)
@@ -258,6 +260,7 @@ class Run:
             return inner(model_output, timestep, sample, *args, **kwargs)
         if self.replay.active:
             return self.replay.step(sample, kwargs)
+        self.cutoff.step(model_output, sample)
         return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
 
     def beside(self, scheduler: Any) -> Replace:
@@ -277,6 +280,9 @@ class Run:
             return self.replay.forward(name, inner, parameters, args, kwargs)
         if self.engine.halted is not None and name in self._last:
             return self._last[name]  # what is made of it is not used
+        unguided = self.cutoff.over(self.solver.upcoming, self.trace.num_steps)
+        if unguided and not control and self.cutoff.is_done:
+            return self._last[name]
         sample = args[0] if args else kwargs[parameters[0]]
         if self._images_may_be_of_all and not self.trace.denoiser_calls:
             self.replay.check_images(name, parameters[0], sample)
@@ -300,6 +306,7 @@ class Run:
                 layout_of,
                 together,
                 self.engine.size_of_row(sample),
+                self.cutoff.half if unguided else None,
             )
 
         args, kwargs = self.with_own_wordings(name, parameters, sample, args, kwargs)
@@ -309,6 +316,7 @@ class Run:
         self.replay.remember_output(name, sample, output)
         self._last[name] = output
         if not control and copies:
+            self.cutoff.called(output, copies)
             self.trace.nfe += num_rows
             self.trace.nfe_saved += copies * int(self.particles.stopped.sum()) * (self.particles.number - 1)
             self.trace.denoiser_calls += 1
