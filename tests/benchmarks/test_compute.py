@@ -30,11 +30,15 @@ def test_runs_by_name():
     fixed, open_to_the_budget = strategy_of("psp@200/10/dpmsolver++"), strategy_of("refine@400")
     assert fixed == FKSteering.preset("psp", steps=10, sampler="dpmsolver++", calls=100)
     assert open_to_the_budget == Refine(calls=200)
+    # A particle takes 14 + 7 rows.
+    assert strategy_of("finish@200/14/ddim/.5").resolved(14).num_particles == 200 // 21
     within = fixed.resolved(10)
     assert within.cost(10) <= 100 < within.replace(num_particles=within.num_particles + 1).cost(10)
 
 
-@pytest.mark.parametrize("name", ["psp", "psp@", "psp@ten", "psp@200/10", "psp@200/ten/ddim", "psp@200/10/ddim/1"])
+@pytest.mark.parametrize(
+    "name", ["psp", "psp@", "psp@ten", "psp@200/10", "psp@200/ten/ddim", "psp@200/10/ddim/half", "psp@200/.5"]
+)
 def test_what_is_no_run(name):
     with pytest.raises(ValueError, match="PRESET@ROWS"):
         strategy_of(name)
