@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks.compute import real
 from benchmarks.compute.run import against, best_of, fits, plot, strategy_of
-from fk_steer.evaluation.world import Record, summarize
+from fk_steer.evaluation.world import Record, markdown, summarize
 from fk_steer.search import FKSteering, Refine
 from fk_steer.shapes.captions import TASKS
 
@@ -122,3 +122,8 @@ def test_steps_against_particles_of_any_model(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/records/*.json")}
     assert written and CliRunner().invoke(real.app, options).exit_code == 0
     assert written == {path: path.stat().st_mtime_ns for path in written}, "nothing is made twice"
+
+
+def test_tables_keep_the_names_of_votes_whole():
+    lines = [["run", "reward"], ["a|b|c", "1.0"]]
+    assert markdown(lines).splitlines()[-1] == r"| a\|b\|c | 1.0 |"
