@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from diffusers import StableDiffusionSAGPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionSAGPipeline
 from diffusers.callbacks import SD3CFGCutoffCallback, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
 from benchmarks.pipelines.cases import modular_case, plain_case
@@ -28,6 +28,18 @@ def steered(make, settings, execution=None, **call):
     return steer(make(), redness, settings, execution)(PROMPTS, generator=generators, **{**CALL, **call})
 
 
+def keeping_the_conditional_half(*names):
+    """A callback that leaves guidance out after the third step, of what the loop holds twice."""
+
+    def callback(pipe, step, timestep, tensors):
+        if step == 2:
+            pipe._guidance_scale = 0.0
+            tensors.update((name, tensors[name].chunk(2)[-1]) for name in names)
+        return tensors
+
+    return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": list(names)}
+
+
 @pytest.mark.parametrize(
     ("make", "kind"),
     [(sd, SDCFGCutoffCallback), (sdxl, SDXLCFGCutoffCallback), (sd3, SD3CFGCutoffCallback)],
@@ -43,6 +55,30 @@ def test_it_is_what_the_cut_offs_of_diffusers_do(make, kind, settings):
     for chunk in (1, 3):
         chunked = steered(make, settings.replace(guidance_stop=0.5), Execution(denoise_batch_size=chunk))
         torch.testing.assert_close(chunked.particles, expected.particles, atol=1e-4, rtol=1e-4)
+
+
+def test_control_networks_compute_what_the_denoiser_takes():
+    rows = []
+
+    def make():
+        pipe = sd()
+        torch.manual_seed(0)
+        control = ControlNetModel.from_unet(pipe.unet)
+        control.controlnet_cond_embedding = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+            torch.nn.init.normal_(layer.weight, std=0.1)
+        control.conv_in.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        parts = {**pipe.components, "controlnet": control}
+        return quiet(StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False))
+
+    call = {"image": torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    whole = steered(make, BEST_OF_3, **call)
+    expected = steered(make, BEST_OF_3, **call, **keeping_the_conditional_half("prompt_embeds", "image"))
+    assert (whole.particles - expected.particles).abs().max() > 1e-3
+    rows.clear()
+    found = steered(make, BEST_OF_3.replace(guidance_stop=0.5), **call)
+    torch.testing.assert_close(found.particles, expected.particles, atol=1e-5, rtol=1e-5)
+    assert rows[-6:] == [12, 12, 12, 6, 6, 6]
 
 
 @pytest.mark.parametrize(("stop", "guided"), [(1.0, 6), (0.67, 5), (0.5, 3), (0.34, 3), (0.33, 2), (1e-9, 1)])
