@@ -1,8 +1,9 @@
-"""Rewards combined in a name: 'a+b', '2*a+b' and 'a>b', as command lines and studies write them."""
+"""Rewards combined in a name, as command lines and studies write them: 'a+b', '2*a+b', 'a+b-0.5*sd', 'a|b|c', 'a>b'."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,27 @@ class Mean:
 
     Attributes:
         weights: name of a reward -> its weight, finite and not 0.
+        kappa: so many of their standard deviations are taken off, above 0 only with weights of 1.
     """
 
     weights: Mapping[str, float]
+    kappa: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of its rewards."""
         return tuple(self.weights)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """A vote of rewards on every pair of particles.
+
+    Attributes:
+        names: of its rewards, two or more.
+    """
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,8 +47,8 @@ class Combination:
         chooser: what chooses among the final images; None for the guide.
     """
 
-    guide: Mean
-    chooser: Mean | None = None
+    guide: Mean | Votes
+    chooser: Mean | Votes | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,15 +58,16 @@ class Combination:
     @property
     def single(self) -> bool:
         """Whether it is a single reward's own name."""
-        return self.chooser is None and len(self.guide.weights) == 1
+        return self.chooser is None and len(self.guide.names) == 1
 
 
 def combination(text: str) -> Combination:
     """Read the name of a reward, or of several.
 
     Args:
-        text: 'a' is a reward; 'a+b' the mean of the z-scores of two or more; '2*a+b' a weighted mean; 'a>b' guides by
-            'a' and lets 'b' choose among the final images, where either may be a mean.
+        text: 'a' is a reward; 'a+b' the mean of the z-scores of two or more; '2*a+b' a weighted mean; 'a+b-0.5*sd' the
+            mean less half their standard deviation; 'a|b|c' a vote on every pair of particles; 'a>b' guides by 'a' and
+            lets 'b' choose among the final images, where either may be of several.
 
     Raises:
         ValueError: for another form, saying which there are.
@@ -60,7 +75,7 @@ def combination(text: str) -> Combination:
     sides = text.split(">")
     if len(sides) > 2:
         raise _misread(text, "'>' stands once at most, between what guides and what chooses")
-    guide, *rest = (_mean(side, text) for side in sides)
+    guide, *rest = (_votes(side, text) if "|" in side else _mean(side, text) for side in sides)
     return Combination(guide, rest[0] if rest else None)
 
 
@@ -95,9 +110,31 @@ def joined(text: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     return {name: dict(options[name]) for name in found.names if options.get(name)}
 
 
+_SPREAD = re.compile(r"-\s*([^\s*-]+)\s*\*\s*sd\s*$")
+"""What takes off standard deviations."""
+
+
+def _votes(side: str, text: str) -> Votes:
+    names = tuple(part.strip() for part in side.split("|"))
+    if not all(names):
+        raise _misread(text, "a reward is missing")
+    if any(mark in name for name in names for mark in "+*"):
+        raise _misread(text, "votes have no weights, and no means beside them")
+    if len(set(names)) < len(names):
+        raise _misread(text, "a reward has one vote")
+    return Votes(names)
+
+
 def _mean(side: str, text: str) -> Mean:
     weights: dict[str, float] = {}
+    kappa = 0.0
+    if spread := _SPREAD.search(side):
+        side, kappa = side[: spread.start()], _weight(spread[1], text)
+        if kappa < 0.0:
+            raise _misread(text, "standard deviations are taken off, not added")
     parts = side.split("+")
+    if kappa and (len(parts) == 1 or "*" in side):
+        raise _misread(text, "standard deviations are those of two rewards or more, without weights")
     for part in parts:
         factor, star, name = part.rpartition("*")
         name = name.strip()
@@ -108,7 +145,7 @@ def _mean(side: str, text: str) -> Mean:
         if star and len(parts) == 1:
             raise _misread(text, "a weight says how much a reward counts beside others, and here is none")
         weights[name] = _weight(factor, text) if star else 1.0
-    return Mean(weights)
+    return Mean(weights, kappa)
 
 
 def _weight(factor: str, text: str) -> float:
@@ -124,5 +161,6 @@ def _weight(factor: str, text: str) -> float:
 def _misread(text: str, why: str) -> ValueError:
     return ValueError(
         f"Cannot read the reward {text!r}: {why}. Expected a name, 'a+b' for the mean of z-scores, '2*a+b' for a "
-        "weighted one, or 'a>b', where a guides and b chooses among the final images."
+        "weighted one, 'a+b-0.5*sd' for the mean less half the standard deviation, 'a|b|c' for a vote on every pair, "
+        "or 'a>b', where a guides and b chooses among the final images."
     )

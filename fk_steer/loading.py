@@ -14,7 +14,7 @@ from llava_reward_guide.hub import locate
 from llava_reward_guide.packages import require
 
 from .bundled import BUNDLED, BUNDLED_PREVIEWS, resolve
-from .combinations import Mean, by_reward, combination
+from .combinations import Mean, Votes, by_reward, combination
 from .shapes import shared_components
 from .smc import is_named, suggestion, unknown
 
@@ -177,13 +177,14 @@ def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardF
 
     Args:
         name: of a reward, or of several combined, see `combinations.combination`. 'a+b' is the `Ensemble` of two,
-            '2*a+b' a `ZScoreSum` whose weights add up to one, and 'a>b' lets b choose among all final images.
+            '2*a+b' a `ZScoreSum` whose weights add up to one, 'a+b-0.5*sd' an `Ensemble` with that kappa, 'a|b|c' their
+            `Majority`, and 'a>b' lets b choose among all final images.
         **options: of the reward; of a combination by the names of its rewards.
 
     Raises:
         ValueError: see `load_reward`, and for a name of another form.
     """
-    from .rewards import Ensemble, Finalists, ZScoreSum
+    from .rewards import Ensemble, Finalists, Majority, ZScoreSum
 
     found = combination(name)
     if found.single:
@@ -193,18 +194,20 @@ def load_guide(name: str, device: torch.device | str, **options: Any) -> RewardF
     check_names(name)
     loaded = {part: _load_single(part, device, of_each[part]) for part in found.names}
 
-    def mean(of: Mean) -> RewardFunction:
+    def together(of: Mean | Votes) -> RewardFunction:
         rewards = [loaded[part] for part in of.names]
         if len(rewards) == 1:
             return rewards[0]
+        if isinstance(of, Votes):
+            return Majority(rewards)
         if set(of.weights.values()) == {1.0}:
-            return Ensemble(rewards)
+            return Ensemble(rewards, of.kappa)
         total = sum(map(abs, of.weights.values()))
         return ZScoreSum({loaded[part]: weight / total for part, weight in of.weights.items()})
 
     if found.chooser is None:
-        return mean(found.guide)
-    return Finalists(mean(found.guide), mean(found.chooser), keep=ALL)
+        return together(found.guide)
+    return Finalists(together(found.guide), together(found.chooser), keep=ALL)
 
 
 ALL = 1_000_000

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,20 +51,28 @@ Chosen = dict[str, dict[str, str]]
 """Method -> budget in rows -> run."""
 
 
+_RUN = re.compile(r"([^@/]+)@(\d+)(?:/(\d+)/([^/]+)(?:/(0?\.\d+|1))?)?")
+
+
 def strategy_of(run: str) -> Strategy:
-    """The settings of a run 'PRESET@ROWS', whose steps and sampler the budget decides, or 'PRESET@ROWS/STEPS/SAMPLER'.
+    """The settings of a run 'PRESET@ROWS', whose steps and sampler the budget decides, 'PRESET@ROWS/STEPS/SAMPLER', or
+    'PRESET@ROWS/STEPS/SAMPLER/STOP' with guidance up to that share of the loop.
 
     Raises:
         ValueError: for another form, or an unknown preset.
     """
-    name, _, rest = run.partition("@")
-    rows, *fixed = rest.split("/")
-    if not rows.isdecimal() or len(fixed) not in (0, 2) or not all(part.isdecimal() for part in fixed[:1]):
-        raise ValueError(f"Expected PRESET@ROWS or PRESET@ROWS/STEPS/SAMPLER, but got {run!r}.")
+    parts = _RUN.fullmatch(run)
+    if parts is None:
+        raise ValueError(f"Expected PRESET@ROWS, or PRESET@ROWS/STEPS/SAMPLER and perhaps /STOP, but got {run!r}.")
+    name, rows, steps, sampler, stop = parts.groups()
     settings = preset(name)
-    if fixed:
-        settings = settings.replace(steps=int(fixed[0]), sampler=fixed[1])
-    return settings.within(calls=int(rows) // GUIDED_ROWS)
+    rows_of_call: float = GUIDED_ROWS
+    if steps is not None:
+        settings = settings.replace(steps=int(steps), sampler=sampler)
+    if stop is not None:
+        settings = settings.replace(guidance_stop=float(stop))
+        rows_of_call = 1 + math.ceil(float(stop) * int(steps) - 1e-9) / int(steps)
+    return settings.within(calls=int(int(rows) / rows_of_call))
 
 
 def fits(run: str) -> bool:
@@ -180,7 +190,10 @@ def tune(
     ] = None,
     run: Annotated[
         list[str] | None,
-        typer.Option(help="Try these runs in place of that grid: PRESET@ROWS/STEPS/SAMPLER.", show_default="the grid"),
+        typer.Option(
+            help="Try these runs in place of that grid: PRESET@ROWS/STEPS/SAMPLER, perhaps /STOP.",
+            show_default="the grid",
+        ),
     ] = None,
     seeds: Seeds = 1,
     per_task: PerTask = 20,
@@ -211,7 +224,7 @@ def held_out(
     run: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compare these runs in place of those chosen: PRESET@ROWS or PRESET@ROWS/STEPS/SAMPLER.",
+            help="Compare these runs in place of those chosen: PRESET@ROWS, /STEPS/SAMPLER, perhaps /STOP.",
             show_default="those chosen",
         ),
     ] = None,

@@ -43,22 +43,25 @@ NOISE = 50_000_000
 """Seeds of the noise begin here, far from those of evaluations."""
 
 
-def make_candidates(out: Path, prompts: int, each: int, steps: int) -> None:
+def make_candidates(out: Path, prompts: int, each: int, steps: int, lora: str | None = None) -> None:
     """Write what is missing.
 
     Args:
         prompts: how many.
         each: images of each.
         steps: of DPM-Solver++.
+        lora: of the model that draws; None for none.
     """
-    setup = {"each": each, "steps": steps, "batch": BATCH, "rewards": list(REWARDS)}
+    setup: dict[str, Any] = {"each": each, "steps": steps, "batch": BATCH, "rewards": list(REWARDS)}
+    if lora is not None:
+        setup["lora"] = lora
     check_settings(out, setup)
     record_settings(out, setup)
     lines = training_prompts(prompts, TASK_WEIGHTS)
     batches = [start for start in range(0, prompts, BATCH) if not _path(out, start).exists()]
     if not batches:
         return
-    pipe = in_half(load_pipeline(MODEL))
+    pipe = in_half(load_pipeline(MODEL, lora=lora))
     pipe.set_progress_bar_config(disable=True)
     rewards = {
         name: load_guide(name, "cpu", **bundled_options(MODEL, name), **options) for name, options in REWARDS.items()

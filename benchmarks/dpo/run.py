@@ -55,18 +55,21 @@ def make(
     margin: Margin = 0.0,
     seed: TrainingSeed = 0,
     settings: Annotated[Path, typer.Option(help="Train with the settings of this YAML file.")] = SETTINGS,
+    lora: Annotated[
+        str | None, typer.Option(help="Let the model with this LoRA draw, and go on from it.", show_default="none")
+    ] = None,
 ) -> None:
     """Make candidates, preferences and a LoRA, OUT/lora-SEED/final; what is there is not made again."""
     quiet_libraries()
     with one_line_errors():
-        make_candidates(out / "candidates", prompts, each, steps)
+        make_candidates(out / "candidates", prompts, each, steps, lora)
         folder = out / "preferences" / f"{judge}-{prompts}-{pairs}-{margin:g}"
         if not (folder / "statistics.json").exists():
             lines, stored = read_candidates(out / "candidates", prompts)
             write_json(folder / "statistics.json", write_pairs(folder, lines, stored, judge, pairs, margin))
         typer.echo(json.dumps(json.loads((folder / "statistics.json").read_text())))
         place = out / f"lora-{seed}"
-        overrides = {"data": str(folder), "model": MODEL, "output": str(place), "seed": seed}
+        overrides = {"data": str(folder), "model": MODEL, "output": str(place), "seed": seed, "lora": lora}
         typer.echo(train_dpo(load_config(settings, overrides)).weights)
 
 

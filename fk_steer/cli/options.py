@@ -126,7 +126,8 @@ MaxRows = Annotated[
 # Steering, of `generate` and of runs over lists of prompts.
 REWARD_FORMS = (
     "'a+b' takes the mean of two rewards, each brought to mean 0 and spread 1 over a prompt's images (z-scores); "
-    "'2*a+b' weighs it; 'a>b' guides by a and lets b choose among the final images."
+    "'2*a+b' weighs it; 'a+b-0.5*sd' takes half their standard deviation off; 'a|b|c' lets them vote on every pair; "
+    "'a>b' guides by a and lets b choose among the final images."
 )
 RewardOption = Annotated[
     list[str] | None,

@@ -41,6 +41,7 @@ def run_on_live_rows(
     layout_of: Callable[[Mapping[str, Any], int], Layout],
     together: bool = False,
     size_of_row: int = 1,
+    half: int | None = None,
 ) -> tuple[Any, int, int]:
     """Call the denoiser on the distinct live rows of its arguments and scatter the outputs to all rows.
 
@@ -55,6 +56,7 @@ def run_on_live_rows(
         layout_of: says where the rows are in the arguments (by name), which hold them so many times.
         together: keep all that the batch holds of a row in one call, whose size may then exceed `chunk_size`.
         size_of_row: samples of the batch that are one row, one after another: the frames of a video.
+        half: of a batch that holds the rows twice, the half whose output both get; None for each its own.
 
     Returns:
         The denoiser's output for all rows, the number of rows it was run on by all ranks, and how often the batch held
@@ -69,9 +71,10 @@ def run_on_live_rows(
     first = sample[: rows.total * size_of_row]
     rows.part_by(first if size_of_row == 1 else first.unflatten(0, (rows.total, size_of_row)))
     device = sample[0].device
+    half = half if copies == 2 else None
     batch: Batch = rows.kept(
-        ("batch", copies, chunk_size, together, device),
-        lambda: _batch(rows, ranks, copies, chunk_size, together, device),
+        ("batch", copies, chunk_size, together, device, half),
+        lambda: _batch(rows, ranks, copies, chunk_size, together, device, half),
     )
     arguments = {**dict(zip(parameters, args)), **kwargs}
     objects = {name: value for name, value in arguments.items() if members_of(value) is not None}
@@ -128,10 +131,17 @@ def _check_common(name: str, value: Any, layout: Layout, rows: Rows, copies: int
 
 
 def _batch(
-    rows: Rows, ranks: Ranks, copies: int, chunk_size: int | None, together: bool, device: torch.device
+    rows: Rows,
+    ranks: Ranks,
+    copies: int,
+    chunk_size: int | None,
+    together: bool,
+    device: torch.device,
+    half: int | None,
 ) -> Batch:
     distinct = rows.distinct
-    needed = distinct + rows.total * torch.arange(copies)[:, None]
+    computed = torch.arange(copies) if half is None else torch.tensor([half])
+    needed = distinct + rows.total * computed[:, None]
     units = needed if together else needed.view(1, -1)
     mine = units[:, ranks.rows(units.shape[1])]
     chunks = mine.split(max(1, chunk_size // len(mine)) if chunk_size else mine.shape[1], dim=1)
@@ -139,5 +149,6 @@ def _batch(
     if needed.numel() < rows.total * copies:
         position = torch.empty(rows.total, dtype=torch.long)
         position[distinct] = torch.arange(len(distinct))
-        scatter = (position[rows.source] + len(distinct) * torch.arange(copies)[:, None]).flatten().to(device)
+        place = torch.arange(copies) if half is None else torch.zeros(copies, dtype=torch.long)
+        scatter = (position[rows.source] + len(distinct) * place[:, None]).flatten().to(device)
     return Batch(needed.numel(), units.shape[1], [chunk.to(device) for chunk in chunks], scatter)

@@ -11,6 +11,7 @@ from ..report.trace import Stopwatch, Trace
 from .attention import stores_attention, with_attention
 from .batches import run_on_live_rows
 from .components import conditions_of_all, is_control, mixes_rows, parameters_of
+from .cutoff import GuidanceCutoff
 from .decode import LatentDecoder
 from .engine import Engine
 from .layout import Layout, UnknownLayoutError, as_containers, known_layout
@@ -27,6 +28,7 @@ class Denoiser:
         module: itself.
         engine: carries out the loop in which it is called.
         replay: runs the call again, and is told of outputs.
+        cutoff: knows the steps that guidance is left out of, and is told of outputs.
         ranks: who shares the rows.
         batch_size: rows per call; None for all at once.
         clock: counts the seconds in 'denoiser'.
@@ -39,12 +41,13 @@ class Denoiser:
         module: nn.Module,
         engine: Engine,
         replay: Replay,
+        cutoff: GuidanceCutoff,
         ranks: Ranks,
         batch_size: int | None,
         clock: Stopwatch,
         trace: Trace,
     ) -> None:
-        self.name, self.module, self.engine, self.replay = name, module, engine, replay
+        self.name, self.module, self.engine, self.replay, self.cutoff = name, module, engine, replay, cutoff
         self.ranks, self.batch_size, self.clock, self.trace = ranks, batch_size, clock, trace
         self.parameters = parameters_of(module)
         self.is_control = is_control(module)
@@ -59,6 +62,9 @@ class Denoiser:
             return self.replay.forward(self.name, inner, parameters, args, kwargs)
         if self.engine.halted is not None and self._last is not None:
             return self._last  # what is made of it is not used
+        unguided = self.cutoff.over(self.engine.solver.upcoming, self.trace.num_steps)
+        if unguided and not self.is_control and self.cutoff.is_done:
+            return self._last
         sample = args[0] if args else kwargs[parameters[0]]
         if self._images_may_be_of_all and not self.trace.denoiser_calls:
             self.replay.check_images(self.name, parameters[0], sample)
@@ -81,6 +87,7 @@ class Denoiser:
                 self.layout,
                 together,
                 self.engine.size_of_row(sample),
+                self.cutoff.half if unguided else None,
             )
 
         args, kwargs = self.with_own_wordings(sample, args, kwargs)
@@ -91,6 +98,7 @@ class Denoiser:
         self.replay.remember_output(self.name, sample, output)
         self._last = output
         if not self.is_control and copies:
+            self.cutoff.called(output, copies)
             self.trace.nfe += num_rows
             self.trace.nfe_saved += copies * int(particles.stopped.sum()) * (particles.number - 1)
             self.trace.denoiser_calls += 1

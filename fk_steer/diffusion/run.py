@@ -34,6 +34,7 @@ from .components import (
     several_autoencoders,
 )
 from .conditions import InitialNoise, begins_with_image
+from .cutoff import GuidanceCutoff
 from .decode import Decoder, LatentDecoder, decodes_plainly
 from .denoising import Denoiser
 from .engine import Engine
@@ -116,6 +117,7 @@ class Run:
         )
         denoisers = denoisers_of(pipe)
         check_caches(denoisers)
+        self.cutoff = GuidanceCutoff(pipe, denoisers, strategy.guidance_stop)
         denoiser = next((one for one in denoisers.values() if not is_control(one)), None)
         vae = None if self.autoencoder is None else self.autoencoder[1]
         self.watch = Watch(denoiser, pipe.scheduler, vae, call.arguments.get("callback_on_step_end") is not None)
@@ -127,7 +129,7 @@ class Run:
         self.engine = Engine(call, strategy, self.solver, self.particles, self.judge, self.begin, announce, self.watch)
         size = execution.denoise_batch_size
         self.denoisers = [
-            Denoiser(name, module, self.engine, self.replay, ranks, size, self.clock, self.trace)
+            Denoiser(name, module, self.engine, self.replay, self.cutoff, ranks, size, self.clock, self.trace)
             for name, module in denoisers.items()
         ]
         self.initial_noise = InitialNoise()
@@ -244,6 +246,7 @@ class Run:
             return inner(model_output, timestep, sample, *args, **kwargs)
         if self.replay.active:
             return self.replay.step(sample, kwargs)
+        self.cutoff.step(model_output, sample)
         return self.engine.step(inner, model_output, timestep, sample, *args, **kwargs)
 
     def beside(self, scheduler: Any) -> Replace:

@@ -160,6 +160,11 @@ class Solver:
         return self.count if self._cursor is None else self._cursor.index
 
     @property
+    def upcoming(self) -> int:
+        """The index of the step that the loop is at before it is taken."""
+        return self.count + 1 if self._cursor is None else self._cursor.index
+
+    @property
     def whole_step(self) -> bool:
         """False in the second stage of a two-stage solver."""
         return in_first_order_stage(self.scheduler)

@@ -311,7 +311,7 @@ def table(rows: Mapping[str, Row], scores: Collection[str] = SCORES) -> list[lis
 
 def markdown(lines: list[list[str]]) -> str:
     """A table as markdown."""
-    header, *body = lines
+    header, *body = ([cell.replace("|", r"\|") for cell in line] for line in lines)
     rule = ["---", *(["---:"] * (len(header) - 1))]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *body]) + "\n"
 

@@ -58,6 +58,12 @@ class DPOConfig:
     )
 
     full: bool = option(False, "Train all weights of the denoiser, with a frozen copy as the reference, without LoRA.")
+    lora: str | None = option(
+        None,
+        "Go on from these LoRA weights, a folder, file or hub id, as on preferences between images that the model made "
+        "with them; the model with them is the reference.",
+        "new ones",
+    )
     lora_rank: int = option(16, "Train low-rank adapters (LoRA) of this rank.")
     lora_alpha: int | None = option(None, "Scale LoRA by this number over its rank.", "the rank")
     lora_dropout: float = option(0.0, "Drop this share of LoRA's input while training.")
@@ -150,6 +156,8 @@ class DPOConfig:
         for name in ("anchor", "warmup", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` to be at least 0, but got {getattr(self, name)}.")
+        if self.lora is not None and self.full:
+            raise ValueError("Expected `lora` to go on from, or `full` for all weights, but got both.")
         if self.cache_latents and (self.random_crop or self.num_workers):
             raise ValueError("Expected `cache_latents` without `random_crop` and `num_workers`, but got them together.")
         if self.reward is not None and self.prompts is None:

@@ -4,6 +4,7 @@ without it, or all weights beside a frozen copy."""
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llava_reward_guide.hub import locate
 from llava_reward_guide.packages import require
 
 from .config import DPOConfig
@@ -19,6 +21,7 @@ from .denoisers import Denoiser
 
 
 ADAPTER = "default"
+REFERENCE = "reference"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """How layers of attention are called in Diffusers' denoisers."""
@@ -44,19 +47,27 @@ class Trained(ABC):
 
 
 class LowRank(Trained):
-    """LoRA, added to a pipeline's denoiser.
+    """LoRA, added to a pipeline's denoiser or taken further.
 
     Raises:
         ImportError: if peft is not installed.
-        ValueError: if there is no layer to put it on.
+        ValueError: if there is no layer to put it on, or nothing to go on from.
     """
 
     def __init__(self, denoiser: Denoiser, config: DPOConfig) -> None:
         require("peft", "Training LoRA", "train")
+        self.denoiser, self.goes_on = denoiser, config.lora is not None
+        if config.lora is None:
+            self._begin(config)
+        else:
+            self._go_on_from(config.lora)
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()
+
+    def _begin(self, config: DPOConfig) -> None:
         from peft import LoraConfig
 
-        self.denoiser = denoiser
-        module = denoiser.module
+        module = self.denoiser.module
         # The weights of LoRA begin alike on all processes, and whatever was drawn before.
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
@@ -70,18 +81,33 @@ class LowRank(Trained):
                 ),
                 ADAPTER,
             )
-        for parameter in self.parameters:
-            parameter.data = parameter.data.float()
+
+    def _go_on_from(self, lora: str) -> None:
+        place = locate(lora, "LoRA weights")
+        with warnings.catch_warnings():
+            # The second of two is meant.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            for name in (REFERENCE, ADAPTER):
+                self.denoiser.pipe.load_lora_weights(place, adapter_name=name)
+        if ADAPTER not in getattr(self.denoiser.module, "peft_config", {}):
+            raise ValueError(f"Expected weights of the {self.denoiser.component} in '{lora}', but there are none.")
+        self.denoiser.module.set_adapter(ADAPTER)
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
-        """The denoiser, its adapter switched off meanwhile."""
+        """The denoiser, its adapter meanwhile switched off, or as it was at the start."""
         module = self.denoiser.module
-        module.disable_adapters()
+        if self.goes_on:
+            module.set_adapter(REFERENCE)
+        else:
+            module.disable_adapters()
         try:
             yield module
         finally:
-            module.enable_adapters()
+            if self.goes_on:
+                module.set_adapter(ADAPTER)
+            else:
+                module.enable_adapters()
 
     def save(self, folder: Path) -> None:
         """A file that `pipe.load_lora_weights(folder)` reads."""

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks.compute import real
 from benchmarks.compute.run import against, best_of, fits, plot, strategy_of
-from fk_steer.evaluation.world import Record, summarize
+from fk_steer.evaluation.world import Record, markdown, summarize
 from fk_steer.search import FKSteering, Refine
 from fk_steer.shapes.captions import TASKS
 
@@ -30,11 +30,15 @@ def test_runs_by_name():
     fixed, open_to_the_budget = strategy_of("psp@200/10/dpmsolver++"), strategy_of("refine@400")
     assert fixed == FKSteering.preset("psp", steps=10, sampler="dpmsolver++", calls=100)
     assert open_to_the_budget == Refine(calls=200)
+    # A particle takes 14 + 7 rows.
+    assert strategy_of("finish@200/14/ddim/.5").resolved(14).num_particles == 200 // 21
     within = fixed.resolved(10)
     assert within.cost(10) <= 100 < within.replace(num_particles=within.num_particles + 1).cost(10)
 
 
-@pytest.mark.parametrize("name", ["psp", "psp@", "psp@ten", "psp@200/10", "psp@200/ten/ddim", "psp@200/10/ddim/1"])
+@pytest.mark.parametrize(
+    "name", ["psp", "psp@", "psp@ten", "psp@200/10", "psp@200/ten/ddim", "psp@200/10/ddim/half", "psp@200/.5"]
+)
 def test_what_is_no_run(name):
     with pytest.raises(ValueError, match="PRESET@ROWS"):
         strategy_of(name)
@@ -118,3 +122,8 @@ def test_steps_against_particles_of_any_model(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/records/*.json")}
     assert written and CliRunner().invoke(real.app, options).exit_code == 0
     assert written == {path: path.stat().st_mtime_ns for path in written}, "nothing is made twice"
+
+
+def test_tables_keep_the_names_of_votes_whole():
+    lines = [["run", "reward"], ["a|b|c", "1.0"]]
+    assert markdown(lines).splitlines()[-1] == r"| a\|b\|c | 1.0 |"

@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
 from benchmarks.compute import run as compute
+from benchmarks.ensembles import run as ensembles
 from benchmarks.preview import run as preview
 from benchmarks.scaling import run as scaling
 from benchmarks.shapes import run as shapes
@@ -39,6 +41,25 @@ def invoke(app, *arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result
+
+
+def test_guides_of_several_rewards(tmp_path, monkeypatch):
+    monkeypatch.setattr(ensembles, "RUN", "finish@40/5/ddim")
+    app = typer.Typer()
+    app.command()(ensembles.main)
+    invoke(app, "--out", tmp_path, "--per-task", 1, "--seeds", 1)
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table) == list(ensembles.GUIDES)
+    calls = {label: row["reward calls"][0] for label, row in table.items()}
+    assert calls["mean"] == calls["mean - 0.5 sd"] == calls["majority"] == 3 * calls["clip"]
+    # Copeland's score of the best of four, and the mean of its z-scores.
+    assert 0.5 <= table["majority"]["reward"][0] <= 1.0
+    differences = json.loads((tmp_path / "differences.json").read_text())
+    assert list(differences)[0] == "mean less clip" and len(differences) == 6
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    invoke(app, "--out", tmp_path, "--per-task", 1, "--seeds", 1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
+    assert "Unknown guide 'median'" in CliRunner().invoke(app, ["--out", str(tmp_path), "--guide", "median"]).output
 
 
 # Processes of its own import everything first.

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fk_steer.bundled import fitted_options
-from fk_steer.combinations import Combination, Mean, by_reward, combination, joined, names_in
+from fk_steer.combinations import Combination, Mean, Votes, by_reward, combination, joined, names_in
 from fk_steer.loading import check_names, load_guide
 from fk_steer.options import options_of
-from fk_steer.rewards import Ensemble, Finalists, ZScoreSum
+from fk_steer.rewards import Ensemble, Finalists, Majority, ZScoreSum
 from fk_steer.smc import standardize
 
 
@@ -31,6 +31,16 @@ def test_reading(text, guide, chooser):
     assert names_in(text) == tuple(dict.fromkeys([*guide, *(chooser or ())]))
 
 
+def test_reading_what_rewards_disagree_on_and_votes():
+    of_three = {"a-1": 1.0, "b": 1.0, "c-2": 1.0}
+    assert combination("a-1+b+c-2-0.5*sd") == Combination(Mean(of_three, 0.5))
+    assert combination("a-1 + b + c-2 - 2 * sd > b") == Combination(Mean(of_three, 2.0), Mean({"b": 1.0}))
+    assert combination("a-1|b| c-2") == Combination(Votes(("a-1", "b", "c-2")))
+    assert combination("b>a-1|b|c-2") == Combination(Mean({"b": 1.0}), Votes(("a-1", "b", "c-2")))
+    assert names_in("b>a-1|b|c-2") == ("b", "a-1", "c-2")
+    assert not combination("a|b").single
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -44,6 +54,13 @@ def test_reading(text, guide, chooser):
         ("inf*a+b", "the weight 'inf'"),
         ("2*3*a+b", "a reward has one weight"),
         ("a+a", "'a' stands twice"),
+        ("a-0.5*sd", "standard deviations are those of two rewards or more"),
+        ("2*a+b-0.5*sd", "standard deviations are those of two rewards or more"),
+        ("a+b-x*sd", "the weight 'x' is no finite number"),
+        ("a|", "a reward is missing"),
+        ("a|b+c", "votes have no weights"),
+        ("a|2*b", "votes have no weights"),
+        ("a|b|a", "a reward has one vote"),
     ],
 )
 def test_what_cannot_be_read(text, message):
@@ -94,6 +111,12 @@ def test_what_is_loaded_is_what_is_written(parts):
     both = load_guide("clip-score+image-reward", "cpu", **options)
     assert isinstance(both, Ensemble)
     torch.testing.assert_close(scores(both, images), (a + b) / 2)
+    careful = load_guide("clip-score+image-reward-0.5*sd", "cpu", **options)
+    assert isinstance(careful, Ensemble)
+    torch.testing.assert_close(scores(careful, images), (a + b) / 2 - 0.5 * (a - b).abs() / 2)
+    votes = load_guide("clip-score|image-reward", "cpu", **options)
+    assert isinstance(votes, Majority)
+    torch.testing.assert_close(scores(votes, images), scores(Majority(list(single.values())), images))
     weighed = load_guide("3*clip-score+image-reward", "cpu", **options)
     assert isinstance(weighed, ZScoreSum)
     torch.testing.assert_close(scores(weighed, images), 0.75 * a + 0.25 * b)

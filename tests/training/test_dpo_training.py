@@ -131,6 +131,54 @@ def test_the_reference_is_the_model_without_its_adapter(tmp_path):
     assert not any(one.requires_grad for one in [*pipe.vae.parameters(), *pipe.text_encoder.parameters()])
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_going_on_from_lora_begins_with_it_and_compares_with_it(family, tmp_path):
+    """The first step finds the model and its reference equal, both the model with the first run's LoRA; the second
+    run's LoRA alone is what came of both, and the first run's is as it was."""
+    make = CALLS[family][0]
+    first = train_dpo(config(tmp_path / "first", steps=3, learning_rate=1e-2, lora_rank=2), make(), preferences())
+    before = weights(tmp_path / "first")
+    settings = config(tmp_path / "second", steps=3, learning_rate=1e-2, lora=str(first.weights), lora_rank=16)
+    pipe = make()
+    second = train_dpo(settings, pipe, preferences())
+    for errors in ("chosen_error", "rejected_error"):
+        own, reference = log(tmp_path / "second", errors), log(tmp_path / "second", f"reference_{errors}")
+        assert own[0] == pytest.approx(reference[0], rel=1e-5)
+        assert own[-1] != pytest.approx(reference[-1], rel=1e-5)
+    # The reference is the model with the first LoRA: at once, and still at the end.
+    base = make()
+    base.load_lora_weights(first.weights)
+    after = make()
+    after.load_lora_weights(second.weights)
+    call = {**CALLS[family][1], "num_inference_steps": 2, "output_type": "pt"}
+
+    def image(one):
+        return one("a red circle", generator=torch.Generator().manual_seed(0), **call).images
+
+    denoiser = denoiser_of(pipe)
+    found = weights(tmp_path / "second")
+    assert found.keys() == before.keys()
+    assert all(found[name].shape == before[name].shape for name in found)
+    assert max(float((found[name] - before[name]).abs().max()) for name in found) > 1e-3
+    torch.testing.assert_close(weights(tmp_path / "first"), before)
+    torch.testing.assert_close(image(pipe), image(after), atol=1e-4, rtol=1e-4)
+    denoiser.module.set_adapter("reference")
+    torch.testing.assert_close(image(pipe), image(base), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(image(after), image(base), atol=1e-4)
+
+
+def test_a_run_that_goes_on_from_lora_is_killed_and_goes_on_exactly(tmp_path, monkeypatch):
+    first = train_dpo(config(tmp_path / "first", steps=2, learning_rate=1e-2), sd(), preferences())
+    changes = {"steps": 4, "save_every": 1, "learning_rate": 1e-2, "lora": str(first.weights)}
+    train_dpo(config(tmp_path / "whole", **changes), sd(), preferences())
+    with monkeypatch.context() as patched:
+        _at_step(patched, 2, signal.SIGTERM)
+        assert not train_dpo(config(tmp_path / "parts", **changes), sd(), preferences()).finished
+    train_dpo(config(tmp_path / "parts", **changes), sd(), preferences())
+    assert_same(tmp_path / "parts", tmp_path / "whole", 1e-6)
+    assert log(tmp_path / "parts", "reference_chosen_error") == log(tmp_path / "whole", "reference_chosen_error")
+
+
 def test_full_fine_tuning_begins_as_lora_does_and_saves_a_pipeline(tmp_path):
     pipe = sd()
     result = train_dpo(config(tmp_path / "full", full=True, steps=3, learning_rate=1e-3), pipe, preferences())
@@ -184,12 +232,16 @@ def test_passes_caches_and_checkpointing_change_nothing(tmp_path):
     assert log(tmp_path / "other") == pytest.approx(log(tmp_path / "plain"), rel=1e-4)
 
 
-def test_bfloat16(tmp_path):
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision(precision, dtype, tmp_path):
     train_dpo(config(tmp_path / "whole"), sd(), preferences())
     AcceleratorState._reset_state(reset_partial_state=True)
-    pipe = sd().to(torch.bfloat16)
-    train_dpo(config(tmp_path / "half", mixed_precision="bf16"), pipe, preferences())
-    assert pipe.unet.conv_in.weight.dtype == torch.bfloat16
+    pipe = sd().to(dtype)
+    train_dpo(config(tmp_path / "half", mixed_precision=precision), pipe, preferences())
+    assert pipe.unet.conv_in.weight.dtype == dtype
+    # It learns as in float32, by gradients that are scaled back.
+    assert log(tmp_path / "half")[-1] == pytest.approx(log(tmp_path / "whole")[-1], abs=0.05)
+    assert log(tmp_path / "half")[-1] < 0.69
     assert {value.dtype for value in weights(tmp_path / "half").values()} == {torch.float32}
     assert log(tmp_path / "half")[0] == pytest.approx(log(tmp_path / "whole")[0], rel=1e-3)
     assert log(tmp_path / "half", "chosen_error")[0] == pytest.approx(
@@ -307,6 +359,7 @@ def test_mistakes_are_said_before_the_work_starts(tmp_path):
         ({"caption_dropout": 1.0}, "`caption_dropout` to be at least 0 and below 1"),
         ({"cache_latents": True, "random_crop": True}, "`cache_latents` without `random_crop`"),
         ({"reward": "clip-score"}, "`prompts` to sample images of"),
+        ({"full": True, "lora": "some"}, "`lora` to go on from, or `full`"),
     ):
         with pytest.raises(ValueError, match=message):
             config(tmp_path, **changes)
@@ -318,6 +371,8 @@ def test_mistakes_are_said_before_the_work_starts(tmp_path):
         train_dpo(config(tmp_path / "few"), sd(), preferences(2))
     with pytest.raises(ValueError, match="Expected `timesteps` among those of the model, 0 to 999, but got 1000"):
         train_dpo(config(tmp_path / "times", timesteps=[999, 1000]), sd(), preferences())
+    with pytest.raises(OSError, match="Found no LoRA weights"):
+        train_dpo(config(tmp_path / "lora", lora=str(tmp_path / "nowhere")), sd(), preferences())
     with pytest.raises(ValueError, match="Cannot train a int"):
         train_dpo(config(tmp_path / "kind"), 3, preferences())
     with pytest.raises(ValueError, match="'nowhere' names none of the layers of a UNet2DConditionModel"):
