@@ -116,4 +116,4 @@ def _is_first(parts: list[Tensor], prediction: Tensor, size: int) -> bool | None
     left = made - a * A - b * B
     if not left.norm() <= 0.2 * made.norm() or abs(a) == abs(b):
         return None
-    return abs(a) > abs(b)
+    return bool(abs(a) > abs(b))
