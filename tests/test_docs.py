@@ -228,3 +228,22 @@ def test_accuracies_of_readme():
     rows = rows_of(README, "| | accuracy, %")
     assert [row[1].strip("*") for row in rows] == [plus_minus(run["overall"], ".1f") for run in runs]
     assert [row[2] for row in rows[:-1]] == [f"{run['reward'][0]:.3f}" for run in runs[:-1]]
+
+
+def test_guides_of_the_study_of_ensembles():
+    folder = REPOSITORY / "benchmarks" / "ensembles"
+    table, differences = (
+        json.loads((folder / "results" / f"{name}.json").read_text()) for name in ("table", "differences")
+    )
+    rows = rows_of((folder / "README.md").read_text(), "| guide, 240")
+    page = rows_of((REPOSITORY / "docs" / "compute.md").read_text(), "| at 200 rows | accuracy, % | judge")
+    assert len(rows) == len(table) == 4
+    for place, (row, label) in enumerate(zip(rows, table)):
+        figures = [
+            plus_minus(table[label][name], digits)
+            for name, digits in (("overall", ".1f"), ("held out", ".3f"), ("oracle", ".3f"))
+        ]
+        assert [row[1], row[3], row[4]] == page[place][1:4] == figures
+        gain = differences[f"{label} less clip"]["overall"] if label != "clip" else None
+        assert row[2] == ("" if gain is None else f"+{plus_minus(gain, '.1f')}")
+        assert row[5:] == [f"{table[label]['reward calls'][0]:.0f}", f"{table[label]['seconds'][0]:.2f}"]
