@@ -180,10 +180,10 @@ class Watched:
         self._prompts, self._loops, self._looks = prompts, loops, looks
         self._best: float | None = None
         self._estimated = self._complete = self._seen = self._between = False
-        # Seconds of the steps so far: of those after which there was a look, and of the others.
-        self._plain: list[float] = []
-        self._looked: list[float] = []
-        self._elapsed = 0.0
+        self._elapsed = self._denoised = 0.0
+        self._steps_without = 0
+        # Seconds of the first step with a look in it.
+        self._looked: float | None = None
 
     def __enter__(self) -> Watched:
         self._bar.start()
@@ -221,24 +221,27 @@ class Watched:
         step = elapsed - self._elapsed if elapsed >= self._elapsed else elapsed
         self._between = done >= total
         self._elapsed = 0.0 if self._between else elapsed
-        (self._looked if self._seen else self._plain).append(step)
+        if not self._seen:
+            self._denoised += step
+            self._steps_without += 1
+        elif self._looked is None:
+            self._looked = step
         self._seen = False
         if not self._estimated and done >= min(FIRST_STEPS, total):
             self._estimated = True
             self._estimate(f"By the first {done} steps", total)
-        elif self._estimated and self._looked and self._looks is not None:
+        elif self._estimated and self._looked is not None:
             self._estimate("With the first look at the particles", total)
 
     def _estimate(self, what: str, total: int) -> None:
         """Say how long a loop takes, of `total` steps."""
-        denoising = sum(self._plain) / len(self._plain) if self._plain else min(self._looked)
-        loop = denoising * total
-        self._complete = bool(self._looked) and self._looks is not None
-        if self._complete and self._looks is not None:
-            loop += max(0.0, self._looked[0] - denoising) * self._looks
+        denoising = self._denoised / self._steps_without if self._steps_without else self._looked or 0.0
+        loop, rest = denoising * total, ", without decoding and scoring"
+        if self._looked is not None and self._looks is not None:
+            loop += max(0.0, self._looked - denoising) * self._looks
             rest = ", decoding and scoring included"
-        else:
-            rest = ", without decoding and scoring"
+        # How often a search looks may not be known, and one that looks at the end alone says nothing before.
+        self._complete = self._looked is not None or self._looks in (None, 1)
         prompts = f", all {self._prompts} prompts {duration(loop * self._loops * self._prompts)}"
         if self._said:
             say(f"{what} a loop takes {duration(loop)}{prompts if self._prompts > 1 else ''}{rest}.")

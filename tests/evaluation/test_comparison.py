@@ -149,7 +149,7 @@ def test_the_headline_names_all_guides_that_tie(tmp_path, accuracies, text):
     for one, mean in zip(results, accuracies or ()):
         difference = None if one.cell.guide == "none" else (round(mean - accuracies[0], 3), 0.02)
         one.accuracy[OVERALL] = Value(mean, 0.01, 4, 2, "f", difference=difference)
-    plain = {"baseline": "none", "cells": [], "failures": {}, "study": {}}
+    plain = {"baseline": "none", "failures": {}, "study": {"cells": {one.cell.name: {} for one in results}}}
     content = page(results, plain, tmp_path, 0, "a study")
     found = re.search(r'<div class="headline".*?</div>(.*?)</section>', content, re.S)[1]
     assert re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", found)).strip() == text
