@@ -75,7 +75,7 @@ def ask_in_our_words(folder: Path) -> str:
     """Put `RUBRIC` in the place of the words of an original of HPSv3's kind, and in rubric.txt, with {prompt} for the
     prompt. The whole of it."""
     # Imported by name, so that it is here that they are replaced.
-    inference = sys.modules["hpsv3.inference"]
+    inference: Any = sys.modules["hpsv3.inference"]
     inference.INSTRUCTION, inference.prompt_with_special_token = RUBRIC, ENDING
     whole = RUBRIC + ENDING
     folder.mkdir(parents=True, exist_ok=True)
