@@ -48,7 +48,7 @@ from .report.sheet import contact_sheet
 from .report.trace import Trace
 from .rewards.chat import check_recordable
 from .rewards.loading import default_device
-from .running import Watched, costs_with, say_loading, show_costs
+from .running import Watched, costs_with, looks_of, loop_of, say_loading, show_costs
 from .search import DEFAULT_PRESET
 from .search.presets import asked
 from .shapes import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
@@ -344,7 +344,8 @@ def _generate(
         if not path.exists():
             write_atomically(path, content)
 
-    with Watched(len(missing), len(prepared.runs), writes) as watched, watched.steps_of(pipe):
+    looks = looks_of(choice.strategy, loop_of(pipe, choice.strategy, choice.arguments))
+    with Watched(len(missing), len(prepared.runs), writes, looks) as watched, watched.steps_of(pipe):
         for index in missing:
             prompt, folder = settings.prompts[index], out / f"{index:03d}"
             best = {}

@@ -66,10 +66,14 @@ def costs_with(pipe: Any, strategy: Strategy, call: Mapping[str, Any], images: i
         images: how many are steered.
         at_a_time: denoiser rows at most; None for all.
     """
-    number = call.get("num_inference_steps") or strategy.steps or 50
-    num_steps = loop_length(pipe, pipe.scheduler, {**call, "num_inference_steps": number})
     guided = (call.get("guidance_scale") or 0) > 1
-    return costs(strategy, num_steps, guided, images, at_a_time, f"{_memory(pipe)}; ")
+    return costs(strategy, loop_of(pipe, strategy, call), guided, images, at_a_time, f"{_memory(pipe)}; ")
+
+
+def loop_of(pipe: Any, strategy: Strategy, call: Mapping[str, Any]) -> int:
+    """Denoiser calls of the loop that a call runs, see `costs_with`."""
+    number = call.get("num_inference_steps") or strategy.steps or 50
+    return loop_length(pipe, pipe.scheduler, {**call, "num_inference_steps": number})
 
 
 def costs(
@@ -111,9 +115,9 @@ def costs(
         lines = [f"an image: {passes} denoiser passes at most{doubled} ({particles}, {num_steps} steps)"]
     else:
         lines = [f"an image: {particles} over {num_steps} steps{doubled}"]
-    if isinstance(strategy, FKSteering) and not strategy.goes_back:
-        events = len(strategy.events(num_steps)) if strategy.looks else 0
-        lines.append(f"          {K} x ({events} events + 1) = {K * (events + 1)} decoded and scored")
+    looks = looks_of(strategy, num_steps)
+    if looks is not None:
+        lines.append(f"          {K} x ({looks - 1} events + 1) = {K * looks} decoded and scored")
     else:
         lines.append(f"          {K} or more decoded and scored, as often as the search looks at them")
     rows = together * K * (1 + guided)
@@ -122,6 +126,13 @@ def costs(
     if images > 1 and passes is not None:
         lines.append(f"in all:   {images} images, {images * passes} denoiser passes")
     return lines
+
+
+def looks_of(strategy: Strategy, num_steps: int) -> int | None:
+    """How often the particles of a call are decoded and scored, the end included; None if that is not known before."""
+    if not isinstance(strategy, FKSteering) or strategy.goes_back or strategy.calls is not None:
+        return None
+    return (len(strategy.events(num_steps)) if strategy.looks else 0) + 1
 
 
 def show_costs(lines: list[str]) -> None:
@@ -153,19 +164,26 @@ def _size(number: int) -> str:
 
 class Watched:
     """A run over prompts, as it goes on. On a terminal a bar over prompts, with the best reward so far, and one over
-    steps; elsewhere the lines that `line` prints, and one that says after the first steps how long a loop takes.
+    steps; elsewhere the lines that `line` prints, one that says after the first steps how long a loop takes, and one
+    after the first look at the particles, if that is later, with the seconds of decoding and scoring.
 
     Args:
         prompts: how many there are to do.
         loops: pipeline calls of each.
         shown: whether there is to be anything.
+        looks: how often the particles of a call are decoded and scored, see `looks_of`.
     """
 
-    def __init__(self, prompts: int, loops: int, shown: bool) -> None:
+    def __init__(self, prompts: int, loops: int, shown: bool, looks: int | None = None) -> None:
         self._bar = Bar(shown and console.is_terminal)
-        self._shown, self._prompts, self._loops = shown, prompts, loops
+        self._said = shown and not console.is_terminal
+        self._prompts, self._loops, self._looks = prompts, loops, looks
         self._best: float | None = None
-        self._estimated = False
+        self._estimated = self._complete = self._seen = self._between = False
+        self._elapsed = self._denoised = 0.0
+        self._steps_without = 0
+        # Seconds of the first step with a look in it.
+        self._looked: float | None = None
 
     def __enter__(self) -> Watched:
         self._bar.start()
@@ -184,6 +202,8 @@ class Watched:
 
     def see(self, event: Any) -> None:
         """A scoring event of the pipeline's call."""
+        # The last look of a loop is after its steps.
+        self._seen = not self._between
         best = event.rewards.max().item()
         self._best = best if self._best is None else max(self._best, best)
         self._bar.update(self._task, note=f"best reward {self._best:.3f}")
@@ -195,10 +215,33 @@ class Watched:
 
     def _step(self, done: int, total: int, elapsed: float) -> None:
         self._bar.update(self._steps, completed=done, total=total)
-        if self._estimated or done < min(FIRST_STEPS, total):
+        if self._complete:
             return
-        self._estimated = True
-        if self._shown and not console.is_terminal:
-            loop = elapsed / done * total
-            all_of_them = f", all {self._prompts} prompts {duration(loop * self._loops * self._prompts)}"
-            say(f"By the first {done} steps a loop takes {duration(loop)}{all_of_them if self._prompts > 1 else ''}.")
+        # Each loop counts from 0.
+        step = elapsed - self._elapsed if elapsed >= self._elapsed else elapsed
+        self._between = done >= total
+        self._elapsed = 0.0 if self._between else elapsed
+        if not self._seen:
+            self._denoised += step
+            self._steps_without += 1
+        elif self._looked is None:
+            self._looked = step
+        self._seen = False
+        if not self._estimated and done >= min(FIRST_STEPS, total):
+            self._estimated = True
+            self._estimate(f"By the first {done} steps", total)
+        elif self._estimated and self._looked is not None:
+            self._estimate("With the first look at the particles", total)
+
+    def _estimate(self, what: str, total: int) -> None:
+        """Say how long a loop takes, of `total` steps."""
+        denoising = self._denoised / self._steps_without if self._steps_without else self._looked or 0.0
+        loop, rest = denoising * total, ", without decoding and scoring"
+        if self._looked is not None and self._looks is not None:
+            loop += max(0.0, self._looked - denoising) * self._looks
+            rest = ", decoding and scoring included"
+        # How often a search looks may not be known, and one that looks at the end alone says nothing before.
+        self._complete = self._looked is not None or self._looks in (None, 1)
+        prompts = f", all {self._prompts} prompts {duration(loop * self._loops * self._prompts)}"
+        if self._said:
+            say(f"{what} a loop takes {duration(loop)}{prompts if self._prompts > 1 else ''}{rest}.")

@@ -34,22 +34,13 @@ def locate(path: str, what: str, revision: str | None = None, hint: str = "") ->
         OSError: if there is no such folder and the name is no hub id, or one that is neither in the cache nor to be had
             from the hub.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     if Path(path).exists():
         return path
     hint = hint or _near_folder(path)
-    try:
-        validate_repo_id(path)
-    except HFValidationError as error:
-        raise OSError(
-            f"Found no {what} {path!r}: there is no such folder or file, and it is no hub id, which looks like "
-            f"owner/name.{hint}"
-        ) from error
+    check_id(path, what, hint)
     if path in _found:
         return path
-    problem = _ask_about(path)
+    problem = ask_about(path)
     if problem is None:
         _found.add(path)
         return path
@@ -60,8 +51,33 @@ def locate(path: str, what: str, revision: str | None = None, hint: str = "") ->
     return str(cached)
 
 
-def _ask_about(repository: str) -> str | None:
-    """What keeps a repository from being had from the hub, None if nothing is known to."""
+def check_id(name: str, what: str, hint: str = "") -> None:
+    """
+    Args:
+        name: that is no folder or file.
+        what, hint: see `locate`.
+
+    Raises:
+        OSError: if it cannot be a hub id either.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise OSError(
+            f"Found no {what} {name!r}: there is no such folder or file, and it is no hub id, which looks like "
+            f"owner/name.{hint}"
+        ) from error
+
+
+def ask_about(repository: str, kind: str = "model") -> str | None:
+    """What keeps a repository from being had from the hub, None if nothing is known to.
+
+    Args:
+        kind: 'model' or 'dataset'.
+    """
     global _silent_since
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -72,7 +88,8 @@ def _ask_about(repository: str) -> str | None:
     if _silent_since is not None and time.monotonic() - _silent_since < _REMEMBERED:
         return out_of_reach
     try:
-        within(PATIENCE, lambda: HfApi().model_info(repository, timeout=PATIENCE))
+        ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+        within(PATIENCE, lambda: ask(repository, timeout=PATIENCE))
     except RepositoryNotFoundError:
         return "the hub shows none of that name (private ones after `hf auth login`)"
     except HfHubHTTPError:

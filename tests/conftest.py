@@ -53,12 +53,12 @@ def _one_thread_and_seed():
 
 @pytest.fixture(autouse=True)
 def _prompts_of_our_own(monkeypatch):
-    """Wherever tests run, chat judges ask in our words: no network, and no cache of whoever runs them."""
+    """Wherever tests run, published words are out of reach: no network, and no cache of whoever runs them."""
 
-    def out_of_reach(*arguments):
+    def out_of_reach(*arguments, **options):
         raise OSError("Tests ask for nothing.")
 
-    monkeypatch.setattr("fk_steer.rewards.chat.unified.prompts._published", out_of_reach)
+    monkeypatch.setattr("fk_steer.rewards.wording.published_file", out_of_reach)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from fk_steer import console as consoles
 from fk_steer.cli import app
 from fk_steer.cli.options import warn_of_lmbda
 from fk_steer.console import Bar, duration, show
-from fk_steer.running import Watched, costs, needs_download
+from fk_steer.running import Watched, costs, looks_of, needs_download
 from fk_steer.search import DEFAULT_PRESET
 from fk_steer.steps import steps_told
 
@@ -277,6 +277,56 @@ def test_the_bar_has_the_best_reward_and_the_steps(terminal):
     # The pipeline's own bar is back.
     with pytest.raises(AssertionError):
         pipe.loop(5)
+
+
+def run_steps(watched, seconds, looked):
+    """A loop whose steps take so many seconds, with looks at the particles in some of them and at its end."""
+    elapsed = 0.0
+    for number, step in enumerate(seconds):
+        elapsed += step
+        if number in looked:
+            watched.see(Event(0.5))
+        watched._step(number + 1, len(seconds), elapsed)
+    watched.see(Event(0.5))
+
+
+@pytest.mark.parametrize(
+    ("looks", "looked", "lines"),
+    [
+        # 10 steps of 2 s, and 3 looks of 5 s each: two in the loop, and one at its end.
+        (
+            3,
+            (4, 7),
+            [
+                "By the first 3 steps a loop takes 20 s, all 4 prompts 80 s, without decoding and scoring.",
+                "With the first look at the particles a loop takes 35 s, all 4 prompts 2 min, decoding and scoring "
+                "included.",
+            ],
+        ),
+        (
+            3,
+            (1, 7),
+            ["By the first 3 steps a loop takes 35 s, all 4 prompts 2 min, decoding and scoring included."],
+        ),
+        # How often a search looks is not known before.
+        (None, (4, 7), ["By the first 3 steps a loop takes 20 s, all 4 prompts 80 s, without decoding and scoring."]),
+        (1, (), ["By the first 3 steps a loop takes 20 s, all 4 prompts 80 s, without decoding and scoring."]),
+    ],
+)
+def test_the_estimate_says_whether_scoring_is_in_it(terminal, looks, looked, lines):
+    made = terminal(False)
+    with Watched(4, 1, True, looks) as watched:
+        for _ in range(2):
+            run_steps(watched, [2.0 + 5.0 * (number in looked) for number in range(10)], looked)
+    assert made.export_text().splitlines() == lines
+
+
+def test_what_is_looked_at_is_known_before():
+    steering = FKSteering(num_particles=4, schedule=Schedule(at=(0.3, 0.6)))
+    assert looks_of(steering, 10) == 3
+    assert looks_of(preset("best-of-n"), 10) == 1
+    assert looks_of(preset("refine"), 10) is None
+    assert looks_of(FKSteering(calls=100), 10) is None
 
 
 def test_a_pipeline_whose_bar_is_off_tells_no_steps(terminal):

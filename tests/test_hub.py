@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,10 @@ from fk_steer.evaluation.geneval.detector import Mask2FormerDetector
 from fk_steer.loading import load_pipeline, load_preview
 from fk_steer.rewards.loading import RewardLoadError
 from fk_steer.testing import save_clip, sd
+from fk_steer.training.data import read_preferences
 from llava_reward_guide import LlavaReward, hub
+from llava_reward_guide.data.hub_sets import load_hub_set
+from llava_reward_guide.data.items import hub_rows
 from llava_reward_guide.files import CheckpointError
 from llava_reward_guide.hub import locate
 
@@ -50,6 +55,7 @@ def answers(monkeypatch):
     def install(answer=None):
         made = Hub(answer)
         monkeypatch.setattr(HfApi, "model_info", made)
+        monkeypatch.setattr(HfApi, "dataset_info", made)
         return made
 
     return install
@@ -224,3 +230,73 @@ def test_a_reward_is_no_pipeline(tmp_path):
         load_pipeline(str(tmp_path))
     with pytest.raises(OSError, match="is no pipeline: it is a file"):
         load_pipeline(str(tmp_path / "config.json"))
+
+
+@pytest.fixture
+def sets(tmp_path, monkeypatch):
+    """`datasets`, with an empty cache, which must ask nobody."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "sets"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    asked = Hub(ConnectionError("asked by datasets"))
+    monkeypatch.setattr(HfApi, "hf_hub_download", asked)
+    yield datasets
+    assert not asked.asked
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    "load", [lambda: hub_rows("owner/name:test"), lambda: read_preferences("hf:owner/name")], ids=["rows", "pairs"]
+)
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (ConnectionError(), "https?://.* cannot be reached from here"),
+        (failure(RepositoryNotFoundError, 404), "the hub shows none of that name"),
+    ],
+    ids=["out of reach", "none"],
+)
+def test_data_sets_that_cannot_be_had(load, answer, problem, sets, answers):
+    asked = answers(answer)
+    with pytest.raises(
+        OSError, match=f"^Found no data set 'owner/name': .*not in the cache of `datasets`, and {problem}"
+    ):
+        load()
+    assert asked.asked == ["owner/name"]
+
+
+def test_what_can_be_no_data_set_is_not_asked_for(sets, answers):
+    asked = answers()
+    with pytest.raises(OSError, match="Found no data set 'a b': .*it is no hub id"):
+        load_hub_set("a b")
+    assert not asked.asked
+
+
+def test_data_sets_of_the_cache_are_loaded_without_the_hub(sets, answers, tmp_path):
+    rows = [{"number": 1}, {"number": 2}]
+    sets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    builder = sets.load_dataset_builder(
+        "parquet", data_files={"test": str(tmp_path / "rows.parquet")}, cache_dir=str(tmp_path / "made")
+    )
+    builder.download_and_prepare()
+    # As `datasets` caches what it has from the hub.
+    folder = tmp_path / "sets" / "owner___name" / "default" / "0.0.0" / ("a" * 40)
+    folder.parent.mkdir(parents=True)
+    Path(builder.cache_dir).rename(folder)
+    (folder / "parquet-test.arrow").rename(folder / "name-test.arrow")
+    facts = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps({**facts, "config_name": "default"}))
+
+    answers(ConnectionError())
+    assert load_hub_set("owner/name", split="test").to_list() == rows
+    assert hub_rows("owner/name:test")[1] == rows[1]
+    with pytest.raises(ValueError, match="train"):
+        load_hub_set("owner/name")
+
+
+def test_data_sets_in_folders_need_no_hub(sets, answers, tmp_path):
+    asked = answers(ConnectionError())
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"number": 3}\n')
+    assert load_hub_set(str(tmp_path / "rows")).to_list() == [{"number": 3}]
+    assert not asked.asked

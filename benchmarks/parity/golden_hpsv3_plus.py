@@ -11,7 +11,16 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.parity.shared import CASES, QWEN_MARKS, checkpoints, image, save_tokenizer, stand_in, write
+from benchmarks.parity.shared import (
+    CASES,
+    QWEN_MARKS,
+    ask_in_our_words,
+    checkpoints,
+    image,
+    save_tokenizer,
+    stand_in,
+    write,
+)
 
 
 TINY: dict[str, Any] = {
@@ -55,12 +64,11 @@ def main() -> None:
     stand_in("torchvision", "torchvision.io", "torchvision.transforms", "torchvision.transforms.functional", "pandas")
     stand_in("hpsv3.trainer.common", "hpsv3.utils.parser")
     sys.path.insert(0, str(options.source))
-    from hpsv3.dataset.data_collator_qwen import INSTRUCTION
     from hpsv3.inference import HPSv3RewardInferencer
     from hpsv3.model.qwen3vl_rm import Qwen3VLRewardModelFiLMHybrid
 
     torch.set_num_threads(1)
-    save_tokenizer(options.out, INSTRUCTION)
+    save_tokenizer(options.out, ask_in_our_words(options.out))
     tokenizer = Qwen2TokenizerFast.from_pretrained(options.out, padding_side="right")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|Reward|>"]})
     marks = dict(zip(QWEN_MARKS, tokenizer.convert_tokens_to_ids(QWEN_MARKS)))

@@ -25,6 +25,20 @@ CASES = [
 ]
 """Image and prompt of each golden score."""
 
+RUBRIC = (
+    "\nRate the generated image, please, from 0 to 10.\n\n**How it looks:**  \nSharp, well composed, and nothing in it "
+    "is odd. \nThe text was: {text_prompt}\n\n\n"
+)
+"""Words of our own that stand for an original's: its code does not depend on which they are. Spaces at the end of a
+line and several empty lines are as in the original's."""
+
+ENDING = """
+The rating of this image: <|Reward|>
+
+END
+"""
+"""What comes after `RUBRIC`; what follows the token of the reward is not seen at it."""
+
 QWEN_MARKS = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -55,6 +69,18 @@ def stand_in(*names: str) -> None:
 def image(name: str) -> Image.Image:
     """One of the images that ship with the tests, RGB."""
     return Image.open(IMAGES / name).convert("RGB")
+
+
+def ask_in_our_words(folder: Path) -> str:
+    """Put `RUBRIC` in the place of the words of an original of HPSv3's kind, and in rubric.txt, with {prompt} for the
+    prompt. The whole of it."""
+    # Imported by name, so that it is here that they are replaced.
+    inference: Any = sys.modules["hpsv3.inference"]
+    inference.INSTRUCTION, inference.prompt_with_special_token = RUBRIC, ENDING
+    whole = RUBRIC + ENDING
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rubric.txt").write_text(whole.replace("{text_prompt}", "{prompt}"))
+    return whole
 
 
 def save_tokenizer(folder: Path, text: str) -> Path:

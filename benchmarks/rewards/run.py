@@ -110,7 +110,7 @@ def hpsv3(device: torch.device, dtype: torch.dtype) -> Any:
 
     config = Qwen2VLConfig(**QWEN2_VL_7B)
     model = randomize(lambda: HPSv3Model(config), device, dtype)
-    return HPSv3.from_modules(model, WordTokenizer(config.image_token_id, end=False), device=device, dtype=dtype)
+    return _with_rubric(HPSv3, model, WordTokenizer(config.image_token_id, end=False), 376, device, dtype)
 
 
 def hpsv3_plus(device: torch.device, dtype: torch.dtype) -> Any:
@@ -122,7 +122,16 @@ def hpsv3_plus(device: torch.device, dtype: torch.dtype) -> Any:
 
     config = Qwen3VLConfig(**QWEN3_VL_8B)
     model = randomize(lambda: HPSv3PlusModel(config), device, dtype)
-    return HPSv3Plus.from_modules(model, WordTokenizer(config.image_token_id, end=False), device=device, dtype=dtype)
+    return _with_rubric(HPSv3Plus, model, WordTokenizer(config.image_token_id, end=False), 207, device, dtype)
+
+
+def _with_rubric(kind: Any, model: Any, words: Any, length: int, device: torch.device, dtype: torch.dtype) -> Any:
+    """A reward that asks with as many words as the published rubric has."""
+    from fk_steer.rewards.wording import Template
+
+    reward = kind.from_modules(model, words, device=device, dtype=dtype)
+    reward.template = Template("word " * (length - 1) + "{prompt}", "as long as the published one")
+    return reward
 
 
 def mps(device: torch.device, dtype: torch.dtype) -> Any:

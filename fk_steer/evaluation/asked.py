@@ -1,4 +1,4 @@
-"""What chat judges ask with, in the records of runs: the text decides over the scores as weights do."""
+"""What rewards that are asked in words ask with, in the records of runs: it decides over the scores as weights do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..rewards.functions import as_reward
 
 
 def asked_by(reward: RewardFunction | None) -> dict[str, Any]:
-    """Name of each chat judge in a reward -> what it asks with, where the text came from and its SHA-256."""
+    """Name of each such reward -> what it asks with, where the text came from and its SHA-256."""
     leaves = () if reward is None else as_reward(reward).leaves
     return {leaf.name: record for leaf in leaves if (record := getattr(leaf, "record", None)) is not None}
 

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import published
 from . import qwen_vl
 from .base import Images
 from .card import RewardCard
 from .loading import RewardLoadError, assign_weights, empty, fetch, read_weights
 from .local import LocalReward, Source
+from .rubric import REWARD_TOKEN, Rubric
+from .wording import Template
 
 
 BACKBONE = ("Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac")
 """Whose tokenizer is used."""
 
-REWARD_TOKEN = "<|Reward|>"
 PIXELS = 256 * 28 * 28
 """Of an image, about."""
 
-RUBRIC = (Path(__file__).parent / "templates" / "hpsv3.txt").read_text(encoding="utf-8")
-"""What the model was trained with: the text of a chat up to the token that the reward is read at, which sees no
-more."""
+_WHEEL = "20/ed/6feb979b0086f57dc7a8b545693e1dbeffd60c8d942971e0445c65fcf438/hpsv3-1.0.0-py3-none-any.whl"
+RUBRIC = Rubric(
+    published.Source(
+        "the words of HPSv3",
+        f"https://files.pythonhosted.org/packages/{_WHEEL}",
+        "1a1b3ed1f538315ddf0e90c55b9f5c8ab3248d772cd713c11f7dfe35bf867ab3",
+    ),
+    "eec53640fa8b722d1bc98497f3697eb7d0ad13afc6ced5936ee3bafc38b6e7f8",
+    "hpsv3.txt",
+    "hpsv3/dataset/data_collator_qwen.py",
+)
+"""In the package that its authors published."""
 
 UNUSED = ("lm_head.weight",)
 
@@ -92,10 +103,24 @@ class RubricReward(LocalReward):
     """What HPSv3 and HPSv3++ share: one chat per image, a rubric, and a head at the token of the reward.
 
     Attributes:
-        rubric: the text of a chat, with {prompt} in it.
+        rubric: what the checkpoint was trained with.
     """
 
-    rubric: ClassVar[str] = RUBRIC
+    rubric: ClassVar[Rubric]
+
+    @cached_property
+    def template(self) -> Template:
+        """The text of a chat up to the token of the reward; our own words for a reward of modules in memory."""
+        return self.rubric.own_words
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What it asks with, for the records of runs."""
+        return {
+            "variant": self.variant,
+            "template": self.template.origin,
+            "template sha256": self.template.sha256,
+        }
 
     def load_words(self, source: Source, tokenizer: str | None, pinned: tuple[str, str], vocabulary: int) -> Any:
         """The tokenizer with the token of the reward: another's, that of a folder that has one, or the backbone's.
@@ -135,7 +160,7 @@ class RubricReward(LocalReward):
         before = torch.tensor(self.tokenizer(qwen_vl.before_image(self.model.qwen.config)).input_ids)
         marks = [qwen_vl.mark(self.tokenizer, name, self.name) for name in (qwen_vl.VISION_END, REWARD_TOKEN)]
         for prompt in prompts:
-            text = qwen_vl.token_ids(self.tokenizer, self.rubric.replace("{prompt}", prompt))
+            text = qwen_vl.token_ids(self.tokenizer, self.template.text.replace("{prompt}", prompt))
             yield before, torch.cat([marks[0], text, marks[1]])
 
     def preprocess(self, images: Images, exact: bool = True) -> tuple[Tensor, Tensor]:
@@ -161,20 +186,29 @@ class HPSv3(RubricReward):
     As in the published code, image tokens are counted like words (Qwen2-VL itself gives them rows and columns): the
     weights were trained so. Special tokens in a prompt are read as plain text.
 
+    The words of the rubric are not part of this package: they are read from the authors' package on PyPI (hpsv3 1.0.0),
+    fetched once with a checksum.
+
     Args:
         variant: 'v3', the only one published.
         path: file, folder or hub id of the weights; a folder may hold a config.json for a backbone of another size, and
             a tokenizer in place of Qwen2-VL's.
         tokenizer: hub id or folder.
+        template: what to ask with, see `Rubric.template`: None or 'published' for the published words, 'ours' for our
+            own, with which it is another reward, or a file.
         revision: of a hub id given as `path`.
         device: None for a CUDA device if there is one.
         dtype: of the backbone; None for bfloat16 on CUDA devices, as the original, and float32 elsewhere. The head runs
             in float32 or better.
         compile: run the language model through `torch.compile`.
 
+    Attributes:
+        template: the `Template` that is asked with.
+
     Raises:
-        ValueError: for an unknown variant, or when called, for an image more than 200 times as long as wide.
-        RewardLoadError: if the weights cannot be loaded.
+        ValueError: for an unknown variant, a template without the placeholder, or when called, for an image more than
+            200 times as long as wide.
+        RewardLoadError: if the weights or the published words cannot be had.
     """
 
     name = "hpsv3"
@@ -191,12 +225,16 @@ class HPSv3(RubricReward):
         weights=7.75,
         variants={"v3": RewardCard(summary="The published model.")},
     )
+    rubric = RUBRIC
     model: HPSv3Model
 
-    def load(self, source: Source, *, tokenizer: str | None = None) -> tuple[Any, ...]:
+    def load(
+        self, source: Source, *, tokenizer: str | None = None, template: str | Path | None = None
+    ) -> tuple[Any, ...]:
         """See `LocalReward`."""
         from transformers import Qwen2VLConfig
 
+        self.template = self.rubric.template(self.name, template)
         file = fetch(source.path, self.card.files[0], self.name, source.revision)
         weights = to_transformers(read_weights(file, self.name))
         vocabulary = len(weights.get("qwen.language_model.embed_tokens.weight", ()))

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .. import published
 from . import qwen_vl
 from .card import RewardCard
-from .hpsv3 import PIXELS, RUBRIC, UNUSED, RubricReward, at_the_end, head
+from .hpsv3 import PIXELS, UNUSED, RubricReward, at_the_end, head
 from .loading import assign_weights, empty, fetch, read_weights
 from .local import Source
+from .rubric import Rubric
 
 
 BACKBONE = ("Qwen/Qwen3-VL-8B-Instruct", "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b")
 """Whose tokenizer is used."""
+
+COMMIT = "7bdbebc921c1a2d746f1c3d27ccdb6e6fd6c5498"
+RUBRIC = Rubric(
+    published.Source(
+        "the words of HPSv3++",
+        f"https://raw.githubusercontent.com/PlantPotatoOnMoon/HPSv3-PlusPlus/{COMMIT}/hpsv3/dataset/data_collator_qwen.py",
+        "d7babc902fcbbfecdbf47687866bf6d737bad56b7ba283685c03220836c0c9f1",
+    ),
+    "f6842f86b9917af8932f1969c40c590b66cfe63edb76e3065d8663957284798a",
+    "hpsv3-plus.txt",
+)
+"""In the authors' repository."""
 
 CONDITION = 256
 """Width of the condition's embedding."""
@@ -109,6 +124,9 @@ class HPSv3Plus(RubricReward):
     scored together; here each image has its own by default, as the published code gives for one image at a time. The
     second of the two resizings is Pillow's; the original's, torchvision's, rounds a little differently.
 
+    The words of the rubric are not part of this package: they are read from a script in the authors' repository,
+    fetched once with a checksum.
+
     Args:
         variant: 'v3++', the only one published.
         iteration: steps of training on rewards that the model behind the images has had, divided by 1000, at most 1.
@@ -116,16 +134,21 @@ class HPSv3Plus(RubricReward):
         path: file, folder or hub id of the weights; a folder may hold a config.json for a backbone of another size, and
             a tokenizer in place of Qwen3-VL's.
         tokenizer: hub id or folder.
+        template: what to ask with, see `Rubric.template`: None or 'published' for the published words, 'ours' for our
+            own, with which it is another reward, or a file.
         revision: of a hub id given as `path`.
         device: None for a CUDA device if there is one.
         dtype: of the backbone; None for bfloat16 on CUDA devices, as the original, and float32 elsewhere. The rest runs
             in float32 or better.
         compile: run the language model through `torch.compile`.
 
+    Attributes:
+        template: the `Template` that is asked with.
+
     Raises:
-        ValueError: for an unknown variant or capability, an iteration outside [0, 1], or when called, for an image more
-            than 200 times as long as wide.
-        RewardLoadError: if the weights cannot be loaded.
+        ValueError: for an unknown variant or capability, an iteration outside [0, 1], a template without the
+            placeholder, or when called, for an image more than 200 times as long as wide.
+        RewardLoadError: if the weights or the published words cannot be had.
     """
 
     name = "hpsv3-plus"
@@ -141,8 +164,7 @@ class HPSv3Plus(RubricReward):
         weights=8.18,
         variants={"v3++": RewardCard(summary="The published model.")},
     )
-    # What HPSv3's says of alignment is not asked.
-    rubric = RUBRIC[: RUBRIC.index("\n**Text Alignment:**")] + RUBRIC[RUBRIC.index("Textual prompt - ") :]
+    rubric = RUBRIC
     model: HPSv3PlusModel
     iteration, capability = 0.0, "image"
 
@@ -151,6 +173,7 @@ class HPSv3Plus(RubricReward):
         source: Source,
         *,
         tokenizer: str | None = None,
+        template: str | Path | None = None,
         iteration: float = 0.0,
         capability: Literal["image", "batch"] = "image",
     ) -> tuple[Any, ...]:
@@ -162,6 +185,7 @@ class HPSv3Plus(RubricReward):
         if capability not in ("image", "batch"):
             raise ValueError(f"Expected `capability` to be 'image' or 'batch', but got {capability!r}.")
         self.iteration, self.capability = iteration, capability
+        self.template = self.rubric.template(self.name, template)
         file = fetch(source.path, self.card.files[0], self.name, source.revision)
         weights = to_transformers(read_weights(file, self.name))
         vocabulary = len(weights.get("qwen.language_model.embed_tokens.weight", ()))

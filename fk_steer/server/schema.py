@@ -37,7 +37,7 @@ class Card(BaseModel):
 
     summary: str | None
     paper: str | None
-    hub_id: Annotated[str | None, Field(description="Where its published weights are.")]
+    hub_id: Annotated[str | None, Field(description="Where its weights are published, or the name of others.")]
     licence: str | None
     typical_range: tuple[float, float] | None
 

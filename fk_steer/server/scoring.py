@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Served:
         self.name, self.given, self.reward = name, reward, as_reward(reward)
         if self.reward.takes_videos:
             raise ValueError(f"The reward '{name}' scores videos, and images are all that a server takes.")
-        card = _card(reward)
+        card = _card_of(reward, model)
         self.facts = RewardFacts(
             name=name,
             model=model or getattr(getattr(reward, "chat", None), "model", None),
@@ -107,6 +108,19 @@ def _card(reward: Any) -> RewardCard | None:
         return None
     variant = getattr(reward, "variant", None)
     return card.variant(variant) if isinstance(variant, str) and variant in card.variants else card
+
+
+def _card_of(reward: Any, model: str | None) -> RewardCard | None:
+    """The card of a reward, without what it says of the published weights where others are loaded.
+
+    Args:
+        model: the model behind it; None if that is not known.
+    """
+    card = _card(reward)
+    # Chat judges ask a model of the server's under whatever name.
+    if card is None or model in (None, card.hub_id) or getattr(reward, "chat", None) is not None:
+        return card
+    return replace(reward.card, hub_id=model, licence=None, typical_range=None)
 
 
 def _compared(reward: Reward, images: Sequence[Image], prompts: Sequence[str]) -> list[Score]:

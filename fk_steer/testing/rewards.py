@@ -243,29 +243,29 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
 
 
 def save_hpsv3(folder: Path) -> dict[str, Any]:
-    """HPSv3.safetensors with a configuration and a tokenizer that has most words of the rubric."""
+    """HPSv3.safetensors with a configuration and a tokenizer that has most of our words for the rubric."""
     from ..rewards.hpsv3 import RUBRIC
 
-    words = byte_tokenizer(RUBRIC)
+    words = byte_tokenizer(RUBRIC.own_words.text)
     config = {"model_type": "qwen2_vl", **QWEN2_VL, **qwen_ids(words)}
     (folder / "config.json").write_text(json.dumps(config))
     # One more than there are, the token of the reward.
     sizes = {**QWEN2_VL, "text_config": {**QWEN2_VL["text_config"], "vocab_size": len(words) + 1}}
     save_file(published.random_weights(published.hpsv3(sizes)), folder / "HPSv3.safetensors")
     words.save_pretrained(folder)
-    return {"path": str(folder)}
+    return {"path": str(folder), "template": "ours"}
 
 
 def save_hpsv3_plus(folder: Path) -> dict[str, Any]:
     """hpsv3++.pth with a configuration and a tokenizer."""
-    from ..rewards.hpsv3_plus import HPSv3Plus
+    from ..rewards.hpsv3_plus import RUBRIC
 
-    words = byte_tokenizer(HPSv3Plus.rubric)
+    words = byte_tokenizer(RUBRIC.own_words.text)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", **QWEN3_VL, **qwen_ids(words)}))
     sizes = {**QWEN3_VL, "text_config": {**QWEN3_VL["text_config"], "vocab_size": len(words) + 1}}
     torch.save(published.random_weights(published.hpsv3_plus(sizes)), folder / "hpsv3++.pth")
     words.save_pretrained(folder)
-    return {"path": str(folder)}
+    return {"path": str(folder), "template": "ours"}
 
 
 def save_dina_lrm(folder: Path) -> dict[str, Any]:

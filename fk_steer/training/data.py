@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from llava_reward_guide.data.batches import StepSampler
+from llava_reward_guide.data.hub_sets import load_hub_set, without_bars
 from llava_reward_guide.packages import require
 from llava_reward_guide.texts import read_json
 
@@ -113,13 +114,13 @@ def read_preferences(source: str) -> Preferences:
     Raises:
         ImportError: if reading them needs `datasets`, which is not installed.
         ValueError: if there are none, or they are of another form.
+        OSError: if a data set on the hub cannot be had.
     """
     if source.startswith("hf:"):
         require("datasets")
-        import datasets
-
         name, _, split = source.removeprefix("hf:").partition(":")
-        return Preferences(_undecoded(datasets.load_dataset(name, split=split or "train")))
+        with without_bars():
+            return Preferences(_undecoded(load_hub_set(name, split=split)))
     path = Path(source)
     if path.suffix == ".json" and path.is_file():
         rows = read_json(path)
@@ -130,22 +131,25 @@ def read_preferences(source: str) -> Preferences:
     if not path.exists():
         raise ValueError(f"Expected preferences in '{source}', but there is no such file or folder.")
     require("datasets")
+    with without_bars():
+        return Preferences(_undecoded(_local_rows(path)))
+
+
+def _local_rows(path: Path) -> Any:
     import datasets
 
     files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")) if path.is_dir() else []
     if files:
-        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = datasets.load_from_disk(str(path))
-        rows = rows["train"] if isinstance(rows, datasets.DatasetDict) else rows
-    elif any((path / f"metadata.{ending}").is_file() for ending in ("jsonl", "csv")):
-        rows = datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
-    else:
-        raise ValueError(
-            f"Expected preferences in '{source}': parquet files, a data set that `save_to_disk` wrote, an image folder "
-            "with its metadata.jsonl, or a JSON list. It holds none of these."
-        )
-    return Preferences(_undecoded(rows))
+        return rows["train"] if isinstance(rows, datasets.DatasetDict) else rows
+    if any((path / f"metadata.{ending}").is_file() for ending in ("jsonl", "csv")):
+        return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
+    raise ValueError(
+        f"Expected preferences in '{path}': parquet files, a data set that `save_to_disk` wrote, an image folder "
+        "with its metadata.jsonl, or a JSON list. It holds none of these."
+    )
 
 
 def _undecoded(rows: Any) -> Any:

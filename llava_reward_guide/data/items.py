@@ -13,6 +13,7 @@ from PIL import Image
 from ..images import ImageError, as_rgb, decode_image, load_image
 from ..packages import require
 from ..texts import TABLES, read_json, read_json_lines, read_table
+from .hub_sets import load_hub_set
 from .places import Places, find_images
 
 
@@ -260,9 +261,10 @@ def hub_rows(name: str) -> Sequence[Item]:
 
     Raises:
         ImportError: without the package `datasets`.
+        OSError: if the hub cannot be reached, or has no such data set, and the cache has none either.
     """
     require("datasets")
-    from datasets import Dataset, List, Video, load_dataset, load_from_disk
+    from datasets import Dataset, List, Video, load_from_disk
     from datasets import Image as ImageFeature
 
     path, _, split = name.partition(":")
@@ -273,7 +275,7 @@ def hub_rows(name: str) -> Sequence[Item]:
     else:
         owner, *rest = path.split("/")
         path, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
-        dataset = load_dataset(path, config, split=split or "train")
+        dataset = load_hub_set(path, config, split)
     if isinstance(dataset, dict):
         dataset = dataset[split or "train"]
     for column, feature in dataset.features.items():

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from fk_steer.cli import app
 from fk_steer.defaults import DEFAULT_PRESET
+from fk_steer.evaluation.comparison.report import _headlines, page
 from fk_steer.evaluation.comparison.results import (
     OVERALL,
     CellResults,
@@ -124,6 +125,38 @@ def test_best_and_second_best():
     both = results + [CellResults(cell, [], {}, {"hps": Value(1.0, None, 1, 1, "f")}, {}) for cell in other[:1]]
     _compare(both, "none")
     assert both[2].metrics["hps"].rank == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "text"),
+    [
+        ((0.5, 0.81, 0.84), "0.840 overall accuracy by three, +0.340 ± 0.020 over none"),
+        (
+            (0.5, 0.8401, 0.8399),
+            "0.840 overall accuracy by two, +0.340 ± 0.020 over none and three, +0.340 ± 0.020 over none",
+        ),
+        (
+            (0.84, 0.84, 0.84),
+            "0.840 overall accuracy by none, two, +0.000 ± 0.020 over none and three, +0.000 ± 0.020 over none",
+        ),
+        (None, "2 metrics that did not guide are best by two and three"),
+    ],
+)
+def test_the_headline_names_all_guides_that_tie(tmp_path, accuracies, text):
+    guides = {"none": (0.1, 0.2), "two": (0.3, 0.4), "three": (0.3, 0.4)}
+    results = [cell_results(guide, {"a": values[0], "b": values[1]}) for guide, values in guides.items()]
+    _compare(results, "none")
+    for one, mean in zip(results, accuracies or ()):
+        difference = None if one.cell.guide == "none" else (round(mean - accuracies[0], 3), 0.02)
+        one.accuracy[OVERALL] = Value(mean, 0.01, 4, 2, "f", difference=difference)
+    plain = {"baseline": "none", "failures": {}, "study": {"cells": {one.cell.name: {} for one in results}}}
+    content = page(results, plain, tmp_path, 0, "a study")
+    found = re.search(r'<div class="headline".*?</div>(.*?)</section>', content, re.S)[1]
+    assert re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", found)).strip() == text
+
+
+def test_metrics_in_which_nobody_is_best_make_no_headline():
+    assert _headlines([cell_results("none", {"hps": 0.2})]) == []
 
 
 def test_overall_difference_of_unequal_tasks():

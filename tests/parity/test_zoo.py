@@ -53,7 +53,9 @@ class TestHPSv3:
         cases = expected("hpsv3")["scores"]
         means = torch.tensor([case["mean"] for case in cases])
         assert means.std() > 0.01
-        scores = scores_of(load_reward("hpsv3", path=str(hpsv3_folder), device="cpu"), cases)
+        scores = scores_of(
+            load_reward("hpsv3", path=str(hpsv3_folder), template=hpsv3_folder / "rubric.txt", device="cpu"), cases
+        )
         torch.testing.assert_close(scores, means, rtol=1e-5, atol=0)
 
 
@@ -77,6 +79,7 @@ class TestHPSv3Plus:
     def test_scores(self, folder, way, options):
         cases = expected("hpsv3_plus")["scores"]
         wanted = torch.tensor([case[way] for case in cases])
+        options["template"] = folder / "rubric.txt"
         scores = scores_of(load_reward("hpsv3-plus", path=str(folder), device="cpu", **options), cases)
         torch.testing.assert_close(scores, wanted, rtol=2e-5, atol=1e-6)
 

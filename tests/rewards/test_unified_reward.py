@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fk_steer.cli import app
 from fk_steer.evaluation.asked import asked_by, record_asked
 from fk_steer.published import sha256
-from fk_steer.rewards import RewardError, WeightedSum, load_reward
+from fk_steer.rewards import RewardError, WeightedSum, load_reward, wording
 from fk_steer.rewards.chat.unified import CHECKPOINTS, FAMILIES, TASKS, family_of, prompts, template_of
 from fk_steer.rewards.chat.unified.prompts import PUBLISHED, prompt_in_script, source_of
 
@@ -239,8 +239,9 @@ def published(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(prompts, "download", download)
-    monkeypatch.setattr(prompts, "_failure", [])
+    monkeypatch.setattr(wording, "download", download)
+    monkeypatch.setattr(wording, "_unreachable", set())
+    monkeypatch.setattr(prompts, "_warned", [])
     monkeypatch.setattr(prompts, "PUBLISHED", {("2.0", "axes"): ("some/script.py", sha256(content))})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return fetched
@@ -261,7 +262,7 @@ def test_our_words_where_the_published_cannot_be_had(published, monkeypatch, cap
         published.append(url)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(prompts, "download", unreachable)
+    monkeypatch.setattr(wording, "download", unreachable)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             template = template_of("axes", ["2.0"], ["prompt"])
@@ -276,7 +277,7 @@ def test_our_words_where_the_published_cannot_be_had(published, monkeypatch, cap
 
 
 def test_another_file_is_not_taken_for_the_published_one(published, monkeypatch):
-    monkeypatch.setattr(prompts, "download", lambda url, timeout: b"prompt = f'{prompt}'")
+    monkeypatch.setattr(wording, "download", lambda url, timeout: b"prompt = f'{prompt}'")
     with pytest.raises(OSError, match="to have the SHA-256"):
         template_of("axes", ["2.0"], ["prompt"], "published")
 

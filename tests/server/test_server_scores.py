@@ -17,6 +17,7 @@ from reward_server import RewardServer, error_of, filled, mean_red, red
 from fk_steer import load_reward
 from fk_steer.rewards import PairwiseReward, Reward, RewardError, ZScoreSum, as_pil
 from fk_steer.server import Limits, create_app
+from fk_steer.server.scoring import Served, model_of
 
 
 PROMPT = "a photo of a red star"
@@ -78,6 +79,29 @@ def test_what_is_served_is_told(server, clip):
         "typical_range": list(card.typical_range),
     }  # fmt: skip
     assert told["limits"] == {"images": 64, "bytes": 2**25, "pixels": 2**24, "prompt_characters": 10_000}
+
+
+@pytest.mark.parametrize(("options", "model"), [({"path": "shapes"}, "shapes"), ({}, "openai/clip-vit-large-patch14")])
+def test_the_card_is_that_of_the_weights_which_are_loaded(clip, options, model):
+    assert model_of(clip, options) == model
+    told = Served("clip-score", clip, model_of(clip, options)).facts
+    published = clip.card.variant("cosine")
+    assert (told.model, told.card.hub_id) == (model, model)
+    assert told.card.paper == published.paper
+    if options:
+        # Nothing of ViT-L/14.
+        assert told.card.summary == clip.card.summary != published.summary
+        assert (told.card.licence, told.card.typical_range) == (None, None)
+    else:
+        assert told.card.summary == published.summary
+        assert (told.card.licence, told.card.typical_range) == (published.licence, published.typical_range)
+
+
+def test_the_name_of_a_chat_judge_on_its_server_is_no_place_of_weights():
+    judge = load_reward("unified-reward", model="some-name", template="ours")
+    told = Served("unified-reward", judge, model_of(judge, {"model": "some-name"})).facts
+    card = judge.card.variant("point")
+    assert (told.model, told.card.hub_id, told.card.typical_range) == ("some-name", card.hub_id, card.typical_range)
 
 
 def test_state(server):

@@ -72,6 +72,23 @@ def test_parquet_and_saved_data_sets_and_image_folders(tmp_path):
     check(read_preferences(str(folder)))
 
 
+def test_reading_draws_no_bars(tmp_path, capfd):
+    datasets = pytest.importorskip("datasets")
+    datasets.utils.enable_progress_bars()
+    datasets.Dataset.from_list(ROWS).to_parquet(str(tmp_path / "train.parquet"))
+    capfd.readouterr()
+    check(read_preferences(str(tmp_path)))
+    assert capfd.readouterr().err == ""
+    assert not datasets.utils.are_progress_bars_disabled()
+    # Who has turned them off finds them off.
+    datasets.utils.disable_progress_bars()
+    try:
+        check(read_preferences(str(tmp_path)))
+        assert datasets.utils.are_progress_bars_disabled()
+    finally:
+        datasets.utils.enable_progress_bars()
+
+
 def test_the_list_of_unified_reward(tmp_path):
     images = tmp_path / "images_dpo"
     images.mkdir()

@@ -226,22 +226,27 @@ def _thumbnail(path: Path, side: int = 224) -> str:
 
 
 def _headlines(results: Sequence[CellResults]) -> list[dict[str, Any]]:
-    """For each model and list of prompts, the guide with the best accuracy, or where there is none the most means."""
+    """For each model and list of prompts, the guide with the best accuracy, or where there is none the most means; of
+    several that are alike, all."""
     blocks: dict[tuple[str, str], list[CellResults]] = {}
     for one in results:
         blocks.setdefault((one.cell.prompts, one.cell.model), []).append(one)
     made = []
     for (prompts, model), block in blocks.items():
         judged = [one for one in block if "overall" in one.accuracy]
-        headline: dict[str, Any] = {"prompts": prompts, "model": model, "overall": None}
+        headline: dict[str, Any] = {"prompts": prompts, "model": model, "overall": bool(judged)}
         if judged:
-            best = max(judged, key=lambda one: one.accuracy["overall"].mean)
-            headline |= {"guide": best.cell.guide, "overall": best.accuracy["overall"]}
+            # As it is shown: guides that a reader cannot tell apart are alike.
+            figures = {one.cell.guide: round(one.accuracy["overall"].mean, 3) for one in judged}
+            differences = {one.cell.guide: one.accuracy["overall"].difference for one in judged}
         else:
-            wins = {one.cell.guide: sum(v.fair_rank == 1 for v in one.metrics.values()) for one in block}
-            guide = max(wins, key=lambda name: wins[name])
-            headline |= {"guide": guide, "wins": wins[guide]}
-        made.append(headline)
+            figures = {one.cell.guide: sum(v.fair_rank == 1 for v in one.metrics.values()) for one in block}
+            differences = {}
+        figure = max(figures.values())
+        if not judged and figure == 0:
+            continue
+        best = [(guide, differences.get(guide)) for guide, one in figures.items() if one == figure]
+        made.append({**headline, "figure": figure, "best": best})
     return made
 
 

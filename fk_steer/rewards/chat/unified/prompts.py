@@ -10,21 +10,18 @@ import ast
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
-from llava_reward_guide.hub import within
 from llava_reward_guide.texts import read_text
 
-from ....published import Source, download, fetch, sha256
+from ....published import Source
+from ... import wording
+from ...wording import Template, check_fields, our_words, parse_script
 from ..judge import TEMPLATES
 
 
 COMMIT = "ff6f520247a2d36e2aff7b2ba53a935afd437f66"
 REPOSITORY = f"https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/{COMMIT}"
-PATIENCE = 10.0
-"""Seconds to wait for the repository before our own words are taken; who has waited in vain waits no more."""
 
 # fmt: off
 PUBLISHED: dict[tuple[str, str], tuple[str, str]] = {
@@ -205,26 +202,8 @@ NAMES = {
 """Variable of the scripts -> placeholder of a template."""
 
 logger = logging.getLogger(__name__)
-_failure: list[str] = []
-"""Why the repository could not be had in this process; empty if it has not been tried, or could."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """A question's text.
-
-    Attributes:
-        text: with placeholders such as {prompt}.
-        origin: URL or path it was read from; 'fk_steer' for our own words.
-    """
-
-    text: str
-    origin: str
-
-    @property
-    def sha256(self) -> str:
-        """Of the text in UTF-8, hexadecimal, which records hold."""
-        return sha256(self.text.encode())
+_warned: list[str] = []
+"""What was said in this process of our own words being asked instead; it is said once."""
 
 
 def template_of(
@@ -244,19 +223,18 @@ def template_of(
     """
     if template in (None, "published"):
         try:
-            return _published(task, styles, fields)
+            return _published(task, styles, fields, retry=template == "published")
         except OSError as error:
             if template is not None:
                 raise
-            if not _failure:
+            if not _warned:
                 logger.warning("%s Asking in our own words, which the records say.", error)
-                _failure.append(str(error))
-        return _ours(task, fields)
-    if template == "ours":
-        return _ours(task, fields)
+                _warned.append(str(error))
+    if template in (None, "ours"):
+        return our_words(TEMPLATES / f"unified-reward-{task}.txt", fields)
     text = read_text(str(template))
     text = prompt_in_script(text, fields, str(template)) if Path(str(template)).suffix == ".py" else text.strip()
-    _check_fields(text, fields, str(template))
+    check_fields(text, fields, str(template))
     return Template(text, str(template))
 
 
@@ -274,11 +252,7 @@ def prompt_in_script(script: str, fields: Sequence[str], where: str) -> str:
     Raises:
         ValueError: if it is no Python, or holds no such text.
     """
-    try:
-        tree = ast.parse(script)
-    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
-        raise ValueError(f"Expected {where} to be Python, but it is not: {error}.") from None
-    texts = [_text(node) for node in ast.walk(tree) if isinstance(node, ast.expr)]
+    texts = [_text(node) for node in ast.walk(parse_script(script, where)) if isinstance(node, ast.expr)]
     fitting = [text for text in texts if text and all(f"{{{field}}}" in text for field in fields)]
     if not fitting:
         names = ", ".join(name for name, field in NAMES.items() if field in fields) or "none"
@@ -299,46 +273,11 @@ def source_of(task: str, styles: Sequence[str]) -> Source:
     raise OSError(f"No prompt of {task!r} is published for these checkpoints.")
 
 
-def _published(task: str, styles: Sequence[str], fields: Sequence[str]) -> Template:
+def _published(task: str, styles: Sequence[str], fields: Sequence[str], retry: bool) -> Template:
     source = source_of(task, styles)
-    text = prompt_in_script(read_text(_file(source)), fields, source.url)
-    _check_fields(text, fields, source.url)
+    text = prompt_in_script(read_text(wording.published_file(source, "unified-reward", retry)), fields, source.url)
+    check_fields(text, fields, source.url)
     return Template(text, source.url)
-
-
-def _file(source: Source) -> Path:
-    from huggingface_hub import cached_assets_path, constants
-
-    def quickly(url: str) -> bytes:
-        if constants.is_offline_mode():
-            raise OSError("HF_HUB_OFFLINE keeps it from being asked for")
-        if _failure:
-            raise OSError("it could not be reached a while ago")
-        contents: list[bytes] = []
-        try:
-            within(PATIENCE, lambda: contents.append(download(url, PATIENCE)))
-        except TimeoutError:
-            raise OSError(f"it was not there within {PATIENCE:g} seconds") from None
-        except HTTPException as error:
-            raise OSError(f"the answer broke off ({error!r})") from error
-        return contents[0]
-
-    # Scripts of different folders share their names.
-    cache = cached_assets_path("fk_steer", "unified-reward", source.sha256[:12])
-    return fetch(source, quickly, cache, by="the option `template`")
-
-
-def _ours(task: str, fields: Sequence[str]) -> Template:
-    path = TEMPLATES / f"unified-reward-{task}.txt"
-    text = read_text(path).strip()
-    _check_fields(text, fields, str(path))
-    return Template(text, "fk_steer")
-
-
-def _check_fields(text: str, fields: Sequence[str], where: str) -> None:
-    lacking = [f"{{{field}}}" for field in fields if f"{{{field}}}" not in text]
-    if lacking:
-        raise ValueError(f"Expected the template {where!r} to contain {', '.join(lacking)}, but it does not.")
 
 
 def _text(node: ast.expr) -> str | None:
