@@ -90,7 +90,7 @@ def test_the_page_about_searches_lists_those_that_ship():
 
 def test_the_page_about_compute_runs(capsys):
     names = {"pipe": sd(), "reward": redness, "prompt": "a red circle"}
-    budget, by_name = blocks("docs/compute.md")
+    budget, by_name, unguided = blocks("docs/compute.md")
     exec(budget, names)
     chosen = names["output"].trace.chosen
     assert (chosen["sampler"], chosen["budget"]) == ("dpmsolver++", 400)
@@ -100,6 +100,8 @@ def test_the_page_about_compute_runs(capsys):
     assert capsys.readouterr().out.strip() in by_name
     assert names["again"].num_particles == chosen["num_particles"]
     assert names["again"].calls is None
+    exec(unguided, names)
+    assert names["out"].trace.nfe == 5 * (5 * 2 + 5)
 
 
 def test_the_page_about_videos_runs():
