@@ -98,6 +98,8 @@ def costs(
     """
     K = strategy.num_particles
     doubled = ", 2 rows each" if guided else ""
+    if guided and (last := strategy.guided_steps(num_steps)) < num_steps:
+        doubled += f" up to step {last}, then 1"
     if strategy.calls is not None:
         passes: int | None = strategy.calls
         return [

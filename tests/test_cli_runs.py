@@ -402,6 +402,15 @@ def test_a_table_that_does_not_fit_is_folded(terminal):
             ],
         ),
         (
+            preset("best-of-n", num_particles=2, guidance_stop=0.52),
+            {"images": 1, "guided": True},
+            [
+                "an image: 2 particles x 20 steps = 40 denoiser passes, 2 rows each up to step 11, then 1",
+                "          2 x (0 events + 1) = 2 decoded and scored",
+                "memory:   4 denoiser rows at a time",
+            ],
+        ),
+        (
             preset("best-of-n", num_particles=1),
             {"images": 1, "at_a_time": 1},
             [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def strategy_of(run: str) -> Strategy:
         settings = settings.replace(steps=int(steps), sampler=sampler)
     if stop is not None:
         settings = settings.replace(guidance_stop=float(stop))
-        rows_of_call = 1 + math.ceil(float(stop) * int(steps) - 1e-9) / int(steps)
+        rows_of_call = 1 + settings.guided_steps(int(steps)) / int(steps)
     return settings.within(calls=int(int(rows) / rows_of_call))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..search import Strategy
 from .attention import stores_attention
 from .components import mixes_rows
 from .layout import tensors_of
@@ -27,11 +28,11 @@ class GuidanceCutoff:
     Args:
         pipe: whose denoisers these are.
         denoisers: by name.
-        stop: share of the loop, above 0; 1 for guidance to the end. The first step always has it.
+        strategy: says up to where there is guidance.
     """
 
-    def __init__(self, pipe: Any, denoisers: dict[str, torch.nn.Module], stop: float) -> None:
-        self.stop = stop
+    def __init__(self, pipe: Any, denoisers: dict[str, torch.nn.Module], strategy: Strategy) -> None:
+        self.guided_steps = strategy.guided_steps
         self._together = getattr(pipe, "do_perturbed_attention_guidance", False) or stores_attention(pipe)
         self._together = self._together or any(map(mixes_rows, denoisers.values()))
         self._name = type(pipe).__name__
@@ -42,7 +43,7 @@ class GuidanceCutoff:
         """The half, or the call, that is the conditional one."""
         self._by_calls = False
         """Whether a call is made for each."""
-        self._on = stop < 1.0
+        self._on = strategy.guidance_stop < 1.0
 
     def __bool__(self) -> bool:
         """Whether guidance may be left out."""
@@ -50,7 +51,7 @@ class GuidanceCutoff:
 
     def over(self, index: int, num_steps: int) -> bool:
         """Whether a step, counted from zero, comes after guidance."""
-        return self._on and self._conditional is not None and index >= max(1.0, self.stop * num_steps - 1e-9)
+        return self._on and self._conditional is not None and index >= self.guided_steps(num_steps)
 
     @property
     def half(self) -> int | None:

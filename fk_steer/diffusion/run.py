@@ -117,7 +117,7 @@ class Run:
         )
         denoisers = denoisers_of(pipe)
         check_caches(denoisers)
-        self.cutoff = GuidanceCutoff(pipe, denoisers, strategy.guidance_stop)
+        self.cutoff = GuidanceCutoff(pipe, denoisers, strategy)
         denoiser = next((one for one in denoisers.values() if not is_control(one)), None)
         vae = None if self.autoencoder is None else self.autoencoder[1]
         self.watch = Watch(denoiser, pipe.scheduler, vae, call.arguments.get("callback_on_step_end") is not None)

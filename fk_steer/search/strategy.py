@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -257,6 +258,10 @@ class Strategy(Keywords):
     def steps_are_usual(self) -> bool:
         """Whether neither the settings nor their budget say how many steps to take."""
         return self.steps is None and self.calls is None
+
+    def guided_steps(self, num_steps: int) -> int:
+        """How many of the loop's steps, from the first on, have classifier-free guidance."""
+        return max(1, math.ceil(self.guidance_stop * num_steps - 1e-9))
 
     @property
     def least_particles(self) -> int:
