@@ -22,15 +22,19 @@ from fk_steer.loading import quiet_libraries
 
 
 REWARDS = ("clip-score", "image-reward", "llava-reward")
-MEAN = "+".join(REWARDS)
-GUIDES = {
-    "clip": "clip-score",
-    "mean": MEAN,
-    "mean - 0.5 sd": f"{MEAN}-0.5*sd",
-    "majority": "|".join(REWARDS),
-}
-"""Label -> the reward's name on a command line. The world's rewards, and kappa, are those of benchmarks/selector."""
+MEAN, VOTES = "+".join(REWARDS), "|".join(REWARDS)
 RUN = "finish@200"
+UNGUIDED = "finish@200/10/dpmsolver++/.5"
+"""The same without classifier-free guidance in the second half of the loop, see docs/compute.md."""
+GUIDES = {
+    "clip": ("clip-score", RUN),
+    "mean": (MEAN, RUN),
+    "mean - 0.5 sd": (f"{MEAN}-0.5*sd", RUN),
+    "majority": (VOTES, RUN),
+    "majority, guidance_stop 0.5": (VOTES, UNGUIDED),
+}
+"""Label -> the reward's name on a command line, and how it steers. The world's rewards, and kappa, are those of
+benchmarks/selector."""
 
 
 def main(
@@ -52,10 +56,10 @@ def main(
             raise ValueError(f"Unknown guide {unknown[0]!r}. Known: {', '.join(GUIDES)}.")
         records: dict[str, list[Record]] = {}
         for label in labels:
-            whole = setup_of(DEFAULT_MODEL, GUIDES[label], per_task, None, None, "held-out", half)
+            reward, run = GUIDES[label]
+            setup = {**setup_of(DEFAULT_MODEL, reward, per_task, None, None, "held-out", half), "steps": None}
             place = out / label.replace(" ", "")
-            setup = {**whole, "steps": None}
-            records[label] = measure_all({RUN: strategy_of(RUN)}, setup, place, seeds, batch_size, processes)[RUN]
+            records[label] = measure_all({run: strategy_of(run)}, setup, place, seeds, batch_size, processes)[run]
         write_table(out / "table", {label: summarize(some) for label, some in records.items()})
         pairs = [(one, other) for index, other in enumerate(labels) for one in labels[index + 1 :]]
         rows = {f"{one} less {other}": differences(records[one], records[other]) for one, other in pairs}

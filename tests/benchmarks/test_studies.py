@@ -44,7 +44,11 @@ def invoke(app, *arguments):
 
 
 def test_guides_of_several_rewards(tmp_path, monkeypatch):
-    monkeypatch.setattr(ensembles, "RUN", "finish@40/5/ddim")
+    small = {
+        label: (reward, run.replace("finish@200", "finish@40/5/ddim").replace("/10/dpmsolver++", ""))
+        for label, (reward, run) in ensembles.GUIDES.items()
+    }
+    monkeypatch.setattr(ensembles, "GUIDES", small)
     app = typer.Typer()
     app.command()(ensembles.main)
     invoke(app, "--out", tmp_path, "--per-task", 1, "--seeds", 1)
@@ -55,7 +59,8 @@ def test_guides_of_several_rewards(tmp_path, monkeypatch):
     # Copeland's score of the best of four, and the mean of its z-scores.
     assert 0.5 <= table["majority"]["reward"][0] <= 1.0
     differences = json.loads((tmp_path / "differences.json").read_text())
-    assert list(differences)[0] == "mean less clip" and len(differences) == 6
+    assert list(differences)[0] == "mean less clip" and len(differences) == 10
+    assert table["majority"]["nfe"][0] == 40 and table["majority, guidance_stop 0.5"]["nfe"][0] == 5 * (5 + 3)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     invoke(app, "--out", tmp_path, "--per-task", 1, "--seeds", 1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
