@@ -239,7 +239,7 @@ def test_guides_of_the_study_of_ensembles():
     )
     rows = rows_of((folder / "README.md").read_text(), "| guide, 240")
     page = rows_of((REPOSITORY / "docs" / "compute.md").read_text(), "| at 200 rows | accuracy, % | judge")
-    assert len(rows) == len(table) == 4
+    assert len(rows) == len(table) == 5
     for place, (row, label) in enumerate(zip(rows, table)):
         figures = [
             plus_minus(table[label][name], digits)
