@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import published
+from ..published import Source as PublishedFile
 from . import qwen_vl
 from .base import Images
 from .card import RewardCard
@@ -28,7 +28,7 @@ PIXELS = 256 * 28 * 28
 
 _WHEEL = "20/ed/6feb979b0086f57dc7a8b545693e1dbeffd60c8d942971e0445c65fcf438/hpsv3-1.0.0-py3-none-any.whl"
 RUBRIC = Rubric(
-    published.Source(
+    PublishedFile(
         "the words of HPSv3",
         f"https://files.pythonhosted.org/packages/{_WHEEL}",
         "1a1b3ed1f538315ddf0e90c55b9f5c8ab3248d772cd713c11f7dfe35bf867ab3",
@@ -121,6 +121,17 @@ class RubricReward(LocalReward):
             "template": self.template.origin,
             "template sha256": self.template.sha256,
         }
+
+    def words(self, source: Source, template: str | Path | None) -> Template:
+        """What to ask with, which is had before weights are downloaded; but weights that lie nowhere are said first.
+
+        Raises:
+            RewardLoadError: if either is not there.
+        """
+        place = Path(source.path)
+        if source.given and place.is_absolute() and not place.exists():
+            fetch(source.path, self.card.files[0], self.name, source.revision)
+        return self.rubric.template(self.name, template)
 
     def load_words(self, source: Source, tokenizer: str | None, pinned: tuple[str, str], vocabulary: int) -> Any:
         """The tokenizer with the token of the reward: another's, that of a folder that has one, or the backbone's.
@@ -234,7 +245,7 @@ class HPSv3(RubricReward):
         """See `LocalReward`."""
         from transformers import Qwen2VLConfig
 
-        self.template = self.rubric.template(self.name, template)
+        self.template = self.words(source, template)
         file = fetch(source.path, self.card.files[0], self.name, source.revision)
         weights = to_transformers(read_weights(file, self.name))
         vocabulary = len(weights.get("qwen.language_model.embed_tokens.weight", ()))

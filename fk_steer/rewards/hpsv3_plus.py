@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .. import published
+from ..published import Source as PublishedFile
 from . import qwen_vl
 from .card import RewardCard
 from .hpsv3 import PIXELS, UNUSED, RubricReward, at_the_end, head
@@ -24,7 +24,7 @@ BACKBONE = ("Qwen/Qwen3-VL-8B-Instruct", "0c351dd01ed87e9c1b53cbc748cba10e6187ff
 
 COMMIT = "7bdbebc921c1a2d746f1c3d27ccdb6e6fd6c5498"
 RUBRIC = Rubric(
-    published.Source(
+    PublishedFile(
         "the words of HPSv3++",
         f"https://raw.githubusercontent.com/PlantPotatoOnMoon/HPSv3-PlusPlus/{COMMIT}/hpsv3/dataset/data_collator_qwen.py",
         "d7babc902fcbbfecdbf47687866bf6d737bad56b7ba283685c03220836c0c9f1",
@@ -185,7 +185,7 @@ class HPSv3Plus(RubricReward):
         if capability not in ("image", "batch"):
             raise ValueError(f"Expected `capability` to be 'image' or 'batch', but got {capability!r}.")
         self.iteration, self.capability = iteration, capability
-        self.template = self.rubric.template(self.name, template)
+        self.template = self.words(source, template)
         file = fetch(source.path, self.card.files[0], self.name, source.revision)
         weights = to_transformers(read_weights(file, self.name))
         vocabulary = len(weights.get("qwen.language_model.embed_tokens.weight", ()))

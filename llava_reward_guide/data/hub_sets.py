@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hub import ask_about, check_id
+from ..packages import require
 
 
 def load_hub_set(name: str, config: str | None = None, split: str | None = None) -> Any:
@@ -20,9 +21,11 @@ def load_hub_set(name: str, config: str | None = None, split: str | None = None)
         split: None for 'train'.
 
     Raises:
+        ImportError: without the package `datasets`.
         OSError: if it can be had from neither.
         ValueError: if it has no such configuration or split.
     """
+    require("datasets")
     import datasets
 
     split = split or "train"
@@ -44,6 +47,7 @@ def load_hub_set(name: str, config: str | None = None, split: str | None = None)
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Let `datasets` draw no bars meanwhile, unless HF_DATASETS_DISABLE_PROGRESS_BARS=0 asks for them."""
+    require("datasets")
     from datasets import config, utils
 
     if utils.are_progress_bars_disabled() or config.HF_DATASETS_DISABLE_PROGRESS_BARS is False:

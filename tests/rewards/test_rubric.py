@@ -99,7 +99,7 @@ def test_the_published_words_by_path(rubric, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("reward", ["hpsv3", "hpsv3-plus"])
 def test_nothing_is_loaded_where_the_words_cannot_be_had(reward, rubric, monkeypatch):
-    """The path of the weights does not exist, but that comes later."""
+    """Nor is the hub asked for weights first."""
     monkeypatch.setattr(wording, "download", unreachable)
     message = (
         rf"^The words that '{reward}' was trained with are not part of this package, and could not be had. Could not "
@@ -108,7 +108,7 @@ def test_nothing_is_loaded_where_the_words_cannot_be_had(reward, rubric, monkeyp
     )
     for _ in range(2):
         with pytest.raises(RewardLoadError, match=message):
-            load_reward(reward, path="/nowhere")
+            load_reward(reward)
 
 
 def test_offline_nothing_is_asked_for(rubric, monkeypatch):
