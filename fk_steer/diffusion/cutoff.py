@@ -45,10 +45,6 @@ class GuidanceCutoff:
         """Whether a call is made for each."""
         self._on = strategy.guidance_stop < 1.0
 
-    def __bool__(self) -> bool:
-        """Whether guidance may be left out."""
-        return self._on
-
     def over(self, index: int, num_steps: int) -> bool:
         """Whether a step, counted from zero, comes after guidance."""
         return self._on and self._conditional is not None and index >= self.guided_steps(num_steps)
@@ -67,6 +63,7 @@ class GuidanceCutoff:
         """A denoiser has returned something.
 
         Args:
+            output: with the rows first, (copies * B, C, ...), in whatever the denoiser returns.
             copies: how often its batch held the rows.
         """
         self._calls += 1
@@ -76,13 +73,18 @@ class GuidanceCutoff:
                 self._outputs.append((tensors[0] if len(tensors) == 1 else torch.stack(tensors), copies))
 
     def step(self, prediction: Tensor, sample: Tensor) -> None:
-        """The pipeline takes a step by what it has made of the outputs."""
+        """The pipeline takes a step by what it has made of the outputs.
+
+        Args:
+            prediction: (B, C, ...) what it made of them; may have further channels, such as a variance.
+            sample: (B, C, ...) the step's.
+        """
         outputs, self._outputs, self._calls = self._outputs, [], 0
         if not self._on or self._conditional is not None or not outputs:
             return
         parts = list(_parts(outputs))
-        if len(parts) == 1:  # no guidance
-            return
+        if len(parts) == 1 or len(parts) == 2 and torch.equal(*parts):
+            return  # there is no guidance, or none that makes a difference yet
         by_calls = len(outputs) > 1
         first = None
         if len(parts) == 2 and not self._together:
@@ -107,7 +109,9 @@ def _is_first(parts: list[Tensor], prediction: Tensor, size: int) -> bool | None
     """Whether the first of two outputs has the larger part in a prediction; None if it is not made of them.
 
     Args:
-        size: numbers of a row; what follows them, such as a variance, is not guided.
+        parts: two outputs (B, C, ...).
+        prediction: (B, C, ...).
+        size: numbers of a row that are guided; further ones, such as those of a variance, are not.
     """
     numbers = [one.reshape(len(one), -1)[:, :size].flatten().double().cpu() for one in (*parts, prediction)]
     if len({len(one) for one in numbers}) > 1:
@@ -115,6 +119,7 @@ def _is_first(parts: list[Tensor], prediction: Tensor, size: int) -> bool | None
     A, B, made = numbers
     a, b = torch.linalg.lstsq(torch.stack([A, B], 1), made[:, None]).solution.flatten().tolist()
     left = made - a * A - b * B
+    # Rescaled guidance leaves a little; what comes of other conditions, or of a nonlinear rule, leaves much.
     if not left.norm() <= 0.2 * made.norm() or abs(a) == abs(b):
         return None
     return bool(abs(a) > abs(b))

@@ -167,6 +167,16 @@ def test_without_guidance_it_changes_nothing(family):
     assert torch.equal(*images)
 
 
+def test_guidance_without_effect_is_no_reason_to_warn():
+    """The prompt is what guidance leads away from, so that both halves are equal: there is nothing to learn by."""
+    images = []
+    for stop in (1.0, 0.5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            images.append(steered(sd, BEST_OF_3.replace(guidance_stop=stop), negative_prompt=PROMPTS).particles)
+    assert torch.equal(*images)
+
+
 def test_guidance_of_another_kind_goes_on_and_one_is_told():
     def make():
         parts = sd(sd_scheduler("epsilon")).components
